@@ -1,0 +1,37 @@
+//! Domain types and arithmetic of Smalti, shared by every process and every pure core.
+//!
+//! Owns: the words of the system (ids, resources, tasks, arrays, statuses, offers) and the arithmetic on them.
+//! Deliberately absent: I/O, clocks, random sources, async, wire formats. Bytes become these types through
+//! `TryFrom` in `smalti-proto`; the pure cores see nothing else.
+#![warn(missing_docs)]
+
+pub mod amount;
+pub mod attributes;
+pub mod digest;
+pub mod effects;
+pub mod framework;
+pub mod id;
+pub mod items;
+pub mod offer;
+pub mod ports;
+pub mod protocol;
+pub mod resources;
+pub mod status;
+pub mod task;
+pub mod task_state;
+pub mod time;
+
+pub use amount::{Bytes, MilliCpus, MilliUnits};
+pub use attributes::Attributes;
+pub use digest::Digest;
+pub use effects::Effects;
+pub use framework::{AgentInfo, FrameworkInfo};
+pub use id::{AgentId, ExecutorId, FrameworkId, MasterEpoch, OfferId, Role, TaskId, TaskKey};
+pub use items::{ItemRange, ItemSet};
+pub use offer::{Filters, Offer, Operation};
+pub use ports::{PortRange, PortSet};
+pub use resources::{Resources, ResourcesError};
+pub use status::{ArrayDelta, FailedItem, StatusUpdate, UpdateKey, Usage};
+pub use task::{ArrayTemplate, BundleRef, Input, Isolation, ItemBatch, Launch, LaunchArray, Limits, Split, Stdin, TaskSpec};
+pub use task_state::{Reason, TaskState};
+pub use time::{DurationMs, Time};

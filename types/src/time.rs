@@ -1,0 +1,33 @@
+//! Points and spans of time as plain numbers, handed in by whoever owns a clock.
+
+use serde::{Deserialize, Serialize};
+
+/// A point in time: microseconds since the Unix epoch (in simulation: since the start of the run).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// This point moved into the future by `span`, saturating at the end of time.
+    #[must_use]
+    pub const fn after(self, span: DurationMs) -> Self {
+        Self(self.0.saturating_add(span.0.saturating_mul(1_000)))
+    }
+
+    /// Microseconds from `earlier` to this point; zero when `earlier` is later (clocks step back).
+    #[must_use]
+    pub const fn micros_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A span of time in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct DurationMs(pub u64);
+
+impl DurationMs {
+    /// The same span for the standard library.
+    #[must_use]
+    pub const fn to_std(self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.0)
+    }
+}
