@@ -116,9 +116,20 @@ impl Bytes {
 
 /// Units in the order they are tried; the plain one-letter forms are binary, as in Docker and Kubernetes.
 const UNITS: &[(&str, u64)] = &[
-    ("kib", 1 << 10), ("mib", 1 << 20), ("gib", 1 << 30), ("tib", 1 << 40),
-    ("kb", 1_000), ("mb", 1_000_000), ("gb", 1_000_000_000), ("tb", 1_000_000_000_000),
-    ("k", 1 << 10), ("m", 1 << 20), ("g", 1 << 30), ("t", 1 << 40), ("b", 1), ("", 1),
+    ("kib", 1 << 10),
+    ("mib", 1 << 20),
+    ("gib", 1 << 30),
+    ("tib", 1 << 40),
+    ("kb", 1_000),
+    ("mb", 1_000_000),
+    ("gb", 1_000_000_000),
+    ("tb", 1_000_000_000_000),
+    ("k", 1 << 10),
+    ("m", 1 << 20),
+    ("g", 1 << 30),
+    ("t", 1 << 40),
+    ("b", 1),
+    ("", 1),
 ];
 
 impl FromStr for Bytes {
@@ -142,7 +153,11 @@ impl fmt::Display for Bytes {
             let unit = 1_u64 << shift;
             if self.0 >= unit {
                 let tenths = u128::from(self.0) * 10 / u128::from(unit);
-                return if tenths % 10 == 0 { write!(f, "{}{name}", tenths / 10) } else { write!(f, "{}.{}{name}", tenths / 10, tenths % 10) };
+                return if tenths % 10 == 0 {
+                    write!(f, "{}{name}", tenths / 10)
+                } else {
+                    write!(f, "{}.{}{name}", tenths / 10, tenths % 10)
+                };
             }
         }
         write!(f, "{}B", self.0)

@@ -60,7 +60,10 @@ mod tests {
         effects.send("told");
         effects.persist(7);
         let mut disk = Vec::new();
-        let sent = effects.clone().commit(|r| { disk.extend(r); Ok::<_, ()>(()) });
+        let sent = effects.clone().commit(|r| {
+            disk.extend(r);
+            Ok::<_, ()>(())
+        });
         assert_eq!((disk, sent), (vec![7], Ok(vec!["told"])));
         assert_eq!(effects.commit(|_| Err("disk full")), Err("disk full"));
     }

@@ -48,8 +48,19 @@ pub enum TaskState {
 impl TaskState {
     /// Every state, for tables and tests.
     pub const ALL: [Self; 13] = [
-        Self::Staging, Self::Starting, Self::Running, Self::Killing, Self::Finished, Self::Failed, Self::Killed, Self::Error,
-        Self::Dropped, Self::Unreachable, Self::Gone, Self::Lost, Self::Unknown,
+        Self::Staging,
+        Self::Starting,
+        Self::Running,
+        Self::Killing,
+        Self::Finished,
+        Self::Failed,
+        Self::Killed,
+        Self::Error,
+        Self::Dropped,
+        Self::Unreachable,
+        Self::Gone,
+        Self::Lost,
+        Self::Unknown,
     ];
 
     /// Whether nothing can follow.
@@ -158,11 +169,30 @@ pub enum Reason {
 impl Reason {
     /// Every reason, for tables and tests.
     pub const ALL: [Self; 24] = [
-        Self::None, Self::ExitCode, Self::Trap, Self::TimeLimit, Self::MemoryLimit, Self::OutputLimit, Self::FuelLimit,
-        Self::KilledByRequest, Self::FetchFailed, Self::DigestMismatch, Self::InvalidBundle, Self::MissingImport,
-        Self::NoEntryPoint, Self::InputFailed, Self::ExecutorTerminated, Self::LaunchFailed, Self::InvalidTask,
-        Self::InvalidOffers, Self::AgentRemoved, Self::AgentRestarted, Self::AgentDisconnected, Self::FrameworkRemoved,
-        Self::Reconciliation, Self::FailFast,
+        Self::None,
+        Self::ExitCode,
+        Self::Trap,
+        Self::TimeLimit,
+        Self::MemoryLimit,
+        Self::OutputLimit,
+        Self::FuelLimit,
+        Self::KilledByRequest,
+        Self::FetchFailed,
+        Self::DigestMismatch,
+        Self::InvalidBundle,
+        Self::MissingImport,
+        Self::NoEntryPoint,
+        Self::InputFailed,
+        Self::ExecutorTerminated,
+        Self::LaunchFailed,
+        Self::InvalidTask,
+        Self::InvalidOffers,
+        Self::AgentRemoved,
+        Self::AgentRestarted,
+        Self::AgentDisconnected,
+        Self::FrameworkRemoved,
+        Self::Reconciliation,
+        Self::FailFast,
     ];
 
     /// The name in upper case with underscores, as in JSON.
@@ -201,7 +231,12 @@ impl Reason {
     pub const fn is_infrastructure(self) -> bool {
         matches!(
             self,
-            Self::ExecutorTerminated | Self::LaunchFailed | Self::InvalidOffers | Self::AgentRemoved | Self::AgentRestarted | Self::AgentDisconnected
+            Self::ExecutorTerminated
+                | Self::LaunchFailed
+                | Self::InvalidOffers
+                | Self::AgentRemoved
+                | Self::AgentRestarted
+                | Self::AgentDisconnected
         )
     }
 
