@@ -1,1 +1,69 @@
-fn main() {}
+//! Project automation: `cargo xtask build | demo | test | bench | sim | tidy`.
+
+mod bench;
+mod build;
+mod demo;
+mod sim;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Builds, shows, tests and measures Smalti.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Adds the Wasm targets if they are missing, builds smalti, its executor and the example guests
+    Build,
+    /// Builds everything, starts a cluster of real processes, counts the words of a real text on it, checks the counts
+    Demo {
+        /// A text to count instead of the one in the repository
+        text: Option<PathBuf>,
+    },
+    /// Sets up whatever the tests need and runs all of them
+    Test {
+        /// Further arguments for every `cargo test`, e.g. a part of a test's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Measures, each figure beside its floor
+    Bench {
+        /// Arguments for the bench program: see `cargo xtask bench --help-bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Runs the cores in the simulation: `cargo xtask sim --seeds 200`
+    Sim {
+        /// Arguments for the simulation program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Checks the rules of the repository that no compiler checks
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().verb {
+        Verb::Build => build::everything(),
+        Verb::Demo { text } => demo::run(text),
+        Verb::Test { args } => test::run(&args),
+        Verb::Bench { args } => bench::run(&args),
+        Verb::Sim { args } => sim::run(&args),
+        Verb::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

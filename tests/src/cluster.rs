@@ -1,0 +1,197 @@
+//! Starting and stopping a whole cluster.
+
+use crate::paths::Paths;
+use crate::process::{Finished, Process};
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Longest time any one command of a test may take before it counts as hanging.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// One agent of a test cluster.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Cores it advertises.
+    pub cpus: String,
+    /// Memory it advertises.
+    pub mem: String,
+    /// Further flags.
+    pub flags: Vec<String>,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self { cpus: "2".into(), mem: "2GiB".into(), flags: Vec::new() }
+    }
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its agents.
+    pub agents: Vec<AgentConfig>,
+    /// `auto`, `required` or `none`.
+    pub isolation: String,
+    /// Whether to start the batch scheduler.
+    pub scheduler: bool,
+    /// Further flags of the master.
+    pub master_flags: Vec<String>,
+    /// Environment of all processes.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            agents: vec![AgentConfig::default(); 2],
+            isolation: "auto".into(),
+            scheduler: true,
+            master_flags: Vec::new(),
+            env: Vec::new(),
+        }
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    // Order matters: fields are dropped from the top, and agents should say goodbye while the master lives.
+    /// The agents, in the order of the configuration.
+    pub agents: Vec<Process>,
+    /// The batch scheduler.
+    pub scheduler: Option<Process>,
+    /// The master.
+    pub master: Process,
+    /// `127.0.0.1:PORT` of the master.
+    pub address: String,
+    /// Where binaries and guests are.
+    pub paths: Paths,
+    config: Config,
+    dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until every part is ready.
+    ///
+    /// # Errors
+    /// When a part does not become ready; the message has its log.
+    pub fn start(config: Config) -> Result<Self> {
+        let paths = Paths::find()?;
+        let dir = tempfile::Builder::new().prefix("smalti-test-").tempdir().context("temporary directory")?;
+        let command = |args: &[&str]| {
+            let mut c = Command::new(paths.smalti());
+            c.args(args).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
+            c.envs(config.env.iter().cloned());
+            c
+        };
+        let data = |name: &str| dir.path().join(name).display().to_string();
+
+        let mut master = command(&["master", "--listen", "127.0.0.1:0", "--data-dir", &data("master")]);
+        master.args(&config.master_flags);
+        let mut master = Process::spawn("master", master, dir.path())?;
+        let address = master.wait_for_line("ready: master")?;
+
+        let scheduler = if config.scheduler {
+            let args = ["scheduler", "--master", &address, "--listen", "127.0.0.1:0", "--data-dir", &data("scheduler")];
+            let mut scheduler = Process::spawn("scheduler", command(&args), dir.path())?;
+            scheduler.wait_for_line("ready: scheduler")?;
+            Some(scheduler)
+        } else {
+            None
+        };
+        let mut cluster = Self { agents: Vec::new(), scheduler, master, address, paths: paths.clone(), config: config.clone(), dir };
+        for agent in &config.agents {
+            cluster.add_agent(agent)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts one more agent and waits until it is registered. Returns its index.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn add_agent(&mut self, agent: &AgentConfig) -> Result<usize> {
+        let n = self.agents.len();
+        let name = format!("agent-{n}");
+        let ports = format!("{}-{}", 20_000 + n * 100, 20_099 + n * 100);
+        let mut c = Command::new(self.paths.smalti());
+        c.args(["agent", "--master", &self.address, "--data-dir"]).arg(self.dir.path().join(&name));
+        c.args(["--cpus", &agent.cpus, "--mem", &agent.mem, "--disk", "1GiB", "--ports", &ports, "--isolation", &self.config.isolation]);
+        c.args(&agent.flags).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
+        c.envs(self.config.env.iter().cloned());
+        let mut process = Process::spawn(&name, c, self.dir.path())?;
+        process.wait_for_line("ready: agent")?;
+        self.agents.push(process);
+        Ok(n)
+    }
+
+    /// The cluster's directory: data of every part, and their logs.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A client command against this cluster, not yet started.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut c = Command::new(self.paths.smalti());
+        c.args(args).env("SMALTI_MASTER", &self.address);
+        c
+    }
+
+    /// Runs a client command to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started or hangs.
+    pub fn smalti(&self, args: &[&str]) -> Result<Finished> {
+        self.smalti_with_stdin(args, b"")
+    }
+
+    /// Runs a client command to its end with `stdin` as its input.
+    ///
+    /// # Errors
+    /// When it cannot be started or hangs.
+    pub fn smalti_with_stdin(&self, args: &[&str], stdin: &[u8]) -> Result<Finished> {
+        Finished::of(self.command(args), stdin, COMMAND_TIMEOUT).with_context(|| self.logs())
+    }
+
+    /// Runs a client command that must succeed; returns its stdout.
+    ///
+    /// # Errors
+    /// When its exit code is not 0.
+    pub fn ok(&self, args: &[&str]) -> Result<String> {
+        let done = self.smalti(args)?;
+        if done.code != 0 {
+            bail!("smalti {args:?} ended with {}: {}{}\n{}", done.code, done.stdout, done.stderr, self.logs());
+        }
+        Ok(done.stdout)
+    }
+
+    /// Runs a client command with `--output json` that must succeed; returns the value.
+    ///
+    /// # Errors
+    /// When its exit code is not 0 or its stdout is not JSON.
+    pub fn json(&self, args: &[&str]) -> Result<serde_json::Value> {
+        let args: Vec<&str> = args.iter().copied().chain(["--output", "json"]).collect();
+        let text = self.ok(&args)?;
+        serde_json::from_str(&text).with_context(|| format!("smalti {args:?} printed {text:?}"))
+    }
+
+    /// The logs of all processes, for messages of failed tests.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for process in std::iter::once(&self.master).chain(&self.scheduler).chain(&self.agents) {
+            let log = process.log();
+            let tail: Vec<&str> = log.lines().rev().take(30).collect();
+            text.push_str("--- log\n");
+            for line in tail.into_iter().rev() {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,71 @@
+//! Where the binaries and guests are that `cargo xtask build` made.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+
+/// The repository's root, from where this crate was compiled.
+#[must_use]
+pub fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+/// The build's results.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    target: PathBuf,
+}
+
+impl Paths {
+    /// Finds the target directory: `$CARGO_TARGET_DIR`, else that of the running program, else `target`.
+    ///
+    /// # Errors
+    /// When `smalti` or its executor are not built.
+    pub fn find() -> Result<Self> {
+        let of_exe = || {
+            let exe = std::env::current_exe().ok()?;
+            exe.ancestors().find(|p| p.file_name().is_some_and(|n| n == "release"))?.parent().map(Path::to_path_buf)
+        };
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).or_else(of_exe).unwrap_or_else(|| workspace_root().join("target"));
+        let paths = Self { target };
+        for binary in [paths.smalti(), paths.executor()] {
+            if !binary.is_file() {
+                bail!("{} is not there: run `cargo xtask build` first", binary.display());
+            }
+        }
+        Ok(paths)
+    }
+
+    /// The `smalti` binary.
+    #[must_use]
+    pub fn smalti(&self) -> PathBuf {
+        self.target.join("release/smalti")
+    }
+
+    /// The executor binary.
+    #[must_use]
+    pub fn executor(&self) -> PathBuf {
+        self.target.join("release/smalti-executor")
+    }
+
+    /// An example guest as a core module for WASI preview 1.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn guest(&self, name: &str) -> Result<PathBuf> {
+        self.built("wasm32-wasip1", name)
+    }
+
+    /// An example guest as a component for WASI 0.2.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn component(&self, name: &str) -> Result<PathBuf> {
+        self.built("wasm32-wasip2", name)
+    }
+
+    fn built(&self, target: &str, name: &str) -> Result<PathBuf> {
+        let path = self.target.join(target).join("release").join(format!("{name}.wasm"));
+        path.canonicalize().with_context(|| format!("{}: run `cargo xtask build` first", path.display()))
+    }
+}

@@ -1,0 +1,3 @@
+//! Does nothing: what a task costs beside its own work.
+
+fn main() {}
