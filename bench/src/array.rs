@@ -1,0 +1,25 @@
+//! Task arrays end to end: from submission to the terminal state of the job, divided by the items.
+
+use crate::Effort;
+use crate::figures::Figures;
+use anyhow::{Result, bail};
+use smalti_tests::Cluster;
+use std::time::Instant;
+
+pub(crate) fn measure(cluster: &Cluster, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
+    let items = effort.array_items.to_string();
+    let mut rates = Vec::new();
+    for _ in 0..effort.repetitions {
+        let start = Instant::now();
+        let job = cluster.ok(&["submit", "--cpus", "1", digest, "--items", &items])?;
+        let done = cluster.smalti(&["wait", job.trim()])?;
+        let seconds = start.elapsed().as_secs_f64();
+        if done.code != 0 {
+            bail!("the array ended with {}: {}", done.code, done.stderr);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        rates.push(effort.array_items as f64 / seconds);
+    }
+    figures.add("array_items_per_s", rates);
+    Ok(())
+}

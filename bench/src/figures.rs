@@ -1,0 +1,66 @@
+//! Named figures with their spread.
+
+use anyhow::Result;
+use std::collections::BTreeMap;
+
+/// A figure: the median of its repetitions, and the lowest and highest.
+#[derive(Debug, Clone, Copy)]
+struct Figure {
+    low: f64,
+    median: f64,
+    high: f64,
+}
+
+/// All figures of a run, in the order they were measured.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    order: Vec<String>,
+    by_name: BTreeMap<String, Figure>,
+}
+
+impl Figures {
+    /// Adds a figure from its repetitions.
+    pub(crate) fn add(&mut self, name: &str, mut samples: Vec<f64>) {
+        samples.sort_by(f64::total_cmp);
+        if let (Some(low), Some(high)) = (samples.first(), samples.last()) {
+            let figure = Figure { low: *low, median: samples[samples.len() / 2], high: *high };
+            self.order.push(name.into());
+            self.by_name.insert(name.into(), figure);
+        }
+    }
+
+    /// Adds the ratio of two medians.
+    pub(crate) fn ratio(&mut self, name: &str, of: &str, to: &str) {
+        if let (Some(a), Some(b)) = (self.by_name.get(of), self.by_name.get(to)) {
+            let ratio = a.median / b.median;
+            self.add(name, vec![ratio]);
+        }
+    }
+
+    /// Prints a table.
+    pub(crate) fn print(&self) {
+        println!("{:<24} {:>14} {:>14} {:>14}", "figure", "median", "lowest", "highest");
+        for name in &self.order {
+            let f = self.by_name[name];
+            println!("{name:<24} {:>14} {:>14} {:>14}", number(f.median), number(f.low), number(f.high));
+        }
+    }
+
+    /// One object: the medians by name.
+    pub(crate) fn to_json(&self) -> Result<String> {
+        let medians: BTreeMap<&str, f64> = self.by_name.iter().map(|(name, f)| (name.as_str(), f.median)).collect();
+        Ok(serde_json::to_string_pretty(&medians)?)
+    }
+}
+
+fn number(n: f64) -> String {
+    if n.abs() >= 100.0 { format!("{n:.0}") } else { format!("{n:.3}") }
+}
+
+/// The value below which `share` of the samples lie.
+pub(crate) fn percentile(samples: &mut [f64], share: f64) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index into the samples")]
+    let index = ((samples.len() as f64 * share) as usize).min(samples.len().saturating_sub(1));
+    samples.get(index).copied().unwrap_or(f64::NAN)
+}

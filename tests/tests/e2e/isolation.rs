@@ -1,0 +1,30 @@
+//! A bundle that the agents cannot see on their own file system still runs.
+
+use crate::{Result, cluster, guest, is_root};
+use smalti_tests::Finished;
+use std::process::Command;
+use std::time::Duration;
+
+#[test]
+fn a_client_in_another_mount_namespace_can_run_its_bundle() -> Result {
+    if !is_root() {
+        eprintln!("NOT TESTED: mount namespaces need root");
+        return Ok(());
+    }
+    let c = cluster()?;
+    // The bundle exists only on a tmpfs that the client's own mount namespace has.
+    let hidden = c.dir().join("hidden");
+    std::fs::create_dir(&hidden)?;
+    let script = format!(
+        "mount -t tmpfs none {0} && cp {1} {0}/app.wasm && exec {2} run {0}/app.wasm -- x",
+        hidden.display(),
+        guest(&c, "hello")?,
+        c.paths.smalti().display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).env("SMALTI_MASTER", &c.address);
+    let done = Finished::of(command, b"", Duration::from_secs(60))?;
+    assert_eq!((done.code, done.stdout.as_str()), (0, "Hello from Smalti\nargument 0: x\n"), "{}", done.stderr);
+    assert!(!hidden.join("app.wasm").exists());
+    Ok(())
+}

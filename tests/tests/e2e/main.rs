@@ -1,0 +1,48 @@
+//! End-to-end tests: what a user types, against real processes. One module per subject.
+
+mod arrays;
+mod bad_input;
+mod classic;
+mod dev;
+mod executors;
+mod guests;
+mod isolation;
+mod jobs;
+mod kill;
+mod limits;
+mod output;
+mod resources;
+
+use smalti_tests::{AgentConfig, Cluster, Config};
+
+type Result<T = ()> = anyhow::Result<T>;
+
+/// Two agents of two cpus.
+fn cluster() -> Result<Cluster> {
+    Cluster::start(Config::default())
+}
+
+/// One agent of `cpus` and 2 GiB.
+fn one_agent(cpus: &str) -> Result<Cluster> {
+    Cluster::start(Config { agents: vec![AgentConfig { cpus: cpus.into(), ..AgentConfig::default() }], ..Config::default() })
+}
+
+/// The path of an example guest as text.
+fn guest(cluster: &Cluster, name: &str) -> Result<String> {
+    Ok(cluster.paths.guest(name)?.display().to_string())
+}
+
+/// Waits until `condition` holds; fails after a minute with `what`.
+fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !condition()? {
+        anyhow::ensure!(std::time::Instant::now() < until, "never came true: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Whether this process may use cgroups and namespaces for real.
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
