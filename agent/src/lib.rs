@@ -1,1 +1,134 @@
-//! Placeholder.
+//! The agent: launches, feeds and watches the tasks of one node.
+//!
+//! `master_link` → `event_loop` → the core (`smalti-agent-core`, which decides) → `executors`, `prepare`, `sandbox` (which act).
+//! Owns one data directory and the executors below it. Everything of an earlier run is ended and removed at the start: the new
+//! incarnation tells the master that those tasks are lost.
+
+pub mod cgroup;
+pub mod compiler;
+pub mod detect;
+mod event_loop;
+pub mod executor_link;
+mod executors;
+pub mod identity;
+pub mod launcher;
+mod leftovers;
+mod master_link;
+pub mod options;
+mod outputs;
+pub mod prepare;
+mod reads;
+mod sandbox;
+mod wire;
+
+pub use options::Options;
+
+use anyhow::Context;
+use cgroup::Cgroups;
+use event_loop::{EventLoop, Figures};
+use executors::Executors;
+use identity::Identity;
+use launcher::Launcher;
+use master_link::MasterLink;
+use prepare::Preparer;
+use reads::Reads;
+use sandbox::Sandboxes;
+use smalti_agent_core::{Agent, Parameters};
+use smalti_types::{AgentId, AgentInfo, Bytes};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+
+/// How long the start may take to end what an earlier run left, and the end to remove groups.
+const CLEANUP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs an agent until `shutdown`. Prints `ready: agent <id>` on stdout once it is registered.
+///
+/// # Errors
+/// When the data directory, the executor's binary, the kernel's limits or the master cannot be used; the message says what to do.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let executor_path = launcher::locate_executor(options.executor.as_deref())?;
+    let identity = Identity::open(&options.data_dir, || options.name.clone().unwrap_or_else(identity::fresh_id))?;
+    let id = options.name.clone().unwrap_or_else(|| identity.id.clone());
+    let data_dir = std::fs::canonicalize(&options.data_dir).with_context(|| format!("resolving {}", options.data_dir.display()))?;
+    let executors_dir = data_dir.join("executors");
+    let (cgroups, isolation) = open_cgroups(&options, &id)?;
+    leftovers::end(&cgroups, &executors_dir, CLEANUP_WITHIN).await?;
+    let detected = detect::resources(&options.overrides(), &data_dir)?;
+    cgroups.set_total_cpus(detected.total.cpus).context("limiting the cpu time of all executors")?;
+    let (sandboxes, collector) =
+        Sandboxes::start(&data_dir, options.sandbox_budget).with_context(|| format!("emptying {}", data_dir.join("sandboxes").display()))?;
+    let collector = tokio::spawn(collector);
+
+    let compile_command: Vec<OsString> = vec![std::env::current_exe().context("finding this program")?.into(), "compiler".into()];
+    let mut prepare_options = prepare::Options::new(data_dir.clone(), options.master.clone(), compile_command);
+    prepare_options.cache_budget = options.cache_budget;
+    prepare_options.allowed_file_roots.clone_from(&options.file_root);
+    let (preparer, prepared) = Preparer::start(prepare_options)?;
+
+    let info = AgentInfo {
+        id: id.clone(),
+        hostname: options.hostname.clone().unwrap_or_else(detect::hostname),
+        total: detected.total.clone(),
+        overhead: detected.overhead.clone(),
+        attributes: detect::attributes(&options.attributes),
+        isolation,
+        boot_id: detect::boot_id(),
+        incarnation: incarnation(),
+    };
+    tracing::info!(agent = %id, total = %info.total, overhead = %info.overhead, data_dir = %data_dir.display(), "starting");
+
+    let (inbox, events) = mpsc::channel(event_loop::INBOX);
+    let launcher = Launcher::new(launcher::Options::new(executor_path, executors_dir, cgroups.clone()));
+    // What tasks may have together, and as much again for executors beside their tasks: the core sets the real, lower limits.
+    let most_memory = Bytes(info.total.mem.0.saturating_mul(2).saturating_add(info.overhead.mem.0));
+    let executors = Executors::new(launcher, sandboxes.clone(), inbox.clone(), most_memory);
+    let core = Agent::new(Parameters { slots_per_executor: options.slots_per_executor, ..Parameters::new(info.total.clone()) });
+    let figures = Arc::new(Figures::default());
+    let event_loop = EventLoop::new(core, executors, preparer, sandboxes.clone(), figures.clone());
+
+    let (ending, ended) = watch::channel(false);
+    let link = MasterLink { addr: options.master, info, inbox, reads: Reads::new(sandboxes), figures, shutdown: ended.clone() };
+    let mut link = tokio::spawn(link.run());
+    let mut for_loop = ended;
+    let event_loop = tokio::spawn(event_loop.run(events, prepared, async move { master_link::ended(&mut for_loop).await }));
+
+    let refused = tokio::select! {
+        () = shutdown => None,
+        result = &mut link => Some(result),
+    };
+    ending.send_replace(true);
+    let result = match refused {
+        Some(result) => result.context("the connection to the master")?.map_err(anyhow::Error::from),
+        None => link.await.context("the connection to the master")?.map_err(anyhow::Error::from),
+    };
+    let looped = event_loop.await.context("the event loop");
+    collector.abort();
+    leftovers::close(&cgroups, CLEANUP_WITHIN).await;
+    drop(identity);
+    looped?;
+    result
+}
+
+/// The kernel's limits, with a loud word about each that is missing.
+fn open_cgroups(options: &Options, id: &AgentId) -> anyhow::Result<(Cgroups, BTreeMap<String, String>)> {
+    let (cgroups, layers) = Cgroups::open(options.isolation, id.as_str())?;
+    for layer in layers.iter().filter(|l| !l.on) {
+        tracing::warn!("NOT ENFORCED by the kernel: {} ({})", layer.name, layer.detail);
+    }
+    Ok((cgroups, layers.iter().map(|l| (l.name.clone(), l.state())).collect()))
+}
+
+/// The start time in microseconds: a later life has a greater one.
+fn incarnation() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// The one line on stdout that parents wait for.
+fn say_ready(id: &AgentId) {
+    use std::io::Write;
+    println!("ready: agent {id}");
+    let _ = std::io::stdout().flush();
+}

@@ -12,7 +12,7 @@ pub(crate) fn measure(cluster: &Cluster, effort: Effort, figures: &mut Figures) 
     let dir = cluster.dir().join("agent-0/compiled");
     let code = std::fs::read_dir(&dir)
         .with_context(|| format!("reading {}", dir.display()))?
-        .filter_map(|e| Some(e.ok()?.path()))
+        .filter_map(|e| Some(e.ok()?.path().join("code")))
         .find(|p| p.is_file())
         .with_context(|| format!("no compiled file in {}", dir.display()))?;
     // As many threads as measured best.

@@ -1,7 +1,11 @@
 //! Smalti's wire messages, generated clients and servers, and conversions to `smalti-types`.
 
+pub mod client;
+pub mod convert;
+pub mod version;
+
 /// Generated from `proto/smalti/v1/*.proto`.
-#[allow(clippy::all, clippy::pedantic, reason = "generated code")]
+#[allow(clippy::all, clippy::pedantic, missing_debug_implementations, unreachable_pub, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("smalti.v1");
 }

@@ -1,1 +1,71 @@
-//! Placeholder.
+//! The batch scheduler: a resident process that serves the job API (`smalti.v1.Jobs`) and runs jobs as an ordinary framework.
+//!
+//! [`run`] is the table of contents. Decisions are in `smalti-scheduler-core`; this crate acts: it resolves what clients name,
+//! keeps jobs in a store, speaks to the master through `smalti-framework-sdk`, and relays outputs.
+
+mod cluster;
+mod event_loop;
+mod explain;
+mod frameworks;
+mod options;
+mod resolve;
+mod rounds;
+mod server;
+mod service;
+mod store;
+mod submit;
+mod views;
+mod watchers;
+
+pub use options::Options;
+
+use anyhow::Context;
+use cluster::Cluster;
+use event_loop::EventLoop;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use store::Store;
+
+/// Runs a scheduler until `shutdown` completes. Prints one line on stdout when clients can come.
+///
+/// # Errors
+/// When the data directory cannot be used, the address is taken or not allowed, or the store fails.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+    options.check()?;
+    let store = Store::open(&options.data_dir)?;
+    let listener = server::listen(options.listen).await?;
+    let address = listener.local_addr().context("reading the address of the listening socket")?;
+    let cluster = Cluster::new(options.master.clone());
+    let (handle, event_loop) = EventLoop::new(&options, store, cluster.clone(), announced(address))?;
+    let service = service::JobService::new(handle, cluster, options.role()?);
+    let mut event_loop = tokio::spawn(event_loop.run());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut server = tokio::spawn(server::serve(listener, Arc::new(service), async move {
+        let _ = stopped.await;
+    }));
+    ready(address);
+    tokio::select! {
+        () = shutdown => {}
+        ended = &mut event_loop => return ended.context("the event loop panicked")?.context("the scheduler's event loop ended"),
+        ended = &mut server => return ended.context("the server panicked")?.context("serving the job API"),
+    }
+    // Streams that follow a job would keep the server up: tasks run on, and clients connect again.
+    drop(stop);
+    let _ = tokio::time::timeout(server::DRAIN, server).await;
+    event_loop.abort();
+    Ok(())
+}
+
+/// What the master is told: an address that others can dial.
+fn announced(address: SocketAddr) -> String {
+    address.to_string()
+}
+
+#[expect(clippy::print_stdout, reason = "the one line that parents wait for")]
+fn ready(address: SocketAddr) {
+    use std::io::Write;
+    println!("ready: scheduler {address}");
+    // A parent that has gone needs no line.
+    let _ = std::io::stdout().flush();
+}

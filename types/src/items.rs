@@ -14,9 +14,15 @@ pub struct ItemRange {
 
 /// A set of item indices. Invariant: ranges are sorted, not empty, disjoint and not adjacent.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(from = "Vec<ItemRange>")]
+#[serde(from = "Vec<ItemRange>", into = "Vec<ItemRange>")]
 pub struct ItemSet {
     ranges: Vec<ItemRange>,
+}
+
+impl From<ItemSet> for Vec<ItemRange> {
+    fn from(set: ItemSet) -> Self {
+        set.ranges
+    }
 }
 
 impl From<Vec<ItemRange>> for ItemSet {

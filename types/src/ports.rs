@@ -20,9 +20,15 @@ pub struct PortsError(pub String);
 
 /// A set of ports. Invariant: ranges are sorted, disjoint and not adjacent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(from = "Vec<PortRange>")]
+#[serde(from = "Vec<PortRange>", into = "Vec<PortRange>")]
 pub struct PortSet {
     ranges: Vec<PortRange>,
+}
+
+impl From<PortSet> for Vec<PortRange> {
+    fn from(set: PortSet) -> Self {
+        set.ranges
+    }
 }
 
 impl From<Vec<PortRange>> for PortSet {

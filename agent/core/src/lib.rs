@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The agent's decisions: launches, executors and their slots, item leases, status streams.
+//!
+//! Owns the state of everything that an agent runs. Time and facts come in as [`Event`]s, decisions go out as [`Message`]s.
+//! Deliberately absent: I/O, clocks, random sources, processes, files, the wire. An executor is hostile until checked: what it says
+//! about a run that is not its own, about an item that it does not hold, or twice, is ignored and counted.
+
+mod agent;
+mod array;
+mod commands;
+mod event;
+mod executors;
+mod invariants;
+mod launch;
+mod lease;
+mod queue;
+mod reports;
+mod seen;
+mod task;
+mod updates;
+
+#[cfg(test)]
+mod tests;
+
+pub use agent::{Agent, Counters};
+pub use event::{ArrayReport, Event, Failure, FromExecutor, ItemFailure, Message, ModuleId, Parameters, Record, Run, ToExecutor};

@@ -1,1 +1,35 @@
-//! Placeholder.
+//! The batch scheduler's decisions: jobs, arrays with a pool of items, retries, reduces, rounds, and what is launched on offers.
+//!
+//! Owns all state of jobs. [`Scheduler::step`] takes in an [`Event`] and gives out [`Message`]s that may leave only after the
+//! [`Record`]s of the same step are durable. Deliberately absent: I/O, clocks, random numbers, the resolution of inputs into
+//! splits (the shell does that before it submits), and everything about connections (the framework SDK's affair).
+
+pub mod event;
+pub mod feed;
+pub mod id;
+mod invariants;
+pub mod job;
+pub mod launch;
+mod offers;
+pub mod outcome;
+pub mod part;
+pub mod placing;
+pub mod pool;
+pub mod record;
+pub mod retry;
+pub mod run;
+pub mod scheduler;
+pub mod spec;
+pub mod views;
+
+pub use event::{Event, Message, Record};
+pub use id::{JobId, NameError, Target, TaskName};
+pub use job::{Job, JobState, Stage};
+pub use outcome::Outcome;
+pub use placing::Request;
+pub use scheduler::{Admission, Scheduler};
+pub use spec::{Constraint, JobSpec, MapSpec, Policy, ReduceSpec, SingleSpec, SpecError, Work};
+pub use views::{ItemOutput, JobView, OutputPlan, TaskView};
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ fn misbehave(c: &Cluster, flags: &[&str], args: &[&str]) -> Result<(i32, String,
     let guest = guest(c, "misbehave")?;
     let done = c.smalti(&[&["run"], flags, &[&*guest, "--"], args].concat())?;
     let tasks = c.json(&["ps", "--all"])?;
-    let last = tasks.as_array().and_then(|t| t.iter().max_by_key(|t| t["job_id"].as_str().unwrap_or("").len() * 0 + t["finished_at"].as_str().map_or(0, str::len)));
+    let last = tasks.as_array().and_then(|t| t.last());
     let reason = last.map(|t| t["reason"].as_str().unwrap_or("").to_owned()).unwrap_or_default();
     Ok((done.code, reason, done.stderr))
 }

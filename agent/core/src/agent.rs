@@ -1,0 +1,249 @@
+//! The agent's state and its single entry: one event in, decisions out.
+//!
+//! Owns the attempts, their index, what they hold, and the connection's state. The rules are beside it: `commands` (what the master
+//! wants), `launch` (from prepared to started), `reports` (what executors say), `array` (items), `executors` (processes and slots).
+
+use crate::event::{Event, Message, Parameters, Record, Run, ToExecutor};
+use crate::executors::Pool;
+use crate::seen::Seen;
+use crate::task::{Ending, Phase, Task, Work};
+use smalti_types::protocol::RunningTask;
+use smalti_types::{Effects, ExecutorId, FrameworkId, Resources, StatusUpdate, TaskKey, Time};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What one step decides.
+pub(crate) type Out = Effects<Record, Message>;
+
+/// What was ignored since the start, by who said it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Statements of executors about runs, modules or items that they do not hold, or repeats.
+    pub executor_ignored: u64,
+    /// Launches seen before, and items or kills for attempts that are not here.
+    pub master_ignored: u64,
+    /// Items that finished with exit code 0.
+    pub items_finished: u64,
+}
+
+/// Everything that this agent runs.
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) parameters: Parameters,
+    pub(crate) tasks: BTreeMap<Run, Task>,
+    pub(crate) keys: BTreeMap<TaskKey, Run>,
+    pub(crate) next_run: u64,
+    pub(crate) seen: Seen,
+    pub(crate) pool: Pool,
+    /// Attempts that wait for slots, in order.
+    pub(crate) waiting: BTreeMap<FrameworkId, VecDeque<Run>>,
+    /// Sum of what all attempts hold.
+    pub(crate) held: Resources,
+    pub(crate) connected: bool,
+    /// Attempts that may have something to say at the end of this step.
+    pub(crate) dirty: BTreeSet<Run>,
+    /// Frameworks for which slots may have become free in this step.
+    pub(crate) to_place: BTreeSet<FrameworkId>,
+    pub(crate) counters: Counters,
+}
+
+impl Agent {
+    /// An agent without tasks and without a master.
+    #[must_use]
+    pub fn new(parameters: Parameters) -> Self {
+        Self {
+            seen: Seen::new(parameters.seen_per_framework),
+            parameters,
+            tasks: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            next_run: 0,
+            pool: Pool::default(),
+            waiting: BTreeMap::new(),
+            held: Resources::default(),
+            connected: false,
+            dirty: BTreeSet::new(),
+            to_place: BTreeSet::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes in one event. Total: what makes no sense is ignored and counted, or becomes a status.
+    pub fn step(&mut self, now: Time, event: Event) -> Effects<Record, Message> {
+        let mut out = Out::default();
+        match event {
+            Event::MasterConnected { epoch: _ } => {
+                self.connected = true;
+                self.dirty.extend(self.tasks.keys());
+            }
+            Event::MasterDisconnected => self.connected = false,
+            Event::Command(command) => self.command(now, command, &mut out),
+            Event::Prepared { run, result } => self.prepared(now, run, result, &mut out),
+            Event::ExecutorStarted { executor, slots } => self.executor_started(now, &executor, slots, &mut out),
+            Event::ExecutorFailed { executor, message } => self.executor_failed(now, &executor, &message, &mut out),
+            Event::ExecutorExited { executor, cause } => self.executor_exited(now, &executor, &cause, &mut out),
+            Event::Executor { executor, message } => self.executor_said(now, &executor, message, &mut out),
+            Event::Tick => self.tick(now, &mut out),
+        }
+        for framework in std::mem::take(&mut self.to_place) {
+            self.place(now, &framework, &mut out);
+        }
+        self.flush(now, &mut out);
+        out
+    }
+
+    /// What a registration says: attempts that are not terminal, and all unacknowledged updates in order per task. They count as
+    /// sent with it.
+    pub fn registration(&mut self, now: Time) -> (Vec<RunningTask>, Vec<StatusUpdate>) {
+        let (mut running, mut unacknowledged) = (Vec::new(), Vec::new());
+        for task in self.tasks.values_mut() {
+            task.stream.register(now, &mut unacknowledged);
+            if task.phase == Phase::Ended {
+                continue;
+            }
+            // A part's slots as its last update says, so that the updates that follow go on from there.
+            let (resources, slot_resources) = match &task.work {
+                Work::Single(single) => (single.launch.resources.clone(), None),
+                Work::Part(part) => (part.resources(part.told_slots), Some(part.launch.slot_resources.clone())),
+            };
+            running.push(RunningTask { key: task.key.clone(), state: task.state(), resources, slot_resources });
+        }
+        (running, unacknowledged)
+    }
+
+    /// What was ignored since the start.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Attempts that are not terminal.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.tasks.values().filter(|t| t.phase != Phase::Ended).count()
+    }
+
+    /// Whether `key` is here and not terminal.
+    #[must_use]
+    pub fn is_live(&self, key: &TaskKey) -> bool {
+        self.keys.get(key).and_then(|run| self.tasks.get(run)).is_some_and(|t| t.phase != Phase::Ended)
+    }
+
+    /// Whether the answer to a preparation is waited for.
+    #[must_use]
+    pub fn is_preparing(&self, run: Run) -> bool {
+        self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Preparing)
+    }
+
+    /// Sum of what all attempts hold.
+    #[must_use]
+    pub const fn held(&self) -> &Resources {
+        &self.held
+    }
+
+    /// Time-outs of all kinds.
+    fn tick(&mut self, now: Time, out: &mut Out) {
+        let mut stuck: Vec<(ExecutorId, String)> = Vec::new();
+        for (run, task) in &mut self.tasks {
+            self.dirty.insert(*run);
+            let Some(place) = task.phase.place() else { continue };
+            if let Work::Part(part) = &mut task.work
+                && part.should_ask()
+            {
+                let message = ToExecutor::Unlease { run: *run, most: 0 };
+                out.send(Message::ToExecutor { executor: place.executor.clone(), message });
+            }
+            if task.kill.is_some_and(|k| now >= k.deadline) {
+                stuck.push((place.executor.clone(), format!("it did not stop {} in time", task.key)));
+            } else if task.overdue.is_some_and(|d| now >= d) {
+                stuck.push((place.executor.clone(), format!("it did not end {} at its time limit", task.key)));
+            }
+        }
+        for (executor, why) in stuck {
+            self.end_executor(now, &executor, why, out);
+        }
+        for executor in self.pool.take_idle(now, self.parameters.idle_stop) {
+            out.send(Message::StopExecutor { executor });
+        }
+        for executor in self.pool.take_overdue(now) {
+            out.send(Message::KillExecutor { executor, why: "it did not end when told to".into() });
+        }
+        for (id, executor) in &mut self.pool.executors {
+            if let Some(bytes) = executor.lower(now) {
+                out.send(Message::SetExecutorMemory { executor: id.clone(), bytes });
+            }
+        }
+    }
+
+    /// Says what is due, and sends it when there is a master.
+    fn flush(&mut self, now: Time, out: &mut Out) {
+        let mut updates = Vec::new();
+        for run in std::mem::take(&mut self.dirty) {
+            let Some(task) = self.tasks.get_mut(&run) else { continue };
+            if self.connected {
+                task.say_due(now);
+                task.stream.take_due(now, &mut updates);
+            }
+            if task.phase == Phase::Ended && task.stream.in_flight() == 0 {
+                self.keys.remove(&task.key);
+                self.tasks.remove(&run);
+            }
+        }
+        if !updates.is_empty() {
+            out.send(Message::Updates(updates));
+        }
+    }
+
+    /// Ends an attempt: its last update, its resources, its slots.
+    pub(crate) fn end(&mut self, now: Time, run: Run, ending: Ending, out: &mut Out) {
+        let Some(task) = self.tasks.get_mut(&run) else { return };
+        if task.phase == Phase::Ended {
+            return;
+        }
+        // Every sum was checked when it was made, so taking away cannot fail.
+        self.held = self.held.checked_sub(&task.resources()).unwrap_or_default();
+        task.say_end(now, ending);
+        let code = task.digest.map(|digest| (digest, task.fuel()));
+        let memory = task_memory(task);
+        match std::mem::replace(&mut task.phase, Phase::Ended) {
+            Phase::Waiting => {
+                if let Some(queue) = self.waiting.get_mut(&task.key.framework) {
+                    queue.retain(|r| *r != run);
+                    if queue.is_empty() {
+                        self.waiting.remove(&task.key.framework);
+                    }
+                }
+                self.to_place.insert(task.key.framework.clone());
+            }
+            Phase::Loading(place) | Phase::Starting(place) | Phase::Running(place) => {
+                if let Some(executor) = self.pool.executors.get_mut(&place.executor) {
+                    executor.release(&place.slots, memory * place.slots.len() as u64, now);
+                    if let Some(code) = code {
+                        executor.done_with(code, run);
+                    }
+                }
+                self.to_place.insert(task.key.framework.clone());
+            }
+            Phase::Preparing | Phase::Ended => {}
+        }
+        out.send(Message::Ended { run, key: task.key.clone() });
+        self.dirty.insert(run);
+    }
+
+    /// Ends an executor that does not do what it was told; its tasks end with it, when it has gone.
+    pub(crate) fn end_executor(&mut self, now: Time, id: &ExecutorId, why: String, out: &mut Out) {
+        let Some(executor) = self.pool.executors.get_mut(id) else { return };
+        if executor.phase != crate::executors::Phase::Up {
+            return;
+        }
+        executor.phase = crate::executors::Phase::Stopping(None);
+        executor.idle_since = now;
+        out.send(Message::KillExecutor { executor: id.clone(), why });
+    }
+}
+
+/// Memory of one slot of an attempt.
+pub(crate) fn task_memory(task: &Task) -> u64 {
+    match &task.work {
+        Work::Single(single) => single.launch.resources.mem.0,
+        Work::Part(part) => part.launch.slot_resources.mem.0,
+    }
+}

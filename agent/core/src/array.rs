@@ -1,0 +1,396 @@
+//! One array part: which of its items wait, are leased or have ended, and what it still has to say about them.
+//!
+//! Owns the accounting of items. Invariant: every item that was handed to the part is in exactly one place: queued, leased, told, or in a
+//! delta not yet told. Does not know executors: the agent passes leases on.
+
+use crate::event::{ArrayReport, Failure, ItemFailure};
+use crate::lease::{Rate, pace_us};
+use crate::queue::{Batch, Queue};
+use smalti_types::status::{MAX_RESULT_LEN, truncate};
+use smalti_types::{
+    ArrayDelta, FailedItem, ItemBatch, ItemSet, LaunchArray, Reason, Resources, StatusUpdate, TaskKey, TaskState, Time, Usage,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// Deltas merge up to about this size in bytes: an update must stay well below what one message may be.
+const CHUNK_BYTES: usize = 512 << 10;
+/// With this many deltas not yet told, no item is leased until some are.
+const MOST_CHUNKS: usize = 4;
+/// Longest message of one failed item: there may be thousands in one update.
+const ITEM_MESSAGE_LEN: usize = 512;
+/// Unacknowledged updates up to which ordinary and urgent ones are made.
+const IN_FLIGHT: usize = 1;
+const IN_FLIGHT_URGENT: usize = 2;
+
+/// Items to hand to the executor, with when to report about them.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) batch: Batch,
+    pub(crate) report_when_left: u64,
+    pub(crate) report_interval_us: u64,
+}
+
+/// A part of a task array.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// Without its items.
+    pub(crate) launch: Arc<LaunchArray>,
+    /// Slots whose resources it holds.
+    pub(crate) slots: u32,
+    /// Whether more items may come.
+    pub(crate) open: bool,
+    /// The executor knows that no more leases follow.
+    pub(crate) ending: bool,
+    pub(crate) queue: Queue,
+    leased: BTreeMap<u32, ItemSet>,
+    chunks: VecDeque<ArrayDelta>,
+    rate: Rate,
+    started: Option<Time>,
+    /// Unstarted items and busy slots, as the executor said last.
+    said: Option<(u64, u32)>,
+    /// The executor was asked how far it is since the last lease.
+    asked: bool,
+    /// Slots that the last update spoke of.
+    pub(crate) told_slots: u32,
+    told_usage: Usage,
+    /// The next update must not wait for its time.
+    urgent: bool,
+    low_water: u64,
+    next_paced: Time,
+    /// Items handed to the part and items told to have left it: for the invariant.
+    handed: u64,
+    told: u64,
+}
+
+impl Part {
+    /// A part with its first items. The second value counts items that could not be taken.
+    pub(crate) fn new(mut launch: LaunchArray) -> (Self, u64) {
+        let batch = std::mem::take(&mut launch.batch);
+        let mut part = Self {
+            slots: launch.slots,
+            open: true,
+            ending: false,
+            queue: Queue::default(),
+            leased: BTreeMap::new(),
+            chunks: VecDeque::new(),
+            rate: Rate::default(),
+            started: None,
+            said: None,
+            asked: false,
+            told_slots: launch.slots,
+            told_usage: Usage::default(),
+            urgent: false,
+            low_water: 0,
+            next_paced: Time(0),
+            handed: 0,
+            told: 0,
+            launch: Arc::new(launch),
+        };
+        let refused = part.assign(batch, true);
+        part.open = part.launch.open;
+        (part, refused)
+    }
+
+    /// What `slots` of its slots hold.
+    pub(crate) fn resources(&self, slots: u32) -> Resources {
+        // The product was checked when the part was accepted, and it only shrinks.
+        self.launch.slot_resources.checked_mul(slots).unwrap_or_default()
+    }
+
+    /// Takes more items. What comes after the end goes back; what it already has, or is beyond the array, is refused and counted.
+    pub(crate) fn assign(&mut self, batch: ItemBatch, open: bool) -> u64 {
+        let wanted = batch.items.len();
+        let mut have = self.queue.items();
+        for items in self.leased.values() {
+            have.extend(items);
+        }
+        for chunk in &self.chunks {
+            have.extend(&items_of(chunk));
+        }
+        let allowed = batch.items.intersection(&ItemSet::range(0, self.launch.template.total_items)).difference(&have);
+        let taken = allowed.len();
+        self.handed += taken;
+        if self.open {
+            self.queue.push(batch, allowed);
+            self.open = open;
+            self.low_water = self.outstanding() / 2;
+        } else if taken > 0 {
+            self.note(ArrayDelta { returned: allowed, ..ArrayDelta::default() });
+            self.urgent = true;
+        }
+        wanted - taken
+    }
+
+    /// Items that have neither ended nor been returned.
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.queue.len() + self.leased_len()
+    }
+
+    pub(crate) fn leased_len(&self) -> u64 {
+        self.leased.values().map(ItemSet::len).sum()
+    }
+
+    /// The part has its executor's slots and runs.
+    pub(crate) fn start(&mut self, now: Time) {
+        self.started = Some(now);
+        self.urgent = true;
+    }
+
+    /// Whether every item is accounted for and none can follow.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        !self.open && self.queue.is_empty() && self.leased.is_empty()
+    }
+
+    /// Items that the executor should have now.
+    pub(crate) fn take_leases(&mut self, now: Time) -> Vec<Lease> {
+        let slots = u64::from(self.slots);
+        let mut leases = Vec::new();
+        if self.ending || self.chunks.len() >= MOST_CHUNKS {
+            return leases;
+        }
+        let (target, ahead, have) = (self.rate.target(slots), self.rate.ahead(slots), self.leased_len());
+        if have >= target || (ahead > 0 && have >= slots && have - slots > ahead / 2) {
+            return leases;
+        }
+        let report_interval_us = pace_us(now, self.started.unwrap_or(now));
+        let mut want = target - have;
+        while let Some(batch) = self.queue.take_first(want) {
+            want -= batch.items.len();
+            self.leased.entry(batch.attempt).or_default().extend(&batch.items);
+            leases.push(Lease { batch, report_when_left: 0, report_interval_us });
+        }
+        if !leases.is_empty() {
+            self.asked = false;
+        }
+        // Half of what lies ahead: the next lease arrives while the executor works on the other half.
+        let report_when_left = self.leased_len().saturating_sub(slots) / 2;
+        for lease in &mut leases {
+            lease.report_when_left = report_when_left;
+        }
+        leases
+    }
+
+    /// Whether its slots can leave after the items they run: nothing waits here, none can follow, and the executor has begun with
+    /// everything that it was leased (a lease still on its way would make the sums differ).
+    pub(crate) fn is_drained(&self) -> bool {
+        let begun = self.said.is_some_and(|(unstarted, busy)| unstarted == 0 && u64::from(busy) == self.leased_len());
+        !self.open && self.queue.is_empty() && (begun || self.leased.is_empty())
+    }
+
+    /// Whether slots may be idle without the executor having said so: it reports outcomes, not that a slot never got an item.
+    pub(crate) fn should_ask(&mut self) -> bool {
+        let ask = self.started.is_some()
+            && !self.ending
+            && !self.open
+            && self.queue.is_empty()
+            && self.leased_len() < u64::from(self.slots)
+            && !self.asked;
+        self.asked |= ask;
+        ask
+    }
+
+    /// Takes items back for another part: those that wait, from the back. Returns how many the executor should give back.
+    pub(crate) fn return_items(&mut self, most: u64) -> u64 {
+        let returned = self.queue.take_last(most);
+        let missing = most - returned.len();
+        let unlease = if self.started.is_some() { missing.min(self.leased_len()) } else { 0 };
+        self.note(ArrayDelta { returned, ..ArrayDelta::default() });
+        self.urgent = true;
+        unlease
+    }
+
+    /// Gives back every item that waits.
+    pub(crate) fn return_queue(&mut self) {
+        let returned = self.queue.take_all();
+        self.open = false;
+        if !returned.is_empty() {
+            self.note(ArrayDelta { returned, ..ArrayDelta::default() });
+        }
+    }
+
+    /// Takes in what the executor reports, as far as it is about items that it holds. Returns how many items finished, and how
+    /// many statements were ignored.
+    pub(crate) fn report(&mut self, report: ArrayReport, killing: bool) -> (u64, u64) {
+        self.said = Some((report.unstarted, report.busy));
+        let stated = report.finished.len().saturating_add(report.failed.len() as u64).saturating_add(report.returned.len());
+        let mut delta = ArrayDelta { finished: self.unlease(&report.finished), ..ArrayDelta::default() };
+        for failure in report.failed {
+            if let Some(attempt) = self.unlease_one(failure.item) {
+                delta.failed.push(failed_item(failure, attempt, killing));
+            }
+        }
+        delta.returned = self.unlease(&report.returned);
+        let ended = delta.finished.len() + delta.failed.len() as u64;
+        let mut ignored = stated.saturating_sub(delta.items());
+        if ended > 0 {
+            delta.usage = report.usage;
+        }
+        let mut seen = BTreeSet::new();
+        for (item, value) in report.results {
+            if value.len() <= MAX_RESULT_LEN && delta.finished.contains(item) && seen.insert(item) {
+                delta.results.push((item, value));
+            } else {
+                ignored = ignored.saturating_add(1);
+            }
+        }
+        let result_bytes = delta.results.iter().map(|(_, v)| v.len() as u64).sum();
+        self.rate.add(ended, &delta.usage, result_bytes);
+        if !delta.returned.is_empty() {
+            self.urgent = true;
+        }
+        let finished = delta.finished.len();
+        self.note(delta);
+        (finished, ignored)
+    }
+
+    /// The executor is gone: items that it held may have run and failed with it, the others go back.
+    pub(crate) fn abandon(&mut self, state: TaskState, failure: &Failure) {
+        let mut delta = ArrayDelta::default();
+        for (attempt, items) in std::mem::take(&mut self.leased) {
+            delta.failed.extend(items.iter().map(|item| FailedItem {
+                item,
+                attempt,
+                state,
+                reason: failure.reason,
+                message: failure.message.chars().take(120).collect(),
+                exit_code: None,
+            }));
+        }
+        delta.failed.sort_by_key(|f| f.item);
+        if !delta.failed.is_empty() {
+            self.note(delta);
+        }
+        self.return_queue();
+    }
+
+    /// One slot fewer. The resources are told at once.
+    pub(crate) fn give_back(&mut self, slots: u32) {
+        self.slots = self.slots.saturating_sub(slots);
+        self.urgent = true;
+    }
+
+    /// Deltas that wait to be told.
+    pub(crate) fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Whether an update should be made now.
+    pub(crate) fn is_due(&self, now: Time, in_flight: usize) -> bool {
+        let slots_changed = self.slots != self.told_slots;
+        if self.chunks.is_empty() && !slots_changed && !self.urgent {
+            return false;
+        }
+        // Somebody waits for what we have to say: resources, items asked for, or a slot that has nothing to do.
+        let starving = self.started.is_some() && self.open && self.queue.is_empty() && self.leased_len() < u64::from(self.slots);
+        let low = self.open && self.outstanding() <= self.low_water;
+        if self.urgent || slots_changed || starving || low || self.chunks.len() > 1 {
+            return in_flight < IN_FLIGHT_URGENT;
+        }
+        in_flight < IN_FLIGHT && now >= self.next_paced
+    }
+
+    /// Makes an update of the first delta that waits (or of none).
+    pub(crate) fn take_update(&mut self, now: Time, key: &TaskKey, seq: u64, state: TaskState) -> StatusUpdate {
+        let mut delta = self.chunks.pop_front().unwrap_or_default();
+        self.told += delta.items();
+        delta.slots = if state.is_terminal() { 0 } else { self.slots };
+        delta.outstanding = self.outstanding() + self.chunks.iter().map(ArrayDelta::items).sum::<u64>();
+        self.told_slots = delta.slots;
+        self.told_usage.add(&delta.usage);
+        self.urgent = false;
+        if self.open && self.outstanding() <= self.low_water {
+            self.low_water = self.outstanding() / 2;
+        }
+        self.next_paced = Time(now.0.saturating_add(pace_us(now, self.started.unwrap_or(now))));
+        let mut update = StatusUpdate::new(key.clone(), seq, state, Reason::None, String::new(), now);
+        update.usage = self.told_usage;
+        update.array = Some(delta);
+        update
+    }
+
+    /// Where each item is: queued, leased, not yet told; and what was handed in and told away.
+    pub(crate) fn check_invariants(&self) -> Result<(), String> {
+        let mut all = self.queue.items();
+        let mut sum = self.queue.len();
+        let untold = self.chunks.iter().map(items_of);
+        for set in self.leased.values().cloned().chain(untold) {
+            sum += set.len();
+            all.extend(&set);
+        }
+        if all.len() != sum {
+            return Err(format!("an item is in two places: {} items in {sum} places", all.len()));
+        }
+        if self.leased.values().any(ItemSet::is_empty) {
+            return Err("an empty lease is kept".into());
+        }
+        if self.handed != sum + self.told {
+            return Err(format!("{} items were handed in, {} told, {sum} are here", self.handed, self.told));
+        }
+        Ok(())
+    }
+
+    /// Removes those of `items` that are leased, and returns them.
+    fn unlease(&mut self, items: &ItemSet) -> ItemSet {
+        let mut held = ItemSet::default();
+        if items.is_empty() {
+            return held;
+        }
+        for leased in self.leased.values_mut() {
+            let here = leased.intersection(items);
+            if !here.is_empty() {
+                *leased = leased.difference(&here);
+                held.extend(&here);
+            }
+        }
+        self.leased.retain(|_, leased| !leased.is_empty());
+        held
+    }
+
+    /// Removes one item and returns its attempt, if it is leased.
+    fn unlease_one(&mut self, item: u64) -> Option<u32> {
+        let attempt = self.leased.iter().find(|(_, items)| items.contains(item)).map(|(attempt, _)| *attempt)?;
+        self.unlease(&ItemSet::range(item, item + 1));
+        Some(attempt)
+    }
+
+    /// Adds to what has to be told.
+    fn note(&mut self, delta: ArrayDelta) {
+        if delta.items() == 0 {
+            return;
+        }
+        match self.chunks.back_mut() {
+            Some(last) if weight(last) + weight(&delta) <= CHUNK_BYTES => {
+                last.finished.extend(&delta.finished);
+                last.failed.extend(delta.failed);
+                last.returned.extend(&delta.returned);
+                last.results.extend(delta.results);
+                last.usage.add(&delta.usage);
+            }
+            _ => self.chunks.push_back(delta),
+        }
+    }
+}
+
+/// Every item that a delta speaks of.
+fn items_of(delta: &ArrayDelta) -> ItemSet {
+    let failed: ItemSet = delta.failed.iter().map(|f| f.item).collect();
+    delta.finished.union(&delta.returned).union(&failed)
+}
+
+/// About how many bytes a delta has on the wire.
+fn weight(delta: &ArrayDelta) -> usize {
+    let ranges = delta.finished.ranges().len() + delta.returned.ranges().len();
+    let failed: usize = delta.failed.iter().map(|f| 48 + f.message.len()).sum();
+    let results: usize = delta.results.iter().map(|(_, v)| 16 + v.len()).sum();
+    24 * ranges + failed + results
+}
+
+/// What the master is told of an item that did not finish.
+fn failed_item(failure: ItemFailure, attempt: u32, killing: bool) -> FailedItem {
+    let Failure { reason, mut message } = crate::reports::checked_failure(failure.failure, failure.exit_code);
+    truncate(&mut message, ITEM_MESSAGE_LEN);
+    let killed = reason == Reason::KilledByRequest && killing;
+    let state = if killed { TaskState::Killed } else { TaskState::Failed };
+    FailedItem { item: failure.item, attempt, state, reason, message, exit_code: failure.exit_code }
+}

@@ -1,0 +1,200 @@
+//! What the master wants: launches, items, kills, acknowledgements.
+//!
+//! Owns the checks of a launch and the meaning of a kill in every phase. The master is trusted not to lie, but nonsense is refused.
+
+use crate::agent::{Agent, Out};
+use crate::array::Part;
+use crate::event::{Message, Run, ToExecutor};
+use crate::task::{Ending, Kill, Phase, Single, Task, Work};
+use crate::updates::Stream;
+use smalti_types::protocol::AgentCommand;
+use smalti_types::{
+    DurationMs, FrameworkId, Input, ItemBatch, Launch, LaunchArray, Reason, Resources, TaskKey, TaskSpec, TaskState, Time, UpdateKey,
+};
+use std::sync::Arc;
+
+/// Beyond its grace period, a kill has this long before the executor is ended.
+const KILL_MARGIN: DurationMs = DurationMs(10_000);
+/// A grace period counts as at most this long: no deadline may lie beyond reach.
+const LONGEST_GRACE: DurationMs = DurationMs(24 * 3_600 * 1_000);
+
+impl Agent {
+    pub(crate) fn command(&mut self, now: Time, command: AgentCommand, out: &mut Out) {
+        match command {
+            AgentCommand::Launch { framework, launch } => self.launch(now, framework, launch, out),
+            AgentCommand::LaunchArray { framework, launch } => self.launch_array(now, framework, launch, out),
+            AgentCommand::AssignItems { task, batch, open } => self.assign(now, &task, batch, open, out),
+            AgentCommand::ReturnItems { task, most } => self.return_items(&task, most, out),
+            AgentCommand::Kill { task, grace } => self.kill(now, &task, grace, out),
+            AgentCommand::Acknowledge(UpdateKey { task, seq }) => self.acknowledge(&task, seq),
+        }
+    }
+
+    fn launch(&mut self, now: Time, framework: FrameworkId, launch: Launch, out: &mut Out) {
+        let key = TaskKey { framework, task: launch.task.clone(), attempt: launch.attempt };
+        let (resources, spec) = (launch.resources.clone(), Arc::new(launch.spec.clone()));
+        let checked = launch.resources.check_request().map_err(|e| e.to_string());
+        let work = Work::Single(Single { launch: Arc::new(launch), progress: None, next_progress: Time(0) });
+        self.accept(now, key, work, checked.map(|()| resources), spec, Arc::new([]), out);
+    }
+
+    fn launch_array(&mut self, now: Time, framework: FrameworkId, launch: LaunchArray, out: &mut Out) {
+        let key = TaskKey { framework, task: launch.task.clone(), attempt: launch.attempt };
+        let checked = launch.slot_resources.check_request().and_then(|()| launch.slot_resources.checked_mul(launch.slots));
+        let mut checked = checked.map_err(|e| e.to_string());
+        if launch.slots == 0 {
+            checked = Err("an array part needs at least one slot".into());
+        } else if !launch.slot_resources.ports.is_empty() {
+            checked = Err("items of an array cannot have ports".into());
+        }
+        let (spec, split_inputs) = (Arc::new(launch.template.spec.clone()), launch.template.split_inputs.clone().into());
+        let (part, refused) = Part::new(launch);
+        self.counters.master_ignored = self.counters.master_ignored.saturating_add(refused);
+        self.accept(now, key.clone(), Work::Part(Box::new(part)), checked, spec, split_inputs, out);
+        if let Some(run) = self.keys.get(&key).copied() {
+            self.end_if_exhausted(now, run, out);
+        }
+    }
+
+    /// Takes an attempt in, or says at once why not.
+    #[expect(clippy::too_many_arguments, reason = "one call for both kinds of launch; a struct would only rename the arguments")]
+    fn accept(
+        &mut self,
+        now: Time,
+        key: TaskKey,
+        work: Work,
+        wanted: Result<Resources, String>,
+        spec: Arc<TaskSpec>,
+        split_inputs: Arc<[Input]>,
+        out: &mut Out,
+    ) {
+        if self.keys.contains_key(&key) || !self.seen.insert(&key) {
+            self.counters.master_ignored += 1;
+            return;
+        }
+        let array = matches!(work, Work::Part(_));
+        self.next_run += 1;
+        let run = Run(self.next_run);
+        let task =
+            Task { key: key.clone(), phase: Phase::Preparing, digest: None, work, stream: Stream::default(), kill: None, overdue: None };
+        self.keys.insert(key.clone(), run);
+        self.tasks.insert(run, task);
+        self.dirty.insert(run);
+        let refusal = match wanted {
+            Err(message) => Some(Ending::new(TaskState::Error, Reason::InvalidTask, message)),
+            Ok(_) if spec.isolation == smalti_types::Isolation::Process => {
+                Some(Ending::new(TaskState::Error, Reason::InvalidTask, "isolation class `process` is not supported by this agent"))
+            }
+            Ok(wanted) => self.hold(&wanted).err().map(|message| Ending::new(TaskState::Dropped, Reason::LaunchFailed, message)),
+        };
+        if let Some(ending) = refusal {
+            self.refuse(now, run, ending, out);
+            return;
+        }
+        out.send(Message::Prepare { run, key, spec, split_inputs, array });
+    }
+
+    /// Ends an attempt that never held anything.
+    fn refuse(&mut self, now: Time, run: Run, ending: Ending, out: &mut Out) {
+        let Some(task) = self.tasks.get_mut(&run) else { return };
+        if let Work::Part(part) = &mut task.work {
+            part.return_queue();
+        }
+        task.say_end(now, ending);
+        task.phase = Phase::Ended;
+        out.send(Message::Ended { run, key: task.key.clone() });
+    }
+
+    /// Counts `wanted` as held, if there is room.
+    fn hold(&mut self, wanted: &Resources) -> Result<(), String> {
+        let sum = self.held.checked_add(wanted).map_err(|e| format!("this agent has no room: {e}"))?;
+        if let Some(lack) = self.parameters.total.first_lack(&sum) {
+            return Err(format!("this agent has no room: with what it already runs, {lack}"));
+        }
+        self.held = sum;
+        Ok(())
+    }
+
+    fn assign(&mut self, now: Time, key: &TaskKey, batch: ItemBatch, open: bool, out: &mut Out) {
+        let Some((run, part)) = self.live_part(key) else {
+            // The part's terminal update says which items it had; the framework hands out the others again.
+            self.counters.master_ignored = self.counters.master_ignored.saturating_add(batch.items.len());
+            return;
+        };
+        let refused = part.assign(batch, open);
+        self.counters.master_ignored = self.counters.master_ignored.saturating_add(refused);
+        self.dirty.insert(run);
+        self.feed(now, run, out);
+        self.end_if_exhausted(now, run, out);
+    }
+
+    fn return_items(&mut self, key: &TaskKey, most: u64, out: &mut Out) {
+        let Some((run, part)) = self.live_part(key) else {
+            self.counters.master_ignored += 1;
+            return;
+        };
+        let unlease = part.return_items(most);
+        self.dirty.insert(run);
+        if let Some(Phase::Running(place)) = self.tasks.get(&run).map(|t| &t.phase)
+            && unlease > 0
+        {
+            out.send(Message::ToExecutor { executor: place.executor.clone(), message: ToExecutor::Unlease { run, most: unlease } });
+        }
+    }
+
+    fn kill(&mut self, now: Time, key: &TaskKey, grace: Option<DurationMs>, out: &mut Out) {
+        let Some(run) = self.keys.get(key).copied() else {
+            self.counters.master_ignored += 1;
+            return;
+        };
+        let Some(task) = self.tasks.get_mut(&run) else { return };
+        if let Work::Part(part) = &mut task.work
+            && task.phase != Phase::Ended
+        {
+            part.return_queue();
+        }
+        match &task.phase {
+            Phase::Ended => {}
+            Phase::Preparing => {
+                out.send(Message::CancelPrepare { run });
+                self.end(now, run, Ending::killed(), out);
+            }
+            Phase::Waiting | Phase::Loading(_) => self.end(now, run, Ending::killed(), out),
+            Phase::Starting(place) | Phase::Running(place) => {
+                let grace = DurationMs(grace.unwrap_or_else(|| task.grace()).0.min(LONGEST_GRACE.0));
+                let deadline = now.after(grace).after(KILL_MARGIN);
+                if task.kill.is_some_and(|k| k.deadline <= deadline) {
+                    return;
+                }
+                let executor = place.executor.clone();
+                let first = task.kill.replace(Kill { grace, deadline }).is_none();
+                match &mut task.work {
+                    // Unstarted items come back as returned, and the slots leave one by one.
+                    Work::Part(part) => part.ending = true,
+                    Work::Single(_) if first => task.say(now, TaskState::Killing, Reason::KilledByRequest, ""),
+                    Work::Single(_) => {}
+                }
+                out.send(Message::ToExecutor { executor, message: ToExecutor::Kill { run, grace } });
+                self.dirty.insert(run);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, key: &TaskKey, seq: u64) {
+        if let Some(run) = self.keys.get(key).copied()
+            && let Some(task) = self.tasks.get_mut(&run)
+            && task.stream.acknowledge(seq)
+        {
+            self.dirty.insert(run);
+        }
+    }
+
+    fn live_part(&mut self, key: &TaskKey) -> Option<(Run, &mut Part)> {
+        let run = *self.keys.get(key)?;
+        let task = self.tasks.get_mut(&run).filter(|t| t.phase != Phase::Ended)?;
+        match &mut task.work {
+            Work::Part(part) => Some((run, part)),
+            Work::Single(_) => None,
+        }
+    }
+}

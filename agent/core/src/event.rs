@@ -1,0 +1,364 @@
+//! What can come into the agent's core and what can go out. A feature starts as a variant of each.
+//!
+//! Owns the vocabulary only. Descriptors, paths and environments are the shell's: here, a run is a number.
+
+use smalti_types::protocol::AgentCommand;
+use smalti_types::{
+    Bytes, Digest, DurationMs, ExecutorId, FrameworkId, Input, ItemSet, Launch, LaunchArray, MasterEpoch, MilliCpus, Reason, Resources,
+    Split, StatusUpdate, TaskKey, TaskSpec, Usage,
+};
+use std::sync::Arc;
+
+/// The agent's own number of one attempt: what it and its executors call it. Never used twice in one life of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Run(pub u64);
+
+/// An executor's number of a piece of compiled code. Never used twice in one executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModuleId(pub u32);
+
+/// Nothing is durable yet: checkpoints come with agent recovery, and until then no record can be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {}
+
+/// What the operator or the machine fixes.
+#[derive(Debug, Clone)]
+pub struct Parameters {
+    /// What the agent has for tasks.
+    pub total: Resources,
+    /// Slots of an executor unless an array part needs more.
+    pub slots_per_executor: u32,
+    /// An array part that wants more slots than this gets this many and gives the rest back.
+    pub most_slots_per_executor: u32,
+    /// Executors alive at once, over all frameworks.
+    pub most_executors: u32,
+    /// An executor without work is stopped after this long.
+    pub idle_stop: DurationMs,
+    /// Launches remembered per framework, so that none starts twice.
+    pub seen_per_framework: usize,
+}
+
+impl Parameters {
+    /// The defaults for an agent with `total` for its tasks.
+    #[must_use]
+    pub const fn new(total: Resources) -> Self {
+        Self {
+            total,
+            slots_per_executor: 32,
+            most_slots_per_executor: 128,
+            most_executors: 64,
+            idle_stop: DurationMs(60_000),
+            seen_per_framework: 100_000,
+        }
+    }
+}
+
+/// Why something did not work, for machines and for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For machines.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with its words.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The master has answered the registration that [`crate::Agent::registration`] described.
+    MasterConnected {
+        /// This life of the master.
+        epoch: MasterEpoch,
+    },
+    /// The connection to the master is gone.
+    MasterDisconnected,
+    /// The master wants something.
+    Command(AgentCommand),
+    /// Answer to [`Message::Prepare`]: the digest of the code to run.
+    Prepared {
+        /// Which.
+        run: Run,
+        /// The bundle's digest, or why the task cannot run.
+        result: Result<Digest, Failure>,
+    },
+    /// An executor said hello.
+    ExecutorStarted {
+        /// Which.
+        executor: ExecutorId,
+        /// How many slots it has; what was asked for, or the shell has killed it.
+        slots: u32,
+    },
+    /// An executor could not be started. No `ExecutorExited` follows.
+    ExecutorFailed {
+        /// Which.
+        executor: ExecutorId,
+        /// Why.
+        message: String,
+    },
+    /// An executor that had started is gone.
+    ExecutorExited {
+        /// Which.
+        executor: ExecutorId,
+        /// How it ended.
+        cause: String,
+    },
+    /// An executor said something.
+    Executor {
+        /// Which.
+        executor: ExecutorId,
+        /// What.
+        message: FromExecutor,
+    },
+    /// About 100 ms have gone by. Only time-outs hang on it: idle stops, re-sending, kill deadlines, pacing of reports.
+    Tick,
+}
+
+/// What an executor says; sizes were bounded by its link, contents are not checked yet.
+#[derive(Debug, Clone)]
+pub enum FromExecutor {
+    /// The code is loaded, or cannot be.
+    ModuleLoaded {
+        /// Which.
+        module: ModuleId,
+        /// Why not.
+        failure: Option<Failure>,
+    },
+    /// The guest of a task runs.
+    Started {
+        /// Which.
+        run: Run,
+    },
+    /// A task ended.
+    Outcome {
+        /// Which.
+        run: Run,
+        /// The guest's exit code, when it had one.
+        exit_code: Option<i32>,
+        /// Why it ended, unless it returned.
+        failure: Option<Failure>,
+        /// What it used.
+        usage: Usage,
+        /// The value that it returned.
+        result: Option<Vec<u8>>,
+    },
+    /// Items of an array part ended.
+    Report {
+        /// Which part.
+        run: Run,
+        /// What happened.
+        report: ArrayReport,
+    },
+    /// Slots of an array part are free again.
+    Ended {
+        /// Which part.
+        run: Run,
+        /// Which slots.
+        slots: Vec<u32>,
+    },
+    /// A guest says how far it is.
+    Progress {
+        /// Which task.
+        run: Run,
+        /// Thousandths.
+        permille: u16,
+        /// The guest's words.
+        text: String,
+    },
+}
+
+/// What happened to a part's items since the report before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ArrayReport {
+    /// Ended with exit code 0.
+    pub finished: ItemSet,
+    /// Ended otherwise.
+    pub failed: Vec<ItemFailure>,
+    /// Answer to [`ToExecutor::Unlease`].
+    pub returned: ItemSet,
+    /// Values that items returned.
+    pub results: Vec<(u64, Vec<u8>)>,
+    /// Sum over the items of this report.
+    pub usage: Usage,
+    /// Leased items that no slot had taken.
+    pub unstarted: u64,
+    /// Slots that were running an item.
+    pub busy: u32,
+}
+
+/// How one item did not finish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemFailure {
+    /// The item.
+    pub item: u64,
+    /// The guest's exit code, when it had one.
+    pub exit_code: Option<i32>,
+    /// Why, unless the exit code says it.
+    pub failure: Option<Failure>,
+}
+
+/// What the shell is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Send these to the master, in this order.
+    Updates(Vec<StatusUpdate>),
+    /// Make the task's directory, fetch, verify and compile what it needs.
+    Prepare {
+        /// Answer with this.
+        run: Run,
+        /// Which attempt.
+        key: TaskKey,
+        /// What it runs.
+        spec: Arc<TaskSpec>,
+        /// Objects that an array's splits refer to.
+        split_inputs: Arc<[Input]>,
+        /// Whether it is an array part: its outputs then lie in slots' files.
+        array: bool,
+    },
+    /// Nobody waits for this any more. No answer is expected.
+    CancelPrepare {
+        /// Which.
+        run: Run,
+    },
+    /// Start an executor; answer with `ExecutorStarted` or `ExecutorFailed`.
+    StartExecutor {
+        /// Its name.
+        executor: ExecutorId,
+        /// Whose tasks it will run.
+        framework: FrameworkId,
+        /// How many slots.
+        slots: u32,
+        /// Its memory limit for now.
+        memory: Bytes,
+    },
+    /// Let an idle executor end. `ExecutorExited` follows.
+    StopExecutor {
+        /// Which.
+        executor: ExecutorId,
+    },
+    /// End an executor that does not do what it was told. `ExecutorExited` follows.
+    KillExecutor {
+        /// Which.
+        executor: ExecutorId,
+        /// What it did not do.
+        why: String,
+    },
+    /// Send this to an executor.
+    ToExecutor {
+        /// Which.
+        executor: ExecutorId,
+        /// What.
+        message: ToExecutor,
+    },
+    /// Limit one slot's processor time, before the messages that follow are sent.
+    SetSlotCpus {
+        /// In which executor.
+        executor: ExecutorId,
+        /// Which slot.
+        slot: u32,
+        /// To this.
+        cpus: MilliCpus,
+    },
+    /// Limit an executor's memory, before the messages that follow are sent.
+    SetExecutorMemory {
+        /// Which.
+        executor: ExecutorId,
+        /// To this.
+        bytes: Bytes,
+    },
+    /// The run is over: its descriptors can be closed, and its sandbox is kept only as long as the budget allows.
+    Ended {
+        /// Which.
+        run: Run,
+        /// Which attempt.
+        key: TaskKey,
+    },
+}
+
+/// What an executor is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToExecutor {
+    /// Load the code that was prepared for `run`.
+    LoadModule {
+        /// Under this number.
+        module: ModuleId,
+        /// Whose code.
+        run: Run,
+        /// Whether it counts fuel.
+        fuel: bool,
+    },
+    /// Forget code that nothing uses.
+    UnloadModule {
+        /// Which.
+        module: ModuleId,
+    },
+    /// Run one task.
+    StartTask {
+        /// Its number.
+        run: Run,
+        /// Where.
+        slot: u32,
+        /// What.
+        module: ModuleId,
+        /// Which attempt.
+        key: TaskKey,
+        /// Its description.
+        launch: Arc<Launch>,
+    },
+    /// Open an array part.
+    StartArray {
+        /// Its number.
+        run: Run,
+        /// Where.
+        slots: Vec<u32>,
+        /// What.
+        module: ModuleId,
+        /// Which attempt.
+        key: TaskKey,
+        /// Its description. The items come as leases.
+        launch: Arc<LaunchArray>,
+    },
+    /// Run these items.
+    Lease {
+        /// Of which part.
+        run: Run,
+        /// Which.
+        items: ItemSet,
+        /// Their attempt.
+        attempt: u32,
+        /// What they read.
+        splits: Vec<Split>,
+        /// Report when this many leased items are not started.
+        report_when_left: u64,
+        /// Report at the latest this long after an outcome.
+        report_interval_us: u64,
+    },
+    /// Give back up to `most` items that have not been started, and report, even if there are none.
+    Unlease {
+        /// Of which part.
+        run: Run,
+        /// How many.
+        most: u64,
+    },
+    /// No leases will follow: slots leave after their item. Sent only when no leased item waits.
+    EndArray {
+        /// Which part.
+        run: Run,
+        /// Its slots.
+        slots: Vec<u32>,
+    },
+    /// Tell the guest to stop, and stop it after `grace`.
+    Kill {
+        /// Which run.
+        run: Run,
+        /// How long it has.
+        grace: DurationMs,
+    },
+}

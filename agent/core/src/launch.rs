@@ -1,0 +1,223 @@
+//! From prepared to started: slots, executors, code.
+//!
+//! Owns the order of things before a guest runs. Nothing here waits for a timer: each step follows from the event that allows it.
+
+use crate::agent::{Agent, Out, task_memory};
+use crate::event::{Failure, Message, Run, ToExecutor};
+use crate::executors::{self, Need};
+use crate::task::{Ending, Phase, Place, Work};
+use smalti_types::{Digest, DurationMs, ExecutorId, FrameworkId, Reason, TaskState, Time};
+
+/// How long after its time limit and grace a task's executor is ended: the last resort, with room for a machine under load.
+const OVERDUE_MARGIN: DurationMs = DurationMs(30_000);
+
+impl Agent {
+    pub(crate) fn prepared(&mut self, now: Time, run: Run, result: Result<Digest, Failure>, out: &mut Out) {
+        // A cancelled preparation may still have answered.
+        let Some(task) = self.tasks.get_mut(&run).filter(|t| t.phase == Phase::Preparing) else { return };
+        match result {
+            Ok(digest) => {
+                task.digest = Some(digest);
+                task.phase = Phase::Waiting;
+                let framework = task.key.framework.clone();
+                self.waiting.entry(framework.clone()).or_default().push_back(run);
+                self.to_place.insert(framework);
+            }
+            Err(failure) => {
+                if let Work::Part(part) = &mut task.work {
+                    part.return_queue();
+                }
+                self.end(now, run, Ending::not_started(failure), out);
+            }
+        }
+    }
+
+    /// Gives slots to those of a framework that wait, in order.
+    pub(crate) fn place(&mut self, now: Time, framework: &FrameworkId, out: &mut Out) {
+        while let Some(run) = self.waiting.get(framework).and_then(|q| q.front().copied()) {
+            let Some(task) = self.tasks.get(&run) else { return };
+            let most = self.parameters.most_slots_per_executor.max(1);
+            let (need, memory) = (task.slots_needed().min(most), task_memory(task));
+            let found = match self.pool.with_free(framework, need) {
+                Some(executor) => Some((executor, need)),
+                None if self.pool.is_starting(framework) => None,
+                None if self.pool.executors.len() < self.parameters.most_executors as usize => {
+                    self.start_executor(now, framework, need, memory.saturating_mul(u64::from(need)), out);
+                    None
+                }
+                None => self.make_room(now, framework, out),
+            };
+            let Some((executor, slots)) = found else { return };
+            self.leave_queue(framework);
+            self.reserve(now, run, &executor, slots, out);
+        }
+    }
+
+    fn leave_queue(&mut self, framework: &FrameworkId) {
+        if let Some(queue) = self.waiting.get_mut(framework) {
+            queue.pop_front();
+            if queue.is_empty() {
+                self.waiting.remove(framework);
+            }
+        }
+    }
+
+    fn start_executor(&mut self, now: Time, framework: &FrameworkId, need: u32, memory: u64, out: &mut Out) {
+        let slots = self.parameters.slots_per_executor.max(need).max(1);
+        if let Some((executor, memory)) = self.pool.start(framework, slots, memory, now) {
+            out.send(Message::StartExecutor { executor, framework: framework.clone(), slots, memory });
+        }
+    }
+
+    /// There may be no more executors: a part takes fewer slots, or somebody's idle executor has to go.
+    fn make_room(&mut self, now: Time, framework: &FrameworkId, out: &mut Out) -> Option<(ExecutorId, u32)> {
+        if let Some(found) = self.pool.with_most_free(framework) {
+            return Some(found);
+        }
+        if let Some(executor) = self.pool.any_idle() {
+            self.pool.stop(&executor, now);
+            out.send(Message::StopExecutor { executor });
+        }
+        None
+    }
+
+    /// Takes the slots and sees to the code.
+    fn reserve(&mut self, now: Time, run: Run, id: &ExecutorId, slots: u32, out: &mut Out) {
+        let (Some(task), Some(executor)) = (self.tasks.get_mut(&run), self.pool.executors.get_mut(id)) else { return };
+        let Some(digest) = task.digest else { return };
+        let taken = executor.reserve(run, slots);
+        if let Work::Part(part) = &mut task.work
+            && part.slots > slots
+        {
+            let back = part.resources(part.slots - slots);
+            part.give_back(part.slots - slots);
+            self.held = self.held.checked_sub(&back).unwrap_or_default();
+            self.dirty.insert(run);
+        }
+        let memory = task_memory(task) * u64::from(slots);
+        let mut raised = executor.add_memory(memory, now);
+        let fuel = task.fuel();
+        let need = executor.need((digest, fuel), run);
+        raised = executor.add_memory(0, now).or(raised);
+        task.phase = Phase::Loading(Place { executor: id.clone(), slots: taken });
+        if let Some(bytes) = raised {
+            out.send(Message::SetExecutorMemory { executor: id.clone(), bytes });
+        }
+        let mut tell = |message| out.send(Message::ToExecutor { executor: id.clone(), message });
+        match need {
+            Need::Loaded(module) => self.start(now, run, module, out),
+            Need::Wait => {}
+            Need::Load(module, unload) => {
+                if let Some(module) = unload {
+                    tell(ToExecutor::UnloadModule { module });
+                }
+                tell(ToExecutor::LoadModule { module, run, fuel });
+            }
+        }
+    }
+
+    /// Its code is there: starts it.
+    pub(crate) fn start(&mut self, now: Time, run: Run, module: crate::event::ModuleId, out: &mut Out) {
+        let Some(task) = self.tasks.get_mut(&run) else { return };
+        let Phase::Loading(place) = &task.phase else { return };
+        let place = place.clone();
+        let Some(executor) = self.pool.executors.get_mut(&place.executor) else { return };
+        let cpus = match &task.work {
+            Work::Single(single) => single.launch.resources.cpus,
+            Work::Part(part) => part.launch.slot_resources.cpus,
+        };
+        for slot in &place.slots {
+            if executor.set_cpus(*slot, cpus) {
+                out.send(Message::SetSlotCpus { executor: place.executor.clone(), slot: *slot, cpus });
+            }
+        }
+        let key = task.key.clone();
+        let message = match &mut task.work {
+            Work::Single(single) => {
+                let limits = &single.launch.spec.limits;
+                task.overdue = limits.timeout.map(|t| now.after(t).after(limits.grace).after(OVERDUE_MARGIN));
+                task.phase = Phase::Starting(place.clone());
+                let slot = place.slots.first().copied().unwrap_or_default();
+                ToExecutor::StartTask { run, slot, module, key, launch: single.launch.clone() }
+            }
+            Work::Part(part) => {
+                part.start(now);
+                task.phase = Phase::Running(place.clone());
+                ToExecutor::StartArray { run, slots: place.slots.clone(), module, key, launch: part.launch.clone() }
+            }
+        };
+        out.send(Message::ToExecutor { executor: place.executor, message });
+        self.dirty.insert(run);
+        self.feed(now, run, out);
+        self.end_if_exhausted(now, run, out);
+    }
+
+    /// Leases items to a running part's executor, and tells it when none will follow.
+    pub(crate) fn feed(&mut self, now: Time, run: Run, out: &mut Out) {
+        let Some(task) = self.tasks.get_mut(&run) else { return };
+        let Phase::Running(place) = &task.phase else { return };
+        let Work::Part(part) = &mut task.work else { return };
+        let mut tell = |message| out.send(Message::ToExecutor { executor: place.executor.clone(), message });
+        for lease in part.take_leases(now) {
+            tell(ToExecutor::Lease {
+                run,
+                items: lease.batch.items,
+                attempt: lease.batch.attempt,
+                splits: lease.batch.splits.into(),
+                report_when_left: lease.report_when_left,
+                report_interval_us: lease.report_interval_us,
+            });
+        }
+        if part.is_drained() && !part.ending {
+            part.ending = true;
+            tell(ToExecutor::EndArray { run, slots: place.slots.clone() });
+        }
+    }
+
+    /// A part that has nothing left ends at once, if no executor has begun with it.
+    pub(crate) fn end_if_exhausted(&mut self, now: Time, run: Run, out: &mut Out) {
+        let Some(task) = self.tasks.get(&run) else { return };
+        let Work::Part(part) = &task.work else { return };
+        if !part.is_exhausted() {
+            return;
+        }
+        match &task.phase {
+            Phase::Preparing => {
+                out.send(Message::CancelPrepare { run });
+                self.end(now, run, Ending::new(TaskState::Finished, Reason::None, ""), out);
+            }
+            Phase::Waiting | Phase::Loading(_) => self.end(now, run, Ending::new(TaskState::Finished, Reason::None, ""), out),
+            Phase::Starting(_) | Phase::Running(_) | Phase::Ended => {}
+        }
+    }
+
+    pub(crate) fn executor_started(&mut self, now: Time, id: &ExecutorId, slots: u32, out: &mut Out) {
+        let Some(executor) = self.pool.executors.get_mut(id).filter(|e| e.phase == executors::Phase::Starting) else {
+            self.counters.executor_ignored += 1;
+            return;
+        };
+        executor.phase = executors::Phase::Up;
+        executor.idle_since = now;
+        self.to_place.insert(executor.framework.clone());
+        let asked = executor.slots.len();
+        if asked != slots as usize {
+            self.end_executor(now, id, format!("it was asked for {asked} slots and has {slots}"), out);
+        }
+    }
+
+    pub(crate) fn executor_failed(&mut self, now: Time, id: &ExecutorId, message: &str, out: &mut Out) {
+        if self.pool.executors.get(id).is_some_and(|e| e.phase != executors::Phase::Starting) {
+            return self.executor_exited(now, id, message, out);
+        }
+        let Some(executor) = self.pool.executors.remove(id) else { return };
+        let waiting = self.waiting.get(&executor.framework).cloned().unwrap_or_default();
+        for run in waiting {
+            let failure = Failure::new(Reason::LaunchFailed, format!("its executor could not be started: {message}"));
+            if let Some(Work::Part(part)) = self.tasks.get_mut(&run).map(|t| &mut t.work) {
+                part.return_queue();
+            }
+            self.end(now, run, Ending::not_started(failure), out);
+        }
+        self.to_place.extend(self.waiting.keys().cloned());
+    }
+}

@@ -1,0 +1,190 @@
+//! The recording fake: every message must be expected, and silence is demanded at the end.
+
+use crate::{Agent, Event, Failure, FromExecutor, Message, ModuleId, Parameters, Run, ToExecutor};
+use smalti_types::protocol::AgentCommand;
+use smalti_types::*;
+use std::collections::VecDeque;
+
+/// An agent, its clock, and what it said that nobody has looked at yet.
+pub(super) struct World {
+    pub(super) agent: Agent,
+    pub(super) now: Time,
+    pub(super) said: VecDeque<Message>,
+}
+
+pub(super) fn framework(n: u32) -> FrameworkId {
+    FrameworkId::new(format!("F{n}")).unwrap()
+}
+
+pub(super) fn key(f: u32, task: &str) -> TaskKey {
+    TaskKey { framework: framework(f), task: TaskId::new(task).unwrap(), attempt: 0 }
+}
+
+pub(super) fn executor(n: u32) -> ExecutorId {
+    ExecutorId::new(format!("E{n}")).unwrap()
+}
+
+pub(super) fn spec() -> TaskSpec {
+    TaskSpec {
+        bundle: BundleRef { digest: Digest::of(b"guest"), uri: None },
+        args: vec![],
+        env: vec![],
+        stdin: Stdin::Empty,
+        inputs: vec![],
+        limits: Limits::default(),
+        isolation: Isolation::Instance,
+    }
+}
+
+pub(super) fn parameters() -> Parameters {
+    Parameters { slots_per_executor: 4, ..Parameters::new(Resources::new(MilliCpus(8_000), Bytes::gib(8))) }
+}
+
+/// A task of one cpu.
+pub(super) fn launch(f: u32, task: &str) -> Event {
+    launch_with(f, task, Resources::new(MilliCpus(1_000), Bytes::mib(1)), spec())
+}
+
+pub(super) fn launch_with(f: u32, task: &str, resources: Resources, spec: TaskSpec) -> Event {
+    let launch = Launch { task: TaskId::new(task).unwrap(), attempt: 0, resources, spec };
+    Event::Command(AgentCommand::Launch { framework: framework(f), launch })
+}
+
+/// A part of one cpu per slot with items `0..items`.
+pub(super) fn part(f: u32, task: &str, slots: u32, items: u64, total: u64, open: bool) -> Event {
+    let launch = LaunchArray {
+        task: TaskId::new(task).unwrap(),
+        attempt: 0,
+        slot_resources: Resources::new(MilliCpus(1_000), Bytes::mib(1)),
+        slots,
+        template: ArrayTemplate { spec: spec(), total_items: total, split_inputs: vec![] },
+        batch: ItemBatch { items: ItemSet::range(0, items), attempt: 0, splits: vec![] },
+        open,
+    };
+    Event::Command(AgentCommand::LaunchArray { framework: framework(f), launch })
+}
+
+pub(super) fn assign(f: u32, task: &str, first: u64, end: u64, open: bool) -> Event {
+    let batch = ItemBatch { items: ItemSet::range(first, end), attempt: 0, splits: vec![] };
+    Event::Command(AgentCommand::AssignItems { task: key(f, task), batch, open })
+}
+
+pub(super) fn kill(f: u32, task: &str) -> Event {
+    Event::Command(AgentCommand::Kill { task: key(f, task), grace: None })
+}
+
+pub(super) fn prepared(run: u64) -> Event {
+    Event::Prepared { run: Run(run), result: Ok(Digest::of(b"guest")) }
+}
+
+pub(super) fn from(e: u32, message: FromExecutor) -> Event {
+    Event::Executor { executor: executor(e), message }
+}
+
+pub(super) fn loaded(e: u32, module: u32) -> Event {
+    from(e, FromExecutor::ModuleLoaded { module: ModuleId(module), failure: None })
+}
+
+pub(super) fn started(e: u32, run: u64) -> Event {
+    from(e, FromExecutor::Started { run: Run(run) })
+}
+
+pub(super) fn outcome(e: u32, run: u64, exit_code: Option<i32>, failure: Option<Failure>) -> Event {
+    from(e, FromExecutor::Outcome { run: Run(run), exit_code, failure, usage: Usage::default(), result: None })
+}
+
+impl World {
+    pub(super) fn new(parameters: Parameters) -> Self {
+        let mut world = Self { agent: Agent::new(parameters), now: Time(1_000_000), said: VecDeque::new() };
+        world.event(Event::MasterConnected { epoch: MasterEpoch(1) });
+        world
+    }
+
+    /// Steps, checks everything, records.
+    pub(super) fn event(&mut self, event: Event) {
+        let shown = format!("{event:?}");
+        let messages = self.agent.step(self.now, event).commit(|_| Ok::<_, ()>(())).unwrap();
+        self.said.extend(messages);
+        if let Err(e) = self.agent.check_invariants() {
+            panic!("after {shown}: {e}\n{:#?}", self.agent);
+        }
+    }
+
+    pub(super) fn after_ms(&mut self, ms: u64) {
+        self.now = Time(self.now.0 + ms * 1_000);
+        self.event(Event::Tick);
+    }
+
+    pub(super) fn next(&mut self) -> Message {
+        self.said.pop_front().expect("a message was expected")
+    }
+
+    pub(super) fn silent(&self) {
+        assert!(self.said.is_empty(), "nobody expected {:#?}", self.said);
+    }
+
+    /// The next message must be updates: (task, sequence, state, reason) of each; acknowledges them.
+    pub(super) fn updates(&mut self) -> Vec<StatusUpdate> {
+        let updates = self.updates_unacknowledged();
+        for u in &updates {
+            self.event(Event::Command(AgentCommand::Acknowledge(u.key.clone())));
+        }
+        updates
+    }
+
+    pub(super) fn updates_unacknowledged(&mut self) -> Vec<StatusUpdate> {
+        match self.next() {
+            Message::Updates(updates) => updates,
+            other => panic!("expected updates, not {other:?}"),
+        }
+    }
+
+    /// The next message must be one update.
+    pub(super) fn update(&mut self) -> StatusUpdate {
+        let mut updates = self.updates();
+        assert_eq!(updates.len(), 1, "{updates:?}");
+        updates.remove(0)
+    }
+
+    /// The next message must go to this executor.
+    pub(super) fn told(&mut self, e: u32) -> ToExecutor {
+        match self.next() {
+            Message::ToExecutor { executor: id, message } if id == executor(e) => message,
+            other => panic!("expected a message to E{e}, not {other:?}"),
+        }
+    }
+
+    pub(super) fn ended(&mut self, f: u32, task: &str) {
+        assert!(matches!(self.next(), Message::Ended { key: k, .. } if k == key(f, task)));
+    }
+
+    /// Starts executor `e` and loads module 1 in it for the task `name`, which becomes run `run`, up to its StartTask.
+    pub(super) fn launch_cold(&mut self, f: u32, name: &str, run: u64, e: u32) {
+        self.event(launch(f, name));
+        assert!(matches!(self.next(), Message::Prepare { run: r, .. } if r == Run(run)));
+        self.event(prepared(run));
+        let Message::StartExecutor { executor: id, framework: whose, slots: 4, .. } = self.next() else { panic!("no executor") };
+        assert_eq!((id, whose), (executor(e), framework(f)));
+        self.event(Event::ExecutorStarted { executor: executor(e), slots: 4 });
+        assert!(matches!(self.told(e), ToExecutor::LoadModule { run: r, .. } if r == Run(run)));
+        self.event(loaded(e, 1));
+        assert!(matches!(self.next(), Message::SetSlotCpus { cpus: MilliCpus(1_000), .. }));
+        assert!(matches!(self.told(e), ToExecutor::StartTask { run: r, .. } if r == Run(run)));
+    }
+
+    /// The same up to RUNNING.
+    pub(super) fn run_cold(&mut self, f: u32, name: &str, run: u64, e: u32) {
+        self.launch_cold(f, name, run, e);
+        self.event(started(e, run));
+        assert_eq!(self.update().state, TaskState::Running);
+        self.silent();
+    }
+
+    /// Nothing is left over.
+    pub(super) fn empty(&self) {
+        self.silent();
+        assert_eq!(self.agent.live(), 0);
+        assert!(self.agent.tasks.is_empty(), "{:#?}", self.agent.tasks);
+        assert!(self.agent.held().is_empty());
+    }
+}

@@ -1,0 +1,8 @@
+//! Tests of the whole core: a recording fake for scenarios, a simulated executor for arrays, random events for invariants.
+
+mod arrays;
+mod fake;
+mod hostile;
+mod kills;
+mod random;
+mod tasks;

@@ -1,0 +1,167 @@
+//! Random events, sensible and not: nothing panics, the invariants hold after each, and in the end everything is accounted for.
+
+use super::fake::*;
+use crate::{ArrayReport, Event, Failure, FromExecutor, ItemFailure, Message, ModuleId, Run};
+use proptest::prelude::*;
+use smalti_types::protocol::AgentCommand;
+use smalti_types::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+const RUNS: std::ops::Range<u64> = 1..13;
+
+fn name(n: u8) -> String {
+    format!("t{}", n % 6)
+}
+
+fn item_set() -> impl Strategy<Value = ItemSet> {
+    (0_u64..40, 0_u64..12).prop_map(|(first, n)| ItemSet::range(first, first + n))
+}
+
+fn from_executor() -> impl Strategy<Value = FromExecutor> {
+    let run = RUNS.prop_map(Run);
+    let failure =
+        prop_oneof![Just(None), Just(Some(Failure::new(Reason::Trap, "trap"))), Just(Some(Failure::new(Reason::Reconciliation, "")))];
+    prop_oneof![
+        3 => (1_u32..4, any::<bool>()).prop_map(|(m, ok)| FromExecutor::ModuleLoaded {
+            module: ModuleId(m),
+            failure: (!ok).then(|| Failure::new(Reason::MissingImport, "no")),
+        }),
+        2 => run.clone().prop_map(|run| FromExecutor::Started { run }),
+        2 => (run.clone(), proptest::option::of(-1_i32..3), failure).prop_map(|(run, exit_code, failure)| FromExecutor::Outcome {
+            run, exit_code, failure, usage: Usage::default(), result: None,
+        }),
+        4 => (run.clone(), item_set(), item_set(), proptest::collection::vec(0_u64..40, 0..4), 0_u64..100_000).prop_map(
+            |(run, finished, returned, failed, wall_us)| {
+                let failed = failed.into_iter().map(|item| ItemFailure { item, exit_code: Some(1), failure: None }).collect();
+                let results = finished.iter().map(|i| (i, vec![1, 2, 3])).collect();
+                let usage = Usage { wall_us, ..Usage::default() };
+                FromExecutor::Report { run, report: ArrayReport { finished, failed, returned, results, usage, unstarted: wall_us % 2, busy: u32::from(wall_us % 3 == 0) } }
+            }
+        ),
+        2 => (run.clone(), proptest::collection::vec(0_u32..6, 0..4)).prop_map(|(run, slots)| FromExecutor::Ended { run, slots }),
+        1 => (run, 0_u16..2000).prop_map(|(run, permille)| FromExecutor::Progress { run, permille, text: "x".into() }),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let command = |c| Event::Command(c);
+    prop_oneof![
+        3 => (1_u32..3, any::<u8>()).prop_map(|(f, n)| launch(f, &name(n))),
+        3 => (1_u32..3, any::<u8>(), 0_u32..6, 0_u64..30, any::<bool>()).prop_map(|(f, n, s, i, open)| part(f, &name(n), s, i, 40, open)),
+        4 => (1_u32..3, any::<u8>(), 0_u64..45, 0_u64..12, any::<bool>()).prop_map(|(f, n, a, k, open)| assign(f, &name(n), a, a + k, open)),
+        2 => (1_u32..3, any::<u8>(), 0_u64..10).prop_map(move |(f, n, most)| command(AgentCommand::ReturnItems { task: key(f, &name(n)), most })),
+        2 => (1_u32..3, any::<u8>()).prop_map(|(f, n)| kill(f, &name(n))),
+        3 => (1_u32..3, any::<u8>(), 1_u64..5).prop_map(move |(f, n, seq)| command(AgentCommand::Acknowledge(UpdateKey { task: key(f, &name(n)), seq }))),
+        1 => Just(Event::MasterDisconnected),
+        2 => Just(Event::MasterConnected { epoch: MasterEpoch(1) }),
+        6 => (RUNS, 0_u8..8).prop_map(|(run, ok)| if ok > 0 { prepared(run) } else {
+            Event::Prepared { run: Run(run), result: Err(Failure::new(Reason::FetchFailed, "404")) }
+        }),
+        5 => (1_u32..4).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 4 }),
+        1 => (1_u32..4).prop_map(|e| Event::ExecutorFailed { executor: executor(e), message: "no".into() }),
+        1 => (1_u32..4).prop_map(|e| Event::ExecutorExited { executor: executor(e), cause: "gone".into() }),
+        16 => (1_u32..4, from_executor()).prop_map(|(e, m)| from(e, m)),
+        2 => Just(Event::Tick),
+    ]
+}
+
+/// What the master was told: per attempt the updates by number, as a framework that drops repeats sees them.
+#[derive(Default)]
+struct Told {
+    updates: BTreeMap<TaskKey, BTreeMap<u64, StatusUpdate>>,
+}
+
+impl Told {
+    fn take(&mut self, updates: Vec<StatusUpdate>) {
+        for update in updates {
+            let known = self.updates.entry(update.key.task.clone()).or_default();
+            if let Some(before) = known.get(&update.key.seq) {
+                assert_eq!(*before, update, "the same number says the same");
+            }
+            known.insert(update.key.seq, update);
+        }
+    }
+
+    /// Numbers without gaps, states in order, one terminal state at the end, items told once.
+    fn check(&self) {
+        for (key, updates) in &self.updates {
+            let numbers: Vec<u64> = updates.keys().copied().collect();
+            assert_eq!(numbers, (1..=updates.len() as u64).collect::<Vec<_>>(), "{key}");
+            let mut state = TaskState::Staging;
+            let mut slots = u32::MAX;
+            for update in updates.values() {
+                assert!(state.may_become(update.state), "{key}: {state} -> {}", update.state);
+                state = update.state;
+                if let Some(delta) = &update.array {
+                    assert!(delta.slots <= slots, "{key}: slots never come back");
+                    slots = delta.slots;
+                    let mut here = BTreeSet::new();
+                    let items = delta.finished.iter().chain(delta.returned.iter()).chain(delta.failed.iter().map(|f| f.item));
+                    assert!(items.into_iter().all(|i| here.insert(i)), "{key}: an item twice in one delta");
+                }
+            }
+            assert!(state.is_terminal(), "{key} ended as {state}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_is_accounted_for(events in proptest::collection::vec((event(), 0_u64..50), 1..120)) {
+        let mut w = World::new(crate::Parameters { most_executors: 2, most_slots_per_executor: 4, ..parameters() });
+        let (mut told, mut ended) = (Told::default(), BTreeSet::new());
+        let mut drain = |w: &mut World, told: &mut Told| {
+            while let Some(message) = w.said.pop_front() {
+                match message {
+                    Message::Updates(updates) => told.take(updates),
+                    Message::Ended { run, .. } => assert!(ended.insert(run), "{run:?} ended twice"),
+                    _ => {}
+                }
+            }
+        };
+        for (event, ms) in events {
+            w.now = Time(w.now.0 + ms * 1_000);
+            if matches!(event, Event::MasterConnected { .. }) {
+                let (_, unacknowledged) = w.agent.registration(w.now);
+                told.take(unacknowledged);
+            }
+            // A framework acknowledges only what it was told.
+            if let Event::Command(AgentCommand::Acknowledge(k)) = &event
+                && !told.updates.get(&k.task).is_some_and(|u| u.contains_key(&k.seq))
+            {
+                continue;
+            }
+            w.event(event);
+            drain(&mut w, &mut told);
+        }
+        // Every executor dies and every preparation fails: what was begun must come to its end.
+        w.event(Event::MasterConnected { epoch: MasterEpoch(2) });
+        for _ in 0..8 {
+            for run in RUNS {
+                w.event(Event::Prepared { run: Run(run), result: Err(Failure::new(Reason::FetchFailed, "404")) });
+            }
+            for e in 1..30 {
+                w.event(Event::ExecutorExited { executor: executor(e), cause: "gone".into() });
+                w.event(Event::ExecutorFailed { executor: executor(e), message: "no".into() });
+            }
+        }
+        drain(&mut w, &mut told);
+        prop_assert_eq!(w.agent.live(), 0);
+        prop_assert!(w.agent.held().is_empty());
+        let mut rounds = 0;
+        while !w.agent.tasks.is_empty() {
+            rounds += 1;
+            prop_assert!(rounds < 10, "updates that nobody can acknowledge: {:#?}", w.agent.tasks);
+            w.after_ms(31_000);
+            let keys: Vec<UpdateKey> = told.updates.values().flat_map(|u| u.values().map(|u| u.key.clone())).collect();
+            drain(&mut w, &mut told);
+            for key in keys {
+                w.event(Event::Command(AgentCommand::Acknowledge(key)));
+            }
+            drain(&mut w, &mut told);
+        }
+        told.check();
+    }
+}

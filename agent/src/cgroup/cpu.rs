@@ -1,0 +1,171 @@
+//! Cpu time: quotas of executors and slots, and what they used.
+//!
+//! [`Quotas`] decides (pure), the functions below it write and read.
+
+use super::files::{self, controller};
+use super::{Error, Version};
+use cgroups_rs::cpu::CpuController;
+use smalti_types::MilliCpus;
+use std::path::Path;
+
+/// Length of the period over which a quota is counted, in microseconds: the kernel's default. Shorter ones cost more timer
+/// interrupts, longer ones make a throttled task stutter visibly.
+pub const PERIOD_US: u64 = 100_000;
+/// Smallest quota that the kernel takes, in microseconds.
+const MIN_QUOTA_US: u64 = 1_000;
+/// Cpu time per period for the threads of an executor that are in no slot (it runs no guest code in them).
+const SERVICE_US: u64 = 25_000;
+/// The limit file on v1.
+pub(super) const V1_QUOTA: &str = "cpu.cfs_quota_us";
+
+/// An amount of cpu as time per period.
+#[must_use]
+pub fn quota_us(cpus: MilliCpus) -> u64 {
+    cpus.0.saturating_mul(PERIOD_US / 1000).clamp(MIN_QUOTA_US, i64::MAX as u64 / 1000)
+}
+
+/// What a slot used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuStat {
+    /// Cpu time in microseconds.
+    pub usage_us: u64,
+    /// Periods in which it wanted to run.
+    pub nr_periods: u64,
+    /// Periods in which it was held back.
+    pub nr_throttled: u64,
+    /// For how long, in microseconds.
+    pub throttled_us: u64,
+}
+
+/// One write of a quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Write {
+    Executor(u64),
+    Slot(u32, u64),
+}
+
+/// Quotas in force in one executor's groups, in microseconds per period; `None` where nothing was written yet.
+#[derive(Debug, Default)]
+pub(super) struct Quotas {
+    executor: Option<u64>,
+    slots: Vec<Option<u64>>,
+}
+
+impl Quotas {
+    pub(super) fn set_slots(&mut self, n: usize) {
+        self.slots.resize(n.max(self.slots.len()), None);
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// What must be written for a slot to have `cpus`, in order. A child's quota may never exceed its parent's on v1: the
+    /// parent is raised first and lowered last. It is lowered only when it is twice what is needed, so that slots which come and
+    /// go do not cost two writes each.
+    pub(super) fn plan(&self, slot: u32, cpus: MilliCpus, total_us: Option<u64>) -> Vec<Write> {
+        let ceiling = total_us.unwrap_or(u64::MAX);
+        let index = slot as usize;
+        let quota = quota_us(cpus).min(ceiling);
+        let others = self.slots.iter().enumerate().filter(|(i, _)| *i != index);
+        let sum = others.filter_map(|(_, q)| *q).fold(quota, u64::saturating_add);
+        let need = sum.saturating_add(SERVICE_US).min(ceiling);
+        let slot_write = (self.slots.get(index).copied().flatten() != Some(quota)).then_some(Write::Slot(slot, quota));
+        let executor_write = Some(Write::Executor(need));
+        match self.executor {
+            Some(have) if need.saturating_mul(2) <= have => slot_write.into_iter().chain(executor_write).collect(),
+            Some(have) if need <= have => slot_write.into_iter().collect(),
+            _ => executor_write.into_iter().chain(slot_write).collect(),
+        }
+    }
+
+    /// A write is done, or its outcome is not known (`in_force` false: it is written again next time).
+    pub(super) fn record(&mut self, write: Write, in_force: bool) {
+        match write {
+            Write::Executor(q) => self.executor = in_force.then_some(q),
+            Write::Slot(n, q) => {
+                if let Some(slot) = self.slots.get_mut(n as usize) {
+                    *slot = in_force.then_some(q);
+                }
+            }
+        }
+    }
+}
+
+/// Sets the quota of a group and reads back that it is in force.
+pub(super) fn set_quota(dir: &Path, v2: bool, quota_us: u64) -> Result<(), Error> {
+    let control = CpuController::new(dir.to_owned(), v2);
+    let quota = i64::try_from(quota_us).unwrap_or(i64::MAX);
+    control.set_cfs_quota(quota).map_err(controller("setting the cpu quota", dir))?;
+    let got = control.cfs_quota().map_err(controller("reading the cpu quota", dir))?;
+    if got == quota {
+        return Ok(());
+    }
+    Err(Error::NotInForce { path: dir.join(if v2 { "cpu.max" } else { V1_QUOTA }), wanted: quota.to_string(), got: got.to_string() })
+}
+
+/// Reads what a group used. `accounting` is the same directory on v2, and `None` where v1 does not count.
+pub(super) fn stat(version: Version, cpu: &Path, accounting: Option<&Path>) -> Result<CpuStat, Error> {
+    let text = files::read(&cpu.join("cpu.stat"))?;
+    let number = |key| files::field(&text, key).unwrap_or_default();
+    let (usage_us, throttled_us) = match version {
+        Version::V2 => (number("usage_usec"), number("throttled_usec")),
+        Version::V1 => {
+            let nanoseconds = accounting.map(|dir| files::read_number(&dir.join("cpuacct.usage"))).transpose()?;
+            (nanoseconds.unwrap_or_default() / 1000, number("throttled_time") / 1000)
+        }
+    };
+    Ok(CpuStat { usage_us, nr_periods: number("nr_periods"), nr_throttled: number("nr_throttled"), throttled_us })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn quotas_are_cpus_times_the_period_and_never_below_the_kernels_smallest() {
+        assert_eq!(quota_us(MilliCpus(250)), 25_000);
+        assert_eq!(quota_us(MilliCpus(10)), 1_000);
+        assert_eq!(quota_us(MilliCpus(1)), 1_000);
+        assert_eq!(quota_us(MilliCpus(2000)), 200_000);
+    }
+
+    #[test]
+    fn what_is_in_force_is_not_written_again() {
+        let mut q = Quotas::default();
+        q.set_slots(1);
+        let plan = q.plan(0, MilliCpus(500), Some(200_000));
+        assert_eq!(plan, [Write::Executor(75_000), Write::Slot(0, 50_000)]);
+        plan.iter().for_each(|w| q.record(*w, true));
+        assert_eq!(q.plan(0, MilliCpus(500), Some(200_000)), []);
+        assert_eq!(q.plan(0, MilliCpus(10), Some(200_000)), [Write::Slot(0, 1_000), Write::Executor(26_000)]);
+    }
+
+    proptest! {
+        /// After every single write: no child above its parent, no parent above the total; at the end the slot has its quota.
+        #[test]
+        fn no_child_is_ever_above_its_parent(
+            steps in proptest::collection::vec((0_u32..4, 1_u64..4000, proptest::bool::weighted(0.1)), 1..60), total in 1_000_u64..300_000,
+        ) {
+            let mut q = Quotas::default();
+            q.set_slots(4);
+            for (slot, cpus, fails) in steps {
+                let plan = q.plan(slot, MilliCpus(cpus), Some(total));
+                prop_assert!(plan.len() <= 2);
+                for w in plan {
+                    q.record(w, !fails);
+                    if fails {
+                        break;
+                    }
+                    let parent = q.executor.unwrap_or(u64::MAX);
+                    prop_assert!(q.executor.is_none_or(|e| e <= total));
+                    prop_assert!(q.slots.iter().flatten().all(|s| *s <= parent.min(total)));
+                }
+                if !fails {
+                    prop_assert_eq!(q.slots[slot as usize], Some(quota_us(MilliCpus(cpus)).min(total)));
+                }
+            }
+        }
+    }
+}

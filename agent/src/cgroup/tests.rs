@@ -1,0 +1,203 @@
+//! Against the kernel: real groups where this machine lets us make them, the degraded path where not.
+
+use super::*;
+use smalti_types::Bytes;
+use std::process::{Child, Command, Stdio};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Groups of a name of their own, removed at the end whatever happens.
+struct Scratch {
+    cgroups: Cgroups,
+    group: ExecutorGroup,
+    children: Vec<Child>,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let removed = self.group.remove(PATIENCE).and_then(|()| self.cgroups.close());
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if let Err(e) = removed {
+            eprintln!("NOT CLEANED UP: {e}");
+        }
+    }
+}
+
+impl Scratch {
+    fn make(cgroups: Cgroups) -> Self {
+        let group = cgroups.executor(&ExecutorId::new("e1").unwrap()).unwrap();
+        Self { cgroups, group, children: Vec::new() }
+    }
+
+    fn run(&mut self, script: &str) -> i32 {
+        let child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        self.group.add_process(pid).unwrap();
+        self.children.push(child);
+        pid
+    }
+}
+
+fn name(test: &str) -> String {
+    format!("test-{test}-{}", std::process::id())
+}
+
+/// Real groups, or `None` after checking what is left without them.
+fn real(test: &str) -> Option<Scratch> {
+    let (cgroups, layers) = Cgroups::open(Mode::Auto, &name(test)).unwrap();
+    if layers.iter().all(|l| l.on) {
+        return Some(Scratch::make(cgroups));
+    }
+    eprintln!("THIS MACHINE GIVES NO FULL SET OF CONTROL GROUPS: {layers:?}; the degraded path is tested instead");
+    let refused = Cgroups::open(Mode::Required, &name(test)).unwrap_err();
+    assert!(refused.to_string().contains("Delegate=yes"), "{refused}");
+    cgroups.close().unwrap();
+    None
+}
+
+/// Waits for a condition on kernel state; what it waits for happens by itself or the test has failed.
+fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_spinning_thread_is_held_to_its_slots_quota() {
+    let Some(mut scratch) = real("cpu") else { return };
+    scratch.cgroups.set_total_cpus(MilliCpus(2000)).unwrap();
+    scratch.group.make_slots(2).unwrap();
+    scratch.group.set_slot_cpus(1, MilliCpus(250)).unwrap();
+    let pid = scratch.run("while :; do :; done");
+    scratch.group.place_thread(1, pid).unwrap();
+    let stat = || scratch.group.slot_cpu_stat(1).unwrap().unwrap();
+    wait_for("throttling", || stat().nr_throttled >= 3);
+    let stat = stat();
+    assert!(stat.usage_us > 0 && stat.throttled_us > 0 && stat.nr_periods >= stat.nr_throttled, "{stat:?}");
+    // A quarter of a cpu: 25 ms in a period, with what the kernel lets slip at its edges.
+    assert!(stat.usage_us <= (stat.nr_periods + 2) * 50_000, "{stat:?}");
+    assert_eq!(scratch.group.slot_cpu_stat(0).unwrap().unwrap().nr_throttled, 0);
+}
+
+#[test]
+fn quotas_go_up_and_down_in_any_order() {
+    let Some(scratch) = real("quota") else { return };
+    scratch.cgroups.set_total_cpus(MilliCpus(2000)).unwrap();
+    scratch.group.make_slots(3).unwrap();
+    for (slot, cpus) in [(0, 10), (1, 2000), (2, 4000), (1, 10), (2, 10), (0, 1500), (0, 10), (1, 500)] {
+        scratch.group.set_slot_cpus(slot, MilliCpus(cpus)).unwrap();
+    }
+    assert!(matches!(scratch.group.set_slot_cpus(3, MilliCpus(10)), Err(Error::NoSlot { slot: 3, .. })));
+    assert!(matches!(scratch.group.place_thread(0, 0), Err(Error::BadId { id: 0, .. })));
+}
+
+#[test]
+fn memory_is_limited_and_a_kill_for_it_is_counted() {
+    let Some(mut scratch) = real("memory") else { return };
+    let wanted = Bytes::mib(48);
+    assert_eq!(scratch.group.set_memory(wanted).unwrap(), Some(wanted));
+    assert_eq!(scratch.group.set_memory(Bytes::mib(64)).unwrap(), Some(Bytes::mib(64)));
+    assert_eq!(scratch.group.oom_kills().unwrap(), 0);
+    // tail keeps its last line, which never ends here.
+    scratch.run("read go; exec tail -n 1 /dev/zero");
+    assert!(scratch.group.memory_usage().unwrap().is_some());
+    drop(scratch.children[0].stdin.take());
+    let mut status = None;
+    wait_for("the kill", || {
+        status = scratch.children[0].try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(scratch.group.oom_kills().unwrap() >= 1, "{status:?}");
+    assert!(scratch.group.memory_peak().unwrap().is_none_or(|p| p > Bytes::mib(48)));
+}
+
+#[test]
+fn a_limit_is_never_set_below_what_is_in_use() {
+    let Some(mut scratch) = real("inuse") else { return };
+    let held = Bytes::mib(40);
+    // The shell keeps the zeros as text.
+    scratch.run("x=$(head -c 41943040 /dev/zero | tr '\\0' x); read forever");
+    wait_for("the allocation", || scratch.group.memory_usage().unwrap() > Some(held));
+    let got = scratch.group.set_memory(Bytes::mib(1)).unwrap().unwrap();
+    assert!(got >= held, "{got}");
+    assert!(scratch.children[0].try_wait().unwrap().is_none());
+}
+
+#[test]
+fn threads_are_counted() {
+    let Some(mut scratch) = real("pids") else { return };
+    scratch.group.set_max_threads(1).unwrap();
+    scratch.run("read go; (true) || exit 7; exit 0");
+    drop(scratch.children[0].stdin.take());
+    assert!(!scratch.children[0].wait().unwrap().success(), "a second process could be started");
+}
+
+#[test]
+fn leftovers_of_an_earlier_life_are_removed_but_for_those_to_keep() {
+    let Some(mut scratch) = real("stale") else { return };
+    scratch.group.make_slots(2).unwrap();
+    let pid = scratch.run("while :; do sleep 1000; done");
+    scratch.group.place_thread(0, pid).unwrap();
+    let keep = ExecutorId::new("kept").unwrap();
+    let kept = scratch.cgroups.executor(&keep).unwrap();
+    let (again, _) = Cgroups::open(Mode::Required, &name("stale")).unwrap();
+    assert_eq!(again.cleanup_stale(std::slice::from_ref(&keep), PATIENCE).unwrap(), 1);
+    assert!(!scratch.children[0].wait().unwrap().success());
+    assert!(scratch.cgroups.close().is_err(), "the kept group is still there");
+    kept.remove(PATIENCE).unwrap();
+    assert_eq!(again.cleanup_stale(&[], PATIENCE).unwrap(), 0);
+}
+
+#[test]
+fn without_groups_everything_is_a_no_op_and_said() {
+    let (cgroups, layers) = Cgroups::open(Mode::None, "x").unwrap();
+    assert!(layers.iter().all(|l| !l.on && l.state().contains("--isolation none")), "{layers:?}");
+    let group = cgroups.executor(&ExecutorId::new("e").unwrap()).unwrap();
+    group.make_slots(1).unwrap();
+    group.add_process(1).unwrap();
+    group.place_thread(0, 1).unwrap();
+    group.set_slot_cpus(0, MilliCpus(10)).unwrap();
+    assert_eq!(group.set_memory(Bytes::mib(1)).unwrap(), None);
+    assert_eq!((group.slot_cpu_stat(0).unwrap(), group.exists()), (None, false));
+    group.kill().unwrap();
+    group.remove(Duration::ZERO).unwrap();
+    cgroups.close().unwrap();
+}
+
+/// The threaded layout of v2, with whatever controllers the kernel has left for it (perhaps none: the layout is the same).
+#[test]
+fn v2_slots_are_threaded_children() {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let Some((mount, own)) = detect::own(&mounts, &groups).v2 else {
+        eprintln!("NO CGROUP V2 HERE: its layout is not tested");
+        return;
+    };
+    let tree = match v2::open(&mount, &own, &name("v2")) {
+        Ok((tree, missing)) => {
+            eprintln!("v2 without {missing:?}");
+            tree
+        }
+        Err(e) => {
+            eprintln!("CGROUP V2 MAY NOT BE WRITTEN HERE ({e}): its layout is not tested");
+            return;
+        }
+    };
+    let dir = tree.agent_dir(Controller::Core).unwrap();
+    let cgroups = Cgroups { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) };
+    let mut scratch = Scratch::make(cgroups);
+    scratch.group.make_slots(2).unwrap();
+    let pid = scratch.run("while :; do :; done");
+    scratch.group.place_thread(1, pid).unwrap();
+    let slot = dir.join("e1/slot-1");
+    assert_eq!(std::fs::read_to_string(slot.join("cgroup.type")).unwrap().trim(), "threaded");
+    assert_eq!(std::fs::read_to_string(slot.join("cgroup.threads")).unwrap().trim(), pid.to_string());
+    assert_eq!(scratch.group.processes().unwrap(), [pid]);
+    scratch.group.kill().unwrap();
+    assert!(!scratch.children[0].wait().unwrap().success());
+}

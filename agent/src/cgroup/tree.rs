@@ -1,0 +1,134 @@
+//! Where groups lie: one directory per controller on v1, one for all on v2.
+
+use super::{Error, files};
+use smalti_types::ExecutorId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// What the kernel can limit or count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Controller {
+    /// Cpu time.
+    Cpu,
+    /// Counting cpu time; part of `cpu` on v2.
+    CpuAcct,
+    /// Memory.
+    Memory,
+    /// Number of threads.
+    Pids,
+    /// The v2 hierarchy itself: membership, kill.
+    Core,
+}
+
+impl Controller {
+    /// All that v1 mounts by name.
+    pub(super) const V1: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
+
+    /// The kernel's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::CpuAcct => "cpuacct",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Core => "cgroup",
+        }
+    }
+}
+
+/// Which of the kernel's two interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// One hierarchy per controller.
+    V1,
+    /// One hierarchy.
+    V2,
+}
+
+impl Version {
+    /// `v1` or `v2`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
+/// The agent's group in every hierarchy in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tree {
+    version: Option<Version>,
+    agent: BTreeMap<Controller, PathBuf>,
+}
+
+impl Tree {
+    pub(super) fn none() -> Self {
+        Self { version: None, agent: BTreeMap::new() }
+    }
+
+    pub(super) fn new(version: Version, agent: BTreeMap<Controller, PathBuf>) -> Self {
+        if agent.is_empty() { Self::none() } else { Self { version: Some(version), agent } }
+    }
+
+    pub(super) fn version(&self) -> Option<Version> {
+        self.version
+    }
+
+    pub(super) fn is_v2(&self) -> bool {
+        self.version == Some(Version::V2)
+    }
+
+    /// The agent's group of a controller that can be used.
+    pub(super) fn agent_dir(&self, controller: Controller) -> Option<PathBuf> {
+        self.agent.get(&controller).cloned()
+    }
+
+    /// An executor's group of a controller.
+    pub(super) fn executor_dir(&self, controller: Controller, id: &ExecutorId) -> Option<PathBuf> {
+        self.agent.get(&controller).map(|dir| dir.join(id.as_str()))
+    }
+
+    /// An executor's groups, each directory once.
+    pub(super) fn executor_dirs(&self, id: &ExecutorId) -> BTreeSet<PathBuf> {
+        self.agent.values().map(|dir| dir.join(id.as_str())).collect()
+    }
+
+    /// Where a slot's groups lie: of the controllers that know threads.
+    pub(super) fn slot_dirs(&self, id: &ExecutorId, slot: u32) -> BTreeSet<PathBuf> {
+        [Controller::Cpu, Controller::CpuAcct, Controller::Core]
+            .into_iter()
+            .filter_map(|c| self.executor_dir(c, id))
+            .map(|dir| slot_dir(&dir, slot))
+            .collect()
+    }
+
+    /// Executors that have a group in any hierarchy.
+    pub(super) fn executors(&self) -> Result<Vec<ExecutorId>, Error> {
+        let mut ids = BTreeSet::new();
+        for dir in self.agent.values() {
+            ids.extend(files::children(dir)?.into_iter().filter_map(|(name, _)| ExecutorId::new(name).ok()));
+        }
+        Ok(ids.into_iter().collect())
+    }
+
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        self.agent.values().try_for_each(|dir| files::remove_dir(dir))
+    }
+
+    /// Takes back what was made on a way that leads nowhere: what fails here is not the error to report.
+    pub(super) fn remove_quietly(&self) {
+        let _ = self.remove();
+    }
+}
+
+pub(super) fn slot_dir(executor: &Path, slot: u32) -> PathBuf {
+    executor.join(format!("slot-{slot}"))
+}
+
+/// Name of an agent's group.
+pub(super) fn agent_group(agent: &str) -> String {
+    format!("smalti-{agent}")
+}

@@ -1,0 +1,393 @@
+//! The one owner of the agent's core: drains the inbox in batches, steps each event, does what was decided, sends once per peer.
+//!
+//! Owns the core, the clock that it sees, and the updates on their way to the master. Everything that may wait is in tasks of its own,
+//! which answer through the inbox. Deliberately absent: decisions (the core's) and connections (`master_link`, `executors`).
+
+use crate::executors::Executors;
+use crate::launcher::Running;
+use crate::prepare::{self, Prepared};
+use crate::sandbox::Sandboxes;
+use crate::wire;
+use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Run, ToExecutor};
+use smalti_proto::v1;
+use smalti_types::protocol::{AgentCommand, RunningTask};
+use smalti_types::{Effects, ExecutorId, MasterEpoch, Reason, StatusUpdate, Time};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+/// Events waiting for the loop.
+pub(crate) const INBOX: usize = 4_096;
+/// Events of one batch.
+const BATCH: usize = 1_024;
+/// The core's time-outs are this exact.
+const TICK: Duration = Duration::from_millis(100);
+/// Updates of one message to the master: by number, and about this many bytes.
+const BATCH_UPDATES: usize = 2_000;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// What reaches the loop.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A new connection asks what to register.
+    Register {
+        /// The connection's number; later ones are greater.
+        connection: u64,
+        /// Where updates go from now on.
+        outbound: mpsc::Sender<v1::AgentToMaster>,
+        /// The answer: what runs, and what is not acknowledged.
+        reply: oneshot::Sender<(Vec<RunningTask>, Vec<StatusUpdate>)>,
+    },
+    /// The master took the registration.
+    Registered {
+        /// On which connection.
+        connection: u64,
+        /// This life of the master.
+        epoch: MasterEpoch,
+    },
+    /// The connection is gone.
+    Disconnected {
+        /// Which.
+        connection: u64,
+    },
+    /// The master wants something.
+    Commands {
+        /// On which connection.
+        connection: u64,
+        /// What.
+        commands: Vec<AgentCommand>,
+    },
+    /// An executor is up, or could not be started.
+    Launched {
+        /// Which.
+        executor: ExecutorId,
+        /// What came of it.
+        result: Result<Box<Running>, String>,
+    },
+    /// An executor said something.
+    Said {
+        /// Which.
+        executor: ExecutorId,
+        /// What.
+        message: FromExecutor,
+    },
+    /// An executor is gone.
+    Exited {
+        /// Which.
+        executor: ExecutorId,
+        /// How it ended.
+        cause: String,
+    },
+}
+
+/// Figures that the heartbeat carries.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    frames_sent: AtomicU64,
+    frames_received: AtomicU64,
+    items_finished: AtomicU64,
+    executor_ignored: AtomicU64,
+}
+
+impl Figures {
+    /// By name, as the master shows them.
+    pub(crate) fn counters(&self) -> HashMap<String, u64> {
+        [
+            ("executor_frames_sent", &self.frames_sent),
+            ("executor_frames_received", &self.frames_received),
+            ("items_finished", &self.items_finished),
+            ("executor_statements_ignored", &self.executor_ignored),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.load(Ordering::Relaxed)))
+        .collect()
+    }
+}
+
+/// Wall time that never goes back while this process lives.
+#[derive(Debug)]
+struct Clock {
+    began: Instant,
+    began_us: u64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { began: Instant::now(), began_us: u64::try_from(since.as_micros()).unwrap_or(u64::MAX) }
+    }
+
+    fn now(&self) -> Time {
+        Time(self.began_us.saturating_add(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// The loop.
+#[derive(Debug)]
+pub(crate) struct EventLoop {
+    core: Agent,
+    clock: Clock,
+    executors: Executors,
+    preparer: prepare::Handle,
+    sandboxes: Sandboxes,
+    figures: Arc<Figures>,
+    connection: u64,
+    outbound: Option<mpsc::Sender<v1::AgentToMaster>>,
+    /// Decided and not yet handed to the connection.
+    outgoing: VecDeque<StatusUpdate>,
+    /// Consequences of acting that the core must hear of in the same batch.
+    again: VecDeque<Event>,
+}
+
+impl EventLoop {
+    pub(crate) fn new(core: Agent, executors: Executors, preparer: prepare::Handle, sandboxes: Sandboxes, figures: Arc<Figures>) -> Self {
+        Self {
+            core,
+            clock: Clock::new(),
+            executors,
+            preparer,
+            sandboxes,
+            figures,
+            connection: 0,
+            outbound: None,
+            outgoing: VecDeque::new(),
+            again: VecDeque::new(),
+        }
+    }
+
+    /// Runs until `shutdown`; then ends all executors.
+    pub(crate) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Input>,
+        mut prepared: mpsc::Receiver<Prepared>,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tokio::pin!(shutdown);
+        let (mut inputs, mut answers) = (Vec::with_capacity(BATCH), Vec::new());
+        loop {
+            let outbound = self.outbound.clone().filter(|_| !self.outgoing.is_empty());
+            tokio::select! {
+                () = &mut shutdown => break,
+                _ = inbox.recv_many(&mut inputs, BATCH) => {}
+                _ = prepared.recv_many(&mut answers, BATCH) => {}
+                _ = tick.tick() => self.again.push_back(Event::Tick),
+                // The connection was full and has room again.
+                () = room(outbound) => {}
+            }
+            while answers.len() < BATCH
+                && let Ok(answer) = prepared.try_recv()
+            {
+                answers.push(answer);
+            }
+            let now = self.clock.now();
+            for input in inputs.drain(..) {
+                if let Some(event) = self.take_in(now, input) {
+                    self.step(now, event);
+                }
+            }
+            for answer in answers.drain(..) {
+                let event = self.take_prepared(answer);
+                self.step(now, event);
+            }
+            while let Some(event) = self.again.pop_front() {
+                self.step(now, event);
+            }
+            self.send();
+            self.count();
+        }
+        inbox.close();
+        while let Ok(input) = inbox.try_recv() {
+            // Up at the last moment: nobody else knows of it.
+            if let Input::Launched { result: Ok(running), .. } = input {
+                running.process.kill();
+            }
+        }
+        drop(inbox);
+        self.executors.end_all(END_WITHIN).await;
+    }
+
+    /// One event through the core; what it decided is done at once, in order.
+    fn step(&mut self, now: Time, event: Event) {
+        let effects: Effects<Record, Message> = self.core.step(now, event);
+        // There is nothing to persist before recovery exists: `Record` has no values.
+        let Ok(messages) = effects.commit(|_| Ok::<(), std::convert::Infallible>(()));
+        for message in messages {
+            self.act(now, message);
+        }
+    }
+
+    /// What an input means to the core; the shell's own part is done here.
+    fn take_in(&mut self, now: Time, input: Input) -> Option<Event> {
+        match input {
+            Input::Register { connection, outbound, reply } => {
+                self.connection = connection;
+                self.outbound = None;
+                self.outgoing.clear();
+                self.step(now, Event::MasterDisconnected);
+                if reply.send(self.core.registration(now)).is_ok() {
+                    self.outbound = Some(outbound);
+                }
+                None
+            }
+            Input::Registered { connection, epoch } => (connection == self.connection).then_some(Event::MasterConnected { epoch }),
+            Input::Disconnected { connection } if connection == self.connection => {
+                self.outbound = None;
+                self.outgoing.clear();
+                Some(Event::MasterDisconnected)
+            }
+            Input::Disconnected { .. } => None,
+            Input::Commands { connection, commands } => {
+                if connection == self.connection {
+                    for command in commands {
+                        self.step(now, Event::Command(command));
+                    }
+                }
+                None
+            }
+            Input::Launched { executor, result: Ok(running) } => {
+                let slots = self.executors.launched(&executor, *running)?;
+                Some(Event::ExecutorStarted { executor, slots })
+            }
+            Input::Launched { executor, result: Err(message) } => {
+                tracing::error!(%executor, "cannot be started: {message}");
+                self.executors.failed(&executor);
+                Some(Event::ExecutorFailed { executor, message })
+            }
+            Input::Said { executor, message } => Some(Event::Executor { executor, message }),
+            Input::Exited { executor, cause } => {
+                tracing::info!(%executor, "ended: {cause}");
+                self.executors.exited(&executor);
+                Some(Event::ExecutorExited { executor, cause })
+            }
+        }
+    }
+
+    fn take_prepared(&mut self, answer: Prepared) -> Event {
+        let run = Run(answer.ticket);
+        let result = match answer.result {
+            Ok(ready) => match wire::check(&ready) {
+                Ok(()) => {
+                    let digest = ready.digest;
+                    self.executors.keep(run, ready);
+                    Ok(digest)
+                }
+                Err(e) => Err(Failure::new(Reason::InvalidTask, e.to_string())),
+            },
+            Err(failure) => Err(wire::failure(failure)),
+        };
+        // The core may have given the run up meanwhile; it is released then by nobody else.
+        if !self.core.is_preparing(run) {
+            self.executors.release(run);
+        }
+        Event::Prepared { run, result }
+    }
+
+    fn act(&mut self, now: Time, message: Message) {
+        match message {
+            Message::Updates(updates) => {
+                if self.outbound.is_some() {
+                    self.outgoing.extend(updates);
+                }
+            }
+            Message::Prepare { run, key, spec, split_inputs, array } => {
+                let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
+                let directory = match self.sandboxes.make(&key, array) {
+                    Ok(directory) => directory,
+                    Err(e) => return self.again.push_back(failed(format!("cannot make the task's directory: {e}"))),
+                };
+                let fuel = spec.limits.fuel.is_some();
+                let spec = Arc::unwrap_or_clone(spec);
+                let request = prepare::Request {
+                    ticket: run.0,
+                    framework: key.framework,
+                    spec,
+                    split_inputs: split_inputs.to_vec(),
+                    directory,
+                    fuel,
+                };
+                if let Err(e) = self.preparer.prepare(request) {
+                    self.again.push_back(failed(e.to_string()));
+                }
+            }
+            Message::CancelPrepare { run } => self.preparer.cancel(run.0),
+            Message::StartExecutor { executor, framework, slots, memory } => self.executors.start(executor, framework, slots, memory),
+            Message::StopExecutor { executor } => self.executors.stop(&executor),
+            Message::KillExecutor { executor, why } => self.executors.kill(&executor, &why),
+            Message::SetSlotCpus { executor, slot, cpus } => self.executors.set_slot_cpus(&executor, slot, cpus),
+            Message::SetExecutorMemory { executor, bytes } => self.executors.set_memory(&executor, bytes),
+            Message::ToExecutor { executor, message } => self.tell(now, &executor, message),
+            Message::Ended { run, key } => {
+                self.executors.release(run);
+                self.sandboxes.ended(&key);
+            }
+        }
+    }
+
+    /// A message that cannot be sent would leave its run waiting for ever: the run's failure is told to the core in its place.
+    fn tell(&mut self, now: Time, executor: &ExecutorId, message: ToExecutor) {
+        let load = if let ToExecutor::LoadModule { module, .. } = &message { Some(*module) } else { None };
+        if let Err((run, e)) = self.executors.tell(executor, message, now) {
+            tracing::error!(%executor, ?run, "cannot tell it: {e}");
+            let failure = Some(Failure::new(Reason::LaunchFailed, e.to_string()));
+            let message = match load {
+                Some(module) => FromExecutor::ModuleLoaded { module, failure },
+                None => FromExecutor::Outcome { run, exit_code: None, failure, usage: smalti_types::Usage::default(), result: None },
+            };
+            self.again.push_back(Event::Executor { executor: executor.clone(), message });
+        }
+    }
+
+    /// Hands updates to the connection, as many as it takes.
+    fn send(&mut self) {
+        let Some(outbound) = &self.outbound else { return };
+        while !self.outgoing.is_empty() {
+            let Ok(permit) = outbound.try_reserve() else { return };
+            let mut batch = v1::UpdateBatch::default();
+            let mut bytes = 0;
+            while batch.updates.len() < BATCH_UPDATES
+                && bytes < BATCH_BYTES
+                && let Some(update) = self.outgoing.pop_front()
+            {
+                let update = v1::StatusUpdate::from(update);
+                bytes += prost_len(&update);
+                batch.updates.push(update);
+            }
+            permit.send(v1::AgentToMaster { message: Some(v1::agent_to_master::Message::Updates(batch)) });
+        }
+    }
+
+    fn count(&self) {
+        let (sent, received) = self.executors.frames();
+        let counters = self.core.counters();
+        self.figures.frames_sent.store(sent, Ordering::Relaxed);
+        self.figures.frames_received.store(received, Ordering::Relaxed);
+        self.figures.items_finished.store(counters.items_finished, Ordering::Relaxed);
+        self.figures.executor_ignored.store(counters.executor_ignored, Ordering::Relaxed);
+    }
+}
+
+/// How long executors have to die at the agent's end.
+const END_WITHIN: Duration = Duration::from_secs(10);
+
+/// Resolves when the connection has room, never without one.
+async fn room(outbound: Option<mpsc::Sender<v1::AgentToMaster>>) {
+    match outbound {
+        // A closed connection says so by itself.
+        Some(outbound) if !outbound.is_closed() => drop(outbound.reserve().await),
+        _ => std::future::pending().await,
+    }
+}
+
+/// About how many bytes an update has on the wire: only results and deltas are large.
+fn prost_len(update: &v1::StatusUpdate) -> usize {
+    let array = update.array.as_ref().map_or(0, |a| {
+        let results: usize = a.results.iter().map(|r| 16 + r.value.len()).sum();
+        let failed: usize = a.failed.iter().map(|f| 48 + f.message.len()).sum();
+        results + failed + 16 * (a.finished.as_ref().map_or(0, |s| s.ranges.len()))
+    });
+    256 + update.message.len() + update.result.as_ref().map_or(0, |r| r.len()) + array
+}

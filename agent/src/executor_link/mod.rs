@@ -1,0 +1,208 @@
+//! The agent's end of the connection to an executor: frames over a unix socket, without blocking a thread.
+//!
+//! Owns the socket. What an executor says is untrusted: frames are bounded, an executor may send no descriptors (the kernel
+//! drops what it attaches, a frame that counts some is an error), and one message is held at a time. Deliberately absent: what
+//! messages mean, and reconnecting.
+
+mod queue;
+
+pub use queue::{LinkSender, Outgoing, SendError};
+
+use bytes::BytesMut;
+use smalti_executor_protocol::v1::{FromExecutor, ToExecutor, from_executor, to_executor};
+use smalti_executor_protocol::{Decoder, FrameError, blocking, encode_into};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+/// Bytes asked for with one read.
+const READ_BYTES: usize = 64 << 10;
+/// Longest path that fits a unix socket's address, less its terminating zero.
+const MAX_SOCKET_PATH: usize = 107;
+/// A write buffer above this is given back after use.
+const KEEP_BYTES: usize = 256 << 10;
+
+/// Frames that crossed a connection, for figures and tests.
+#[derive(Debug, Default)]
+pub struct FrameCounts {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl FrameCounts {
+    /// Frames to the executor.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Frames from the executor.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+}
+
+/// Both directions of a connection to an executor.
+#[derive(Debug)]
+pub struct ExecutorLink {
+    reader: LinkReader,
+    writer: LinkWriter,
+}
+
+impl ExecutorLink {
+    /// Uses a connected socket, at the beginning of a frame.
+    #[must_use]
+    pub fn new(stream: UnixStream) -> Self {
+        let stream = Arc::new(stream);
+        let counts = Arc::new(FrameCounts::default());
+        let reader = LinkReader {
+            stream: stream.clone(),
+            decoder: Decoder::new(),
+            buffer: vec![0; READ_BYTES].into(),
+            counts: counts.clone(),
+        };
+        Self { reader, writer: LinkWriter { stream, buffer: BytesMut::new(), counts } }
+    }
+
+    /// Connects to a socket by its path, which may be longer than an address.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub async fn connect(path: &Path) -> std::io::Result<Self> {
+        if path.as_os_str().len() <= MAX_SOCKET_PATH {
+            return UnixStream::connect(path).await.map(Self::new);
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(std::io::Error::other(format!("{} is no path of a socket", path.display())));
+        };
+        let directory = File::open(parent)?;
+        let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+        UnixStream::connect(short).await.map(Self::new)
+    }
+
+    /// Who listened on the other end: the supervisor's pid, as this process sees it, and its user id.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn peer(&self) -> std::io::Result<(i32, u32)> {
+        let peer = nix::sys::socket::getsockopt(&*self.reader.stream, nix::sys::socket::sockopt::PeerCredentials)?;
+        Ok((peer.pid(), peer.uid()))
+    }
+
+    /// Sends one message. See [`LinkWriter::send`].
+    ///
+    /// # Errors
+    /// As [`LinkWriter::send`].
+    pub async fn send(&mut self, message: to_executor::Message, fds: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
+        self.writer.send(message, fds).await
+    }
+
+    /// The next message. See [`LinkReader::recv`].
+    ///
+    /// # Errors
+    /// As [`LinkReader::recv`].
+    pub async fn recv(&mut self) -> Result<Option<from_executor::Message>, FrameError> {
+        self.reader.recv().await
+    }
+
+    /// The two directions, for two tasks.
+    #[must_use]
+    pub fn split(self) -> (LinkReader, LinkWriter) {
+        (self.reader, self.writer)
+    }
+
+    /// Counters that stay valid after a split.
+    #[must_use]
+    pub fn counts(&self) -> Arc<FrameCounts> {
+        self.reader.counts.clone()
+    }
+}
+
+/// Receives messages of an executor.
+#[derive(Debug)]
+pub struct LinkReader {
+    stream: Arc<UnixStream>,
+    decoder: Decoder,
+    buffer: Box<[u8]>,
+    counts: Arc<FrameCounts>,
+}
+
+impl LinkReader {
+    /// The next message; `None` when the executor closed the connection between two frames. May be cancelled without loss.
+    /// A frame without a message that this version knows is skipped.
+    ///
+    /// # Errors
+    /// A frame that breaks the rules, or a failing socket: the connection is of no more use.
+    pub async fn recv(&mut self) -> Result<Option<from_executor::Message>, FrameError> {
+        loop {
+            while let Some(frame) = self.decoder.next()? {
+                self.counts.received.fetch_add(1, Ordering::Relaxed);
+                let (message, _) = frame.decode::<FromExecutor>()?;
+                if let Some(message) = message.message {
+                    return Ok(Some(message));
+                }
+            }
+            self.stream.readable().await.map_err(|source| FrameError::Io { operation: "waiting to read", source })?;
+            match self.stream.try_read(&mut self.buffer) {
+                Ok(0) => return self.decoder.finish().map(|()| None),
+                Ok(n) => self.decoder.push(&self.buffer[..n], Vec::new())?,
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(source) => return Err(FrameError::Io { operation: "read", source }),
+            }
+        }
+    }
+}
+
+/// Sends messages to an executor.
+#[derive(Debug)]
+pub struct LinkWriter {
+    stream: Arc<UnixStream>,
+    buffer: BytesMut,
+    counts: Arc<FrameCounts>,
+}
+
+impl LinkWriter {
+    /// Sends one message with descriptors, whole. Must not be cancelled: the stream would end inside a frame. Where that can
+    /// happen, use [`LinkWriter::into_queue`].
+    ///
+    /// # Errors
+    /// A message or a number of descriptors above its limit (nothing is sent then), or a failing socket.
+    pub async fn send(&mut self, message: to_executor::Message, fds: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
+        self.buffer.clear();
+        encode_into(&ToExecutor { message: Some(message) }, fds.len(), &mut self.buffer)?;
+        let mut sent = self.transmit(0, fds).await?;
+        while sent < self.buffer.len() {
+            sent += self.transmit(sent, &[]).await?;
+        }
+        self.counts.sent.fetch_add(1, Ordering::Relaxed);
+        if self.buffer.capacity() > KEEP_BYTES {
+            self.buffer = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// A bounded queue in front of this writer, with a task that empties it.
+    #[must_use]
+    pub fn into_queue(self, capacity: usize) -> LinkSender {
+        queue::start(self, capacity)
+    }
+
+    async fn transmit(&self, from: usize, fds: &[BorrowedFd<'_>]) -> Result<usize, FrameError> {
+        let io = |e| match e {
+            FrameError::Io { source, .. } => source,
+            other => std::io::Error::other(other),
+        };
+        self.stream
+            .async_io(Interest::WRITABLE, || blocking::transmit(self.stream.as_fd(), &self.buffer[from..], fds).map_err(io))
+            .await
+            .map_err(|source| FrameError::Io { operation: "sendmsg", source })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! The async side against the blocking side.
+
+use super::*;
+use smalti_executor_protocol::v1::{Lease, LoadModule, Progress, Shutdown};
+use smalti_executor_protocol::{Reader, Writer};
+use std::os::fd::OwnedFd;
+
+fn pair() -> (ExecutorLink, std::os::unix::net::UnixStream) {
+    let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+    a.set_nonblocking(true).unwrap();
+    (ExecutorLink::new(UnixStream::from_std(a).unwrap()), b)
+}
+
+fn progress(run: u64) -> from_executor::Message {
+    from_executor::Message::Progress(Progress { run, permille: 1, text: "x".repeat(3000) })
+}
+
+#[tokio::test]
+async fn messages_and_descriptors_cross_both_ways() {
+    let (link, executor) = pair();
+    let counts = link.counts();
+    let other = std::thread::spawn(move || {
+        let mut writer = Writer::new(executor.try_clone().unwrap());
+        let mut reader = Reader::new(executor);
+        let mut fds = 0;
+        while let Some((m, more)) = reader.recv::<ToExecutor>().unwrap() {
+            fds += more.len();
+            if let Some(to_executor::Message::Lease(lease)) = m.message {
+                writer.send(&FromExecutor { message: Some(progress(lease.run)) }, &[]).unwrap();
+            }
+        }
+        fds
+    });
+    let (mut reader, writer) = link.split();
+    let queue = writer.into_queue(8);
+    let file: Arc<OwnedFd> = Arc::new(File::open("/dev/null").unwrap().into());
+    let feeder = tokio::spawn(async move {
+        for run in 0..500 {
+            let load = to_executor::Message::Load(LoadModule::default());
+            queue.send(Outgoing { message: load, fds: vec![file.clone(), file.clone()] }).await.unwrap();
+            queue.send(to_executor::Message::Lease(Lease { run, ..Lease::default() })).await.unwrap();
+        }
+        queue
+    });
+    for run in 0..500 {
+        assert_eq!(reader.recv().await.unwrap(), Some(progress(run)));
+    }
+    drop(feeder.await.unwrap());
+    drop(reader);
+    // Not joined here: the queue's task must run to end the connection.
+    assert_eq!(tokio::task::spawn_blocking(move || other.join().unwrap()).await.unwrap(), 1000);
+    assert_eq!((counts.sent(), counts.received()), (1000, 500));
+}
+
+#[tokio::test]
+async fn an_executor_that_sends_descriptors_or_garbage_is_cut_off() {
+    let (mut link, executor) = pair();
+    let file = File::open("/dev/null").unwrap();
+    Writer::new(executor).send(&FromExecutor { message: Some(progress(1)) }, &[file.as_fd()]).unwrap();
+    assert!(matches!(link.recv().await, Err(FrameError::FdCount { announced: 1, arrived: 0 })));
+    let (mut link, executor) = pair();
+    std::io::Write::write_all(&mut &executor, &[0xff; 64]).unwrap();
+    assert!(matches!(link.recv().await, Err(FrameError::TooLong(_))));
+}
+
+#[tokio::test]
+async fn an_executor_that_does_not_read_fills_a_bounded_queue() {
+    let (link, executor) = pair();
+    let queue = link.split().1.into_queue(4);
+    let lease = || to_executor::Message::Load(LoadModule { name: "x".repeat(1 << 20), ..LoadModule::default() });
+    let refused = loop {
+        // The queue's task runs between two attempts, until the socket's buffer is full.
+        tokio::task::yield_now().await;
+        if let Err(e) = queue.try_send(lease()) {
+            break e;
+        }
+    };
+    assert_eq!(refused, SendError::Full);
+    drop(executor);
+    while queue.send(to_executor::Message::Shutdown(Shutdown {})).await.is_ok() {}
+}
+
+#[tokio::test]
+async fn a_long_path_can_be_connected_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = dir.path().join("x".repeat(200));
+    std::fs::create_dir(&long).unwrap();
+    let handle = File::open(&long).unwrap();
+    let short = format!("/proc/self/fd/{}/socket", handle.as_raw_fd());
+    let listener = std::os::unix::net::UnixListener::bind(short).unwrap();
+    let link = ExecutorLink::connect(&long.join("socket")).await.unwrap();
+    assert_eq!(link.peer().unwrap().0, i32::try_from(std::process::id()).unwrap());
+    drop(listener);
+}

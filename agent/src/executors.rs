@@ -1,0 +1,254 @@
+//! The executors that run: what the core decides about them, done; what they say, handed to the event loop.
+//!
+//! Owns the links, processes and control groups of running executors, and the descriptors of prepared runs. Never waits: an executor
+//! that does not read its queue is ended. Deliberately absent: decisions.
+
+use crate::event_loop::Input;
+use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendError};
+use crate::launcher::{ExecutorSpec, Launcher, ProcessHandle, Running};
+use crate::prepare::Ready;
+use crate::sandbox::Sandboxes;
+use crate::{cgroup::ExecutorGroup, wire};
+use smalti_agent_core::{Run, ToExecutor};
+use smalti_executor_protocol::v1::{self, to_executor};
+use smalti_types::{Bytes, ExecutorId, FrameworkId, MilliCpus, Time};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinHandle};
+
+/// Messages that wait for an executor to read; more mean that it does not.
+const LINK_QUEUE: usize = 8_192;
+/// How long an executor's last words are waited for after its end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long an executor may live after it closed its connection.
+const END_AFTER_CLOSE: Duration = Duration::from_secs(5);
+
+/// One that has said hello.
+#[derive(Debug)]
+struct Executor {
+    link: LinkSender,
+    process: ProcessHandle,
+    group: ExecutorGroup,
+    counts: Arc<FrameCounts>,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(crate) struct Executors {
+    launcher: Launcher,
+    sandboxes: Sandboxes,
+    inbox: mpsc::Sender<Input>,
+    /// Upper bound of any executor's memory: what all tasks together may have, and what executors take beside.
+    most_memory: Bytes,
+    starting: BTreeMap<ExecutorId, (AbortHandle, Bytes)>,
+    up: BTreeMap<ExecutorId, Executor>,
+    watchers: Vec<JoinHandle<()>>,
+    ready: HashMap<Run, Ready>,
+    /// Frames of executors that have gone: sent, received.
+    past_frames: (u64, u64),
+}
+
+impl Executors {
+    pub(crate) fn new(launcher: Launcher, sandboxes: Sandboxes, inbox: mpsc::Sender<Input>, most_memory: Bytes) -> Self {
+        Self {
+            launcher,
+            sandboxes,
+            inbox,
+            most_memory,
+            starting: BTreeMap::new(),
+            up: BTreeMap::new(),
+            watchers: Vec::new(),
+            ready: HashMap::new(),
+            past_frames: (0, 0),
+        }
+    }
+
+    /// Keeps what a run needs until it is over.
+    pub(crate) fn keep(&mut self, run: Run, ready: Ready) {
+        self.ready.insert(run, ready);
+    }
+
+    /// Closes what a run needed.
+    pub(crate) fn release(&mut self, run: Run) {
+        self.ready.remove(&run);
+    }
+
+    /// Starts one; the answer comes as [`Input::Launched`].
+    pub(crate) fn start(&mut self, id: ExecutorId, framework: FrameworkId, slots: u32, memory: Bytes) {
+        let directory = self.sandboxes.executor_directory(&framework);
+        let spec = ExecutorSpec { id: id.clone(), framework, directory, slots, max_memory: self.most_memory };
+        let (launcher, inbox, name) = (self.launcher.clone(), self.inbox.clone(), id.clone());
+        let task = tokio::spawn(async move {
+            let result = launcher.start(spec).await.map(Box::new).map_err(|e| e.to_string());
+            let _ = inbox.send(Input::Launched { executor: name, result }).await;
+        });
+        self.starting.insert(id, (task.abort_handle(), memory));
+    }
+
+    /// One is up: watches it, and returns its number of slots. `None`: nobody waits for it any more.
+    pub(crate) fn launched(&mut self, id: &ExecutorId, running: Running) -> Option<u32> {
+        let Some((_, memory)) = self.starting.remove(id) else {
+            running.process.kill();
+            return None;
+        };
+        for warning in &running.warnings {
+            tracing::warn!(executor = %id, "{warning}");
+        }
+        if let Err(e) = running.group.set_memory(memory) {
+            tracing::error!(executor = %id, "its memory limit is not in force: {e}");
+        }
+        let slots = u32::try_from(running.hello.slots.len()).unwrap_or(u32::MAX);
+        tracing::info!(executor = %id, slots, allocator = %running.hello.allocator, reset = %running.hello.reset, isolation = ?running.isolation, "started");
+        let counts = running.link.counts();
+        let (reader, writer) = running.link.split();
+        let link = writer.into_queue(LINK_QUEUE);
+        let reading = tokio::spawn(read(id.clone(), reader, running.process.clone(), self.inbox.clone()));
+        let (inbox, name, exit) = (self.inbox.clone(), id.clone(), running.exit);
+        self.watchers.retain(|w| !w.is_finished());
+        self.watchers.push(tokio::spawn(async move {
+            let exit = exit.await;
+            // What it said before its end comes before its end.
+            let _ = tokio::time::timeout(LAST_WORDS, reading).await;
+            let _ = inbox.send(Input::Exited { executor: name, cause: exit.cause }).await;
+        }));
+        self.up.insert(id.clone(), Executor { link, process: running.process, group: running.group, counts });
+        Some(slots)
+    }
+
+    /// One could not be started.
+    pub(crate) fn failed(&mut self, id: &ExecutorId) {
+        self.starting.remove(id);
+    }
+
+    /// One is gone.
+    pub(crate) fn exited(&mut self, id: &ExecutorId) {
+        if let Some(executor) = self.up.remove(id) {
+            self.past_frames.0 += executor.counts.sent();
+            self.past_frames.1 += executor.counts.received();
+        }
+    }
+
+    /// Lets one end by itself.
+    pub(crate) fn stop(&mut self, id: &ExecutorId) {
+        self.say(id, to_executor::Message::Shutdown(v1::Shutdown {}).into());
+    }
+
+    /// Ends one.
+    pub(crate) fn kill(&mut self, id: &ExecutorId, why: &str) {
+        tracing::warn!(executor = %id, "ending it: {why}");
+        if let Some(executor) = self.up.get(id) {
+            executor.process.kill();
+        }
+    }
+
+    pub(crate) fn set_slot_cpus(&mut self, id: &ExecutorId, slot: u32, cpus: MilliCpus) {
+        if let Some(executor) = self.up.get(id)
+            && let Err(e) = executor.group.set_slot_cpus(slot, cpus)
+        {
+            tracing::error!(executor = %id, slot, %cpus, "its cpu limit is not in force: {e}");
+        }
+    }
+
+    pub(crate) fn set_memory(&mut self, id: &ExecutorId, bytes: Bytes) {
+        if let Some(executor) = self.up.get(id)
+            && let Err(e) = executor.group.set_memory(bytes)
+        {
+            tracing::error!(executor = %id, limit = %bytes, "its memory limit is not in force: {e}");
+        }
+    }
+
+    /// Passes a message of the core on. An error is the run that cannot be told to its executor, and why.
+    pub(crate) fn tell(&mut self, id: &ExecutorId, message: ToExecutor, now: Time) -> Result<(), (Run, wire::Error)> {
+        let no_ready = |run: &Run| tracing::error!(?run, "a run is started that was not prepared");
+        let outgoing = match message {
+            ToExecutor::LoadModule { module, run, fuel } => {
+                let Some(ready) = self.ready.get(&run) else { return Ok(no_ready(&run)) };
+                wire::load_module(module, ready, fuel).map_err(|e| (run, e))?
+            }
+            ToExecutor::StartTask { run, slot, module, key, launch } => {
+                let Some(ready) = self.ready.get(&run) else { return Ok(no_ready(&run)) };
+                let directory = Sandboxes::task_directory_name(&key);
+                wire::start_task(run, slot, module, &key, &launch, ready, directory, now).map_err(|e| (run, e))?
+            }
+            ToExecutor::StartArray { run, slots, module, key, launch } => {
+                let Some(ready) = self.ready.get(&run) else { return Ok(no_ready(&run)) };
+                let directory = Sandboxes::task_directory_name(&key);
+                wire::start_array(run, slots, module, &key, &launch, ready, directory).map_err(|e| (run, e))?
+            }
+            ToExecutor::Lease { run, items, attempt, splits, report_when_left, report_interval_us } => {
+                (wire::lease(run, &items, attempt, splits, report_when_left, report_interval_us), Vec::new())
+            }
+            ToExecutor::UnloadModule { module } => (to_executor::Message::Unload(v1::UnloadModule { module: module.0 }), Vec::new()),
+            ToExecutor::Unlease { run, most } => (to_executor::Message::Unlease(v1::Unlease { run: run.0, most }), Vec::new()),
+            ToExecutor::EndArray { run, slots } => (to_executor::Message::EndArray(v1::EndArray { run: run.0, slots }), Vec::new()),
+            ToExecutor::Kill { run, grace } => {
+                (to_executor::Message::Kill(v1::Kill { run: run.0, grace_us: wire::micros(grace) }), Vec::new())
+            }
+        };
+        self.say(id, Outgoing { message: outgoing.0, fds: outgoing.1 });
+        Ok(())
+    }
+
+    fn say(&mut self, id: &ExecutorId, outgoing: Outgoing) {
+        let Some(executor) = self.up.get(id) else { return };
+        match executor.link.try_send(outgoing) {
+            Ok(()) => {}
+            Err(e @ SendError::Full) => self.kill(id, &e.to_string()),
+            // Its end is on its way to us.
+            Err(SendError::Closed) => {}
+        }
+    }
+
+    /// Frames to and from executors since the agent's start.
+    pub(crate) fn frames(&self) -> (u64, u64) {
+        self.up.values().fold(self.past_frames, |(sent, received), e| (sent + e.counts.sent(), received + e.counts.received()))
+    }
+
+    /// Ends all at once and waits until they are gone, at most `within`.
+    pub(crate) async fn end_all(&mut self, within: Duration) {
+        for (task, _) in self.starting.values() {
+            task.abort();
+        }
+        for executor in self.up.values() {
+            executor.process.kill();
+        }
+        // Their reports have no reader any more and must not block them.
+        self.watchers.retain(|w| !w.is_finished());
+        let all = futures::future::join_all(std::mem::take(&mut self.watchers));
+        if tokio::time::timeout(within, all).await.is_err() {
+            tracing::warn!("some executors did not end within {within:?}");
+        }
+    }
+}
+
+/// Hands on what an executor says. One that breaks the rules of its link is ended.
+async fn read(id: ExecutorId, mut reader: LinkReader, process: ProcessHandle, inbox: mpsc::Sender<Input>) {
+    loop {
+        match reader.recv().await {
+            Ok(Some(message)) => match wire::from_executor(message) {
+                Some(message) => {
+                    if inbox.send(Input::Said { executor: id.clone(), message }).await.is_err() {
+                        return;
+                    }
+                }
+                None => tracing::warn!(executor = %id, "it says hello twice"),
+            },
+            Ok(None) => return kill_later(process),
+            Err(e) if e.is_disconnect() => return kill_later(process),
+            Err(e) => {
+                tracing::warn!(executor = %id, "its connection broke: {e}");
+                return process.kill();
+            }
+        }
+    }
+}
+
+/// A closed connection is nearly always the end of the process, whose cause is worth waiting for; one that goes on has no use.
+fn kill_later(process: ProcessHandle) {
+    tokio::spawn(async move {
+        tokio::time::sleep(END_AFTER_CLOSE).await;
+        process.kill();
+    });
+}

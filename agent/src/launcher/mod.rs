@@ -1,0 +1,321 @@
+//! Starts executors, limits them, and watches them end.
+//!
+//! One [`Launcher::start`] is: directories, groups, `smalti-executor launch` (no fork of the agent itself: the standard library
+//! uses posix_spawn), the launcher process into the groups, the go byte, the supervisor's pid, the socket, Welcome, Hello, the
+//! slots' threads into their groups. Owns no executor afterwards: it hands back a [`Running`]. Deliberately absent: when to
+//! start or stop one, and what is said to it.
+
+mod locate;
+mod process;
+mod spawn;
+mod threads;
+
+#[cfg(test)]
+mod tests;
+
+pub use locate::{LocateError, locate_executor};
+pub use process::{Exit, ProcessHandle};
+
+use crate::cgroup::{Cgroups, ExecutorGroup};
+use crate::executor_link::ExecutorLink;
+use smalti_executor_protocol::supervision::{EXIT_NAME, SOCKET_NAME};
+use smalti_executor_protocol::v1::{Hello, Shutdown, Welcome, from_executor, to_executor};
+use smalti_executor_protocol::{FrameError, PROTOCOL_VERSION};
+use smalti_types::{Bytes, ExecutorId, FrameworkId};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
+
+/// Threads of an executor beside its slots', supervisor and launcher included.
+const BASE_THREADS: u32 = 64;
+/// Threads per slot: the slot's own, its timer and what serves its blocking host calls.
+const THREADS_PER_SLOT: u32 = 16;
+/// Most slots of one executor: each costs about seven memory maps of the kernel's 65,530, and one cpu group.
+pub const MAX_SLOTS: u32 = 4096;
+
+/// What all executors of an agent have in common.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The `smalti-executor` binary, see [`locate_executor`].
+    pub executor_path: PathBuf,
+    /// Where each executor's socket, exit record and stderr lie, in a directory of its id.
+    pub executors_dir: PathBuf,
+    /// The agent's control groups.
+    pub cgroups: Cgroups,
+    /// An executor without an agent ends itself after this long.
+    pub recovery_timeout: Duration,
+    /// From the spawn to Hello: then it is killed and the start has failed.
+    pub start_timeout: Duration,
+    /// Whether to make namespaces. Without, executors still run, and the warning says so.
+    pub namespaces: bool,
+}
+
+impl Options {
+    /// With the usual time-outs (15 minutes and 10 seconds) and namespaces.
+    #[must_use]
+    pub fn new(executor_path: PathBuf, executors_dir: PathBuf, cgroups: Cgroups) -> Self {
+        Self {
+            executor_path,
+            executors_dir,
+            cgroups,
+            recovery_timeout: Duration::from_secs(15 * 60),
+            start_timeout: Duration::from_secs(10),
+            namespaces: true,
+        }
+    }
+}
+
+/// One executor to start.
+#[derive(Debug, Clone)]
+pub struct ExecutorSpec {
+    /// Its name, used once.
+    pub id: ExecutorId,
+    /// Whose tasks it will host.
+    pub framework: FrameworkId,
+    /// Its own directory, for its tasks' outputs. Made if it is not there.
+    pub directory: PathBuf,
+    /// Number of slots, 1 to [`MAX_SLOTS`].
+    pub slots: u32,
+    /// Limit of its memory group, overhead included.
+    pub max_memory: Bytes,
+}
+
+/// Why an executor could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or process operation.
+    #[error("executor {id}: {operation} {}: {source}", path.display())]
+    Io {
+        /// Which executor.
+        id: ExecutorId,
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// A control group.
+    #[error("executor {id}: {source}")]
+    Cgroup {
+        /// Which executor.
+        id: ExecutorId,
+        /// What failed.
+        source: crate::cgroup::Error,
+    },
+    /// The supervisor says that it could not start.
+    #[error("executor {id}: {message}")]
+    Supervisor {
+        /// Which executor.
+        id: ExecutorId,
+        /// Its words.
+        message: String,
+    },
+    /// The connection.
+    #[error("executor {id}: {source}")]
+    Link {
+        /// Which executor.
+        id: ExecutorId,
+        /// What failed.
+        source: FrameError,
+    },
+    /// What it says of itself cannot be right.
+    #[error("executor {id}: {message}")]
+    Implausible {
+        /// Which executor.
+        id: ExecutorId,
+        /// What is wrong.
+        message: String,
+    },
+    /// It did not say Hello in time.
+    #[error("executor {id} did not get ready within {within:?}; its last words: {last_words:?}")]
+    TimedOut {
+        /// Which executor.
+        id: ExecutorId,
+        /// The time-out.
+        within: Duration,
+        /// The end of its stderr.
+        last_words: String,
+    },
+}
+
+/// An executor that said Hello, with its slots' threads in their groups.
+pub struct Running {
+    /// What it said of itself.
+    pub hello: Hello,
+    /// The connection, Welcome and Hello being through.
+    pub link: ExecutorLink,
+    /// Its control groups: quotas of slots, memory, statistics.
+    pub group: ExecutorGroup,
+    /// To kill it, whatever it does.
+    pub process: ProcessHandle,
+    /// Resolves once when it has ended and its groups are being removed. Await it in a task of its own.
+    pub exit: Pin<Box<dyn Future<Output = Exit> + Send>>,
+    /// Layers of isolation of this executor: name to `on …` or `off: why`.
+    pub isolation: BTreeMap<String, String>,
+    /// What the operator should know: missing layers, the executor's own warnings.
+    pub warnings: Vec<String>,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("process", &self.process).field("hello", &self.hello).finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// Asks it to end, and kills it after `grace`.
+    pub async fn stop(mut self, grace: Duration) -> Exit {
+        let ask = self.link.send(to_executor::Message::Shutdown(Shutdown {}), &[]);
+        let asked = tokio::time::timeout(grace, async {
+            match ask.await {
+                Ok(()) => (&mut self.exit).await,
+                // It cannot be asked: only the kill below is left.
+                Err(_) => std::future::pending().await,
+            }
+        });
+        if let Ok(exit) = asked.await {
+            return exit;
+        }
+        self.process.kill();
+        self.exit.await
+    }
+}
+
+/// Starts executors.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    options: Options,
+}
+
+impl Launcher {
+    /// With these options for every executor.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self { options }
+    }
+
+    /// The groups that executors are started in.
+    #[must_use]
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.options.cgroups
+    }
+
+    /// Starts one executor. When this fails or is dropped, nothing of it is left running.
+    ///
+    /// # Errors
+    /// The first step that failed; see [`Error`].
+    pub async fn start(&self, spec: ExecutorSpec) -> Result<Running, Error> {
+        check(&spec)?;
+        let home = self.options.executors_dir.join(spec.id.as_str());
+        prepare_directories(&spec, &home)?;
+        let group = self.make_group(&spec)?;
+        // From here on, leaving early kills and cleans up.
+        let mut guard = process::Guard::new(group.clone());
+        let within = self.options.start_timeout;
+        let started = tokio::time::timeout(within, self.get_ready(&spec, &home, &group, &mut guard)).await;
+        let (link, hello, warnings) = match started {
+            Ok(result) => result?,
+            Err(_) => return Err(Error::TimedOut { id: spec.id, within, last_words: spawn::last_words(&home) }),
+        };
+        let Some(process) = guard.disarm() else {
+            return Err(implausible(&spec.id, "it has no process"));
+        };
+        let isolation = isolation(&process, &group, &warnings);
+        let exit = Box::pin(process::watch(process.clone(), group.clone(), home, spec.max_memory));
+        Ok(Running { hello, link, group, process, exit, isolation, warnings })
+    }
+
+    fn make_group(&self, spec: &ExecutorSpec) -> Result<ExecutorGroup, Error> {
+        let failed = |source| Error::Cgroup { id: spec.id.clone(), source };
+        let group = self.options.cgroups.executor(&spec.id).map_err(failed)?;
+        let limits = group
+            .set_memory(spec.max_memory)
+            .and_then(|_| group.set_max_threads(BASE_THREADS + THREADS_PER_SLOT * spec.slots))
+            .and_then(|()| group.make_slots(spec.slots));
+        if let Err(e) = limits {
+            let _ = group.try_remove();
+            return Err(failed(e));
+        }
+        Ok(group)
+    }
+
+    /// From the spawn to threads in their slots.
+    async fn get_ready(
+        &self,
+        spec: &ExecutorSpec,
+        home: &Path,
+        group: &ExecutorGroup,
+        guard: &mut process::Guard,
+    ) -> Result<(ExecutorLink, Hello, Vec<String>), Error> {
+        let mut warnings = spawn::spawn(&self.options, spec, home, group, guard).await?;
+        let Some(process) = guard.process() else { return Err(implausible(&spec.id, "it has no process")) };
+        let socket = home.join(SOCKET_NAME);
+        let mut link = ExecutorLink::connect(&socket).await.map_err(io(&spec.id, "connecting to", &socket))?;
+        let (peer, _) = link.peer().map_err(io(&spec.id, "asking who listens on", &socket))?;
+        if peer != process.pid() {
+            return Err(implausible(&spec.id, &format!("process {peer} listens on its socket, not its supervisor {}", process.pid())));
+        }
+        let failed = |source| Error::Link { id: spec.id.clone(), source };
+        let welcome = Welcome { slots: spec.slots, max_memory_bytes: spec.max_memory.0 };
+        link.send(to_executor::Message::Welcome(welcome), &[]).await.map_err(failed)?;
+        let hello = match link.recv().await.map_err(failed)? {
+            Some(from_executor::Message::Hello(hello)) => hello,
+            Some(_) => return Err(implausible(&spec.id, "its first message is no Hello")),
+            None => {
+                let words = spawn::last_words(home);
+                return Err(implausible(&spec.id, &format!("it closed the connection before its Hello; its last words: {words:?}")));
+            }
+        };
+        if hello.protocol != PROTOCOL_VERSION {
+            let text = format!("it speaks version {} of the protocol, this agent {PROTOCOL_VERSION}: install both together", hello.protocol);
+            return Err(implausible(&spec.id, &text));
+        }
+        threads::place(spec, &hello, process, group)?;
+        warnings.extend(hello.warnings.iter().take(16).map(|w| w.chars().take(500).collect()));
+        Ok((link, hello, warnings))
+    }
+}
+
+fn check(spec: &ExecutorSpec) -> Result<(), Error> {
+    if spec.slots == 0 || spec.slots > MAX_SLOTS {
+        return Err(implausible(&spec.id, &format!("{} slots are not between 1 and {MAX_SLOTS}", spec.slots)));
+    }
+    Ok(())
+}
+
+/// Makes the two directories, for their owner only, and removes the record of an earlier executor.
+fn prepare_directories(spec: &ExecutorSpec, home: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    for dir in [home, spec.directory.as_path()] {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(io(&spec.id, "making the directory", dir))?;
+    }
+    let old = home.join(EXIT_NAME);
+    match std::fs::remove_file(&old) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(&spec.id, "removing", &old)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn isolation(process: &ProcessHandle, group: &ExecutorGroup, warnings: &[String]) -> BTreeMap<String, String> {
+    let namespace = if process.pid_namespace() {
+        "on".to_owned()
+    } else {
+        let why = warnings.iter().find(|w| w.contains("pid namespace")).map_or("not asked for", String::as_str);
+        format!("off: {why}")
+    };
+    let groups = if group.exists() { "on" } else { "off: no control groups" };
+    BTreeMap::from([("pid_namespace".to_owned(), namespace), ("cgroup".to_owned(), groups.to_owned())])
+}
+
+fn io(id: &ExecutorId, operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let (id, path) = (id.clone(), path.to_owned());
+    move |source| Error::Io { id, operation, path, source }
+}
+
+fn implausible(id: &ExecutorId, message: &str) -> Error {
+    Error::Implausible { id: id.clone(), message: message.to_owned() }
+}

@@ -1,0 +1,183 @@
+//! An executor's processes from outside: killing them, and knowing when and why they ended.
+
+use crate::cgroup::ExecutorGroup;
+use nix::sys::signal::{Signal as NixSignal, killpg};
+use nix::unistd::Pid as NixPid;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use smalti_executor_protocol::supervision::ExitRecord;
+use smalti_types::Bytes;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// How long to try to remove the groups of an executor that has ended.
+const REMOVE_FOR: Duration = Duration::from_secs(10);
+
+/// How an executor ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// For people and for status messages: `killed by signal 9 (SIGKILL)`.
+    pub cause: String,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// Whether the kernel killed it, or a part of it, at its memory limit.
+    pub oom: bool,
+}
+
+/// Kills an executor. Clones name the same one. Dropping it does nothing.
+#[derive(Debug, Clone)]
+pub struct ProcessHandle {
+    pid: i32,
+    pid_namespace: bool,
+    pidfd: Arc<OwnedFd>,
+    group: ExecutorGroup,
+}
+
+impl ProcessHandle {
+    /// Names a supervisor that is surely alive or not yet waited for.
+    pub(super) fn open(pid: i32, pid_namespace: bool, group: ExecutorGroup) -> std::io::Result<Self> {
+        let raw = Pid::from_raw(pid).ok_or_else(|| std::io::Error::other(format!("{pid} is no process id")))?;
+        Ok(Self { pid, pid_namespace, pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?), group })
+    }
+
+    /// The supervisor's pid, as the agent sees it.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Whether it is the init of a pid namespace of its own.
+    #[must_use]
+    pub fn pid_namespace(&self) -> bool {
+        self.pid_namespace
+    }
+
+    /// Kills everything of the executor at once: its namespace ends with its init, else its group or session.
+    pub fn kill(&self) {
+        if !self.pid_namespace {
+            // The supervisor leads the session; while its pidfd can be signalled, its id is not somebody else's.
+            if pidfd_send_signal(&*self.pidfd, Signal::STOP).is_ok() {
+                let _ = killpg(NixPid::from_raw(self.pid), NixSignal::SIGKILL);
+            }
+            if let Err(e) = self.group.kill() {
+                tracing::warn!("killing the group of executor {}: {e}", self.group.id());
+            }
+        }
+        let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
+    }
+}
+
+/// Cleans up after a start that did not come to its end.
+#[derive(Debug)]
+pub(super) struct Guard {
+    group: Option<ExecutorGroup>,
+    process: Option<ProcessHandle>,
+}
+
+impl Guard {
+    pub(super) fn new(group: ExecutorGroup) -> Self {
+        Self { group: Some(group), process: None }
+    }
+
+    pub(super) fn set(&mut self, process: ProcessHandle) {
+        self.process = Some(process);
+    }
+
+    pub(super) fn process(&self) -> Option<&ProcessHandle> {
+        self.process.as_ref()
+    }
+
+    pub(super) fn disarm(mut self) -> Option<ProcessHandle> {
+        self.group = None;
+        self.process.take()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Some(group) = self.group.take() else { return };
+        if let Some(process) = &self.process {
+            process.kill();
+        }
+        remove_later(group);
+    }
+}
+
+/// Waits for the supervisor's end, then finds out why and cleans up.
+pub(super) async fn watch(process: ProcessHandle, group: ExecutorGroup, home: PathBuf, limit: Bytes) -> Exit {
+    #[expect(unsafe_code, reason = "tokio wants a promise that the descriptor stays open")]
+    // SAFETY: the AsyncFd holds a share of the OwnedFd, which nobody can close while it lives.
+    let registered = unsafe { AsyncFd::register_with_interest(process.pidfd.clone(), Interest::READABLE) };
+    match registered {
+        Ok(fd) => drop(fd.readable().await),
+        Err(e) => {
+            tracing::warn!("cannot wait for executor {}: {e}; asking again and again", group.id());
+            while pidfd_send_signal(&*process.pidfd, Signal::CONT).is_ok() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    let exit = find_cause(&home, &group, limit);
+    remove_later(group);
+    exit
+}
+
+/// Reads the exit record and the group's counters.
+fn find_cause(home: &Path, group: &ExecutorGroup, limit: Bytes) -> Exit {
+    let record = ExitRecord::load(home).unwrap_or_else(|e| {
+        tracing::warn!("exit record of executor {}: {e}", group.id());
+        None
+    });
+    let oom = group.oom_kills().unwrap_or_default() > 0;
+    cause(record, oom.then_some(limit))
+}
+
+/// Pure: what a record and a memory limit that was reached mean.
+fn cause(record: Option<ExitRecord>, out_of_memory: Option<Bytes>) -> Exit {
+    let record = record.unwrap_or_default();
+    let cause = match (out_of_memory, record.signal, record.code) {
+        (Some(limit), _, _) => format!("out of memory: the executor's cgroup limit of {limit} was reached"),
+        (None, Some(signal), _) => {
+            let name = NixSignal::try_from(signal).map_or("an unknown signal", NixSignal::as_str);
+            format!("killed by signal {signal} ({name})")
+        }
+        (None, None, Some(code)) => format!("exited with code {code}"),
+        (None, None, None) => "killed together with its supervisor".to_owned(),
+    };
+    Exit { cause, signal: record.signal, code: record.code, oom: out_of_memory.is_some() }
+}
+
+/// Kills what is left in the groups and removes them, in a task of its own: the kernel takes its time with dying processes.
+fn remove_later(group: ExecutorGroup) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let _ = group.remove(Duration::ZERO);
+        return;
+    };
+    runtime.spawn_blocking(move || {
+        if let Err(e) = group.remove(REMOVE_FOR) {
+            tracing::warn!("removing the groups of executor {}: {e}", group.id());
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_named() {
+        let record = |code, signal| Some(ExitRecord { version: 1, code, signal });
+        assert_eq!(cause(record(None, Some(9)), None).cause, "killed by signal 9 (SIGKILL)");
+        assert_eq!(cause(record(Some(3), None), None).cause, "exited with code 3");
+        assert_eq!(cause(None, None).cause, "killed together with its supervisor");
+        let exit = cause(record(None, Some(9)), Some(Bytes::mib(64)));
+        assert_eq!(exit.cause, "out of memory: the executor's cgroup limit of 64MiB was reached");
+        assert!(exit.oom);
+        assert_eq!(cause(record(None, Some(4000)), None).cause, "killed by signal 4000 (an unknown signal)");
+    }
+}

@@ -1,0 +1,81 @@
+//! The launcher process: started, limited, let go, and asked for the supervisor's pid.
+
+use super::process::{Guard, ProcessHandle};
+use super::{Error, ExecutorSpec, Options, implausible, io};
+use crate::cgroup::ExecutorGroup;
+use smalti_executor_protocol::supervision::{Launched, STDERR_NAME};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+
+/// Longest line that is read from the launcher.
+const MAX_LINE_BYTES: u64 = 64 << 10;
+/// How much of an executor's stderr an error shows.
+const LAST_WORDS_BYTES: u64 = 1024;
+
+/// Starts the supervisor and hands its process to `guard`. Gives the warnings.
+pub(super) async fn spawn(
+    options: &Options,
+    spec: &ExecutorSpec,
+    home: &Path,
+    group: &ExecutorGroup,
+    guard: &mut Guard,
+) -> Result<Vec<String>, Error> {
+    let absolute = |path: &Path| std::path::absolute(path).map_err(io(&spec.id, "resolving", path));
+    let mut command = Command::new(&options.executor_path);
+    command.arg("launch").arg("--dir").arg(absolute(home)?).arg("--work-dir").arg(absolute(&spec.directory)?);
+    command.args(["--recovery-timeout-ms", &options.recovery_timeout.as_millis().to_string()]);
+    if !options.namespaces {
+        command.arg("--no-namespaces");
+    }
+    command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
+    let mut child = command.spawn().map_err(io(&spec.id, "starting", &options.executor_path))?;
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        group.add_process(pid).map_err(|source| Error::Cgroup { id: spec.id.clone(), source })?;
+    }
+    let launched = let_go(&mut child, spec, options).await?;
+    let warnings = match launched {
+        Launched::Failed { error } => return Err(Error::Supervisor { id: spec.id.clone(), message: error }),
+        Launched::Started { pid, pid_namespace, warnings } => {
+            // The launcher has not waited for the supervisor and lives until its stdin closes: the pid is still the same process.
+            let process = ProcessHandle::open(pid, pid_namespace, group.clone()).map_err(io(&spec.id, "opening a pidfd of", home))?;
+            if !group.contains(pid) {
+                return Err(implausible(&spec.id, &format!("process {pid} is not in its control group")));
+            }
+            guard.set(process);
+            warnings
+        }
+    };
+    drop(child.stdin.take());
+    child.wait().await.map_err(io(&spec.id, "waiting for", &options.executor_path))?;
+    Ok(warnings)
+}
+
+/// Writes the go byte and reads the launcher's line.
+async fn let_go(child: &mut Child, spec: &ExecutorSpec, options: &Options) -> Result<Launched, Error> {
+    let failed = |what| io(&spec.id, what, &options.executor_path);
+    if let Some(stdin) = &mut child.stdin {
+        stdin.write_all(b"g").await.map_err(failed("letting go"))?;
+    }
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout.take(MAX_LINE_BYTES)).read_line(&mut line).await.map_err(failed("listening to"))?;
+    }
+    Launched::parse(&line).map_err(|e| implausible(&spec.id, &format!("its launcher said {:?}: {e}", line.chars().take(200).collect::<String>())))
+}
+
+/// The end of the executor's stderr, for errors.
+pub(super) fn last_words(home: &Path) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(home.join(STDERR_NAME))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(LAST_WORDS_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+}

@@ -1,0 +1,130 @@
+//! Which thread runs which slot.
+//!
+//! An executor knows its threads by the ids of its own pid namespace. The agent translates them through /proc and moves only
+//! threads of the worker, which must be a child of the supervisor and in the executor's group: an executor that lies about its
+//! ids gets nobody else's threads moved.
+
+use super::process::ProcessHandle;
+use super::{Error, ExecutorSpec, implausible, io};
+use crate::cgroup::ExecutorGroup;
+use smalti_executor_protocol::v1::Hello;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Moves the thread of every slot into its group.
+pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<(), Error> {
+    let slots = check(hello, spec.slots).map_err(|m| implausible(&spec.id, &m))?;
+    if !group.exists() {
+        return Ok(());
+    }
+    let worker = find_worker(process.pid(), hello.pid).map_err(io(&spec.id, "looking for the worker in", Path::new("/proc")))?;
+    let Some(worker) = worker.filter(|pid| group.contains(*pid)) else {
+        return Err(implausible(&spec.id, &format!("its supervisor has no child that calls itself process {}", hello.pid)));
+    };
+    let tasks = PathBuf::from(format!("/proc/{worker}/task"));
+    let threads = threads(&tasks).map_err(io(&spec.id, "listing", &tasks))?;
+    for (slot, inner) in slots {
+        let Some(outer) = threads.get(&inner) else {
+            return Err(implausible(&spec.id, &format!("thread {inner} of slot {slot} is not one of its threads")));
+        };
+        group.place_thread(slot, *outer).map_err(|source| Error::Cgroup { id: spec.id.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// Every slot once, every thread once.
+fn check(hello: &Hello, slots: u32) -> Result<BTreeMap<u32, i32>, String> {
+    let by_slot: BTreeMap<u32, i32> = hello.slots.iter().map(|s| (s.slot, s.tid)).collect();
+    let tids: BTreeSet<i32> = by_slot.values().copied().collect();
+    let expected = (0..slots).eq(by_slot.keys().copied());
+    if !expected || hello.slots.len() != by_slot.len() || tids.len() != by_slot.len() {
+        return Err(format!("its Hello names {} slot threads for {slots} slots, not each exactly once", hello.slots.len()));
+    }
+    Ok(by_slot)
+}
+
+/// The child of `supervisor` that is process `inner` in its innermost namespace.
+fn find_worker(supervisor: i32, inner: i32) -> std::io::Result<Option<i32>> {
+    let children = match std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")) {
+        Ok(text) => text.split_whitespace().filter_map(|w| w.parse().ok()).collect(),
+        // Kernels without that file: ask every process for its parent.
+        Err(_) => children_by_scan(supervisor)?,
+    };
+    Ok(children.into_iter().find(|pid| status(&format!("/proc/{pid}/status")).and_then(|s| innermost(&s)) == Some(inner)))
+}
+
+fn children_by_scan(parent: i32) -> std::io::Result<Vec<i32>> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else { continue };
+        let line = status(&format!("/proc/{pid}/status")).and_then(|s| field(&s, "PPid:")?.trim().parse::<i32>().ok());
+        if line == Some(parent) {
+            out.push(pid);
+        }
+    }
+    Ok(out)
+}
+
+/// Threads of a process: innermost id to the id that the agent sees.
+fn threads(tasks: &Path) -> std::io::Result<BTreeMap<i32, i32>> {
+    let mut out = BTreeMap::new();
+    for entry in std::fs::read_dir(tasks)? {
+        let entry = entry?;
+        let Some(outer) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        if let Some(inner) = std::fs::read_to_string(entry.path().join("status")).ok().and_then(|s| innermost(&s)) {
+            out.insert(inner, outer);
+        }
+    }
+    Ok(out)
+}
+
+fn status(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name))
+}
+
+/// The last id of the NSpid line: `NSpid:\t4711\t7`.
+fn innermost(status: &str) -> Option<i32> {
+    field(status, "NSpid:")?.split_whitespace().next_back()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_executor_protocol::v1::SlotThread;
+
+    fn hello(pid: i32, slots: &[(u32, i32)]) -> Hello {
+        Hello { pid, slots: slots.iter().map(|(slot, tid)| SlotThread { slot: *slot, tid: *tid }).collect(), ..Hello::default() }
+    }
+
+    #[test]
+    fn a_hello_must_name_every_slot_and_thread_once() {
+        assert_eq!(check(&hello(2, &[(1, 8), (0, 7)]), 2), Ok(BTreeMap::from([(0, 7), (1, 8)])));
+        for bad in [&[(0, 7)][..], &[(0, 7), (1, 7)], &[(0, 7), (0, 8)], &[(0, 7), (2, 8)], &[(0, 7), (1, 8), (1, 9)], &[]] {
+            assert!(check(&hello(2, bad), 2).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn own_threads_are_found() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let tid = nix::unistd::gettid().as_raw();
+        let found = threads(Path::new("/proc/self/task")).unwrap();
+        assert!(found.values().any(|t| *t == tid) && found.values().any(|t| *t == me));
+        assert_eq!(innermost("Name:\tx\nNSpid:\t4711\t7\n"), Some(7));
+        assert_eq!(innermost("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn a_child_is_found_both_ways() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(children_by_scan(me).unwrap().contains(&pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,131 @@
+//! What the operator can set.
+//!
+//! Owns the flags and their defaults. What is not set is detected (see `detect`).
+
+use crate::cgroup::Mode;
+use crate::detect::Overrides;
+use smalti_types::{Attributes, Bytes, MilliCpus, MilliUnits, PortSet};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Options of `smalti agent`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Address of the master
+    #[arg(long, value_name = "HOST:PORT", env = "SMALTI_MASTER", default_value = "127.0.0.1:5050")]
+    pub master: String,
+    /// Where the agent keeps its id, caches and sandboxes
+    #[arg(long, value_name = "DIR", env = "SMALTI_AGENT_DATA_DIR", default_value = "/var/lib/smalti/agent")]
+    pub data_dir: PathBuf,
+    /// Processor cores for tasks [default: those of this machine]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<MilliCpus>,
+    /// Memory for tasks [default: that of this machine, less the agent's own overhead]
+    #[arg(long, value_name = "SIZE")]
+    pub mem: Option<Bytes>,
+    /// Disk for tasks [default: what is free, less the agent's own overhead]
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<Bytes>,
+    /// Ports for tasks [default: 31000-32000]
+    #[arg(long, value_name = "RANGES")]
+    pub ports: Option<PortSet>,
+    /// Other resources, like 'gpus=2;licences=5'
+    #[arg(long, value_name = "NAME=AMOUNT;…", default_value = "")]
+    pub resources: CustomResources,
+    /// Facts that tasks can ask for, like 'zone=eu;rack=r1'
+    #[arg(long, value_name = "NAME=VALUE;…", default_value = "")]
+    pub attributes: Attributes,
+    /// Whether to insist on the kernel's limits
+    #[arg(long, value_enum, default_value = "required")]
+    pub isolation: Mode,
+    /// The executor's binary [default: smalti-executor beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub executor: Option<PathBuf>,
+    /// This machine's name [default: as the kernel has it]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Agent id, instead of the one kept in the data directory
+    #[arg(long, value_name = "ID")]
+    pub name: Option<smalti_types::AgentId>,
+    /// Outputs of ended tasks are kept up to this size
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub sandbox_budget: Bytes,
+    /// Bundles, compiled code and inputs are kept up to this size
+    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
+    pub cache_budget: Bytes,
+    /// Slots of an executor
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub slots_per_executor: u32,
+    /// Directories below which file:// bundles and inputs may lie (repeatable)
+    #[arg(long, value_name = "DIR")]
+    pub file_root: Vec<PathBuf>,
+}
+
+impl Options {
+    /// The part that replaces what would be detected.
+    #[must_use]
+    pub fn overrides(&self) -> Overrides {
+        Overrides { cpus: self.cpus, mem: self.mem, disk: self.disk, ports: self.ports.clone(), custom: self.resources.0.clone() }
+    }
+}
+
+/// Custom scalars as they are written on the command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CustomResources(pub BTreeMap<Arc<str>, MilliUnits>);
+
+/// Why a text is not a list of custom resources.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CustomResourcesError {
+    /// Not `name=amount`.
+    #[error("`{0}` is not a resource: write it like gpus=2;licences=5")]
+    Form(String),
+    /// A resource with a flag of its own.
+    #[error("{0} has a flag of its own: --{0}")]
+    Builtin(String),
+    /// Not an amount.
+    #[error("{name}: {source}")]
+    Amount {
+        /// Of which resource.
+        name: String,
+        /// What is wrong.
+        source: smalti_types::amount::AmountError,
+    },
+}
+
+impl std::str::FromStr for CustomResources {
+    type Err = CustomResourcesError;
+
+    fn from_str(text: &str) -> Result<Self, CustomResourcesError> {
+        let mut all = BTreeMap::new();
+        for part in text.split(';').map(str::trim).filter(|p| !p.is_empty()) {
+            let form = || CustomResourcesError::Form(part.to_owned());
+            let (name, amount) = part.split_once('=').ok_or_else(form)?;
+            let name = name.trim();
+            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+                return Err(form());
+            }
+            if matches!(name, "cpus" | "mem" | "disk" | "ports") {
+                return Err(CustomResourcesError::Builtin(name.to_owned()));
+            }
+            let amount = amount.parse().map_err(|source| CustomResourcesError::Amount { name: name.to_owned(), source })?;
+            all.insert(name.into(), amount);
+        }
+        Ok(Self(all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn custom_resources_are_read_and_nonsense_is_named() {
+        let all: CustomResources = "gpus=2; licences=0.5;".parse().unwrap();
+        assert_eq!((all.0["gpus"], all.0["licences"]), (MilliUnits(2000), MilliUnits(500)));
+        for (bad, why) in [("gpus", "like gpus=2"), ("cpus=2", "--cpus"), ("gpus=-1", "negative"), ("=1", "like"), ("a b=1", "like")] {
+            let error = bad.parse::<CustomResources>().unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Reads what tasks and items wrote: a task's two files, and the slots' files that a part's ledgers point into.
+//!
+//! Owns the reading side of the ledger's layout (the executor writes it). Trusts nothing: records are checked and ranges are cut to what
+//! the files hold. Runs on threads that may block; deliberately absent: who asked, and sending.
+
+use crate::sandbox::{Error as SandboxError, Sandboxes};
+use smalti_types::{ItemSet, TaskKey};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Length of a ledger's record.
+const RECORD_LEN: usize = 96;
+const MAGIC: u32 = 0x534d_4c31;
+const VERSION: u16 = 1;
+/// The checksum covers the bytes before it.
+const CHECKED: usize = 88;
+/// Bytes handed on at a time.
+pub(crate) const CHUNK: usize = 64 << 10;
+/// Records taken into memory for one read, at most.
+const MOST_RECORDS: usize = 4 << 20;
+/// Most slots whose files are looked for.
+const MOST_SLOTS: usize = 4096;
+/// Bytes searched from the end for the last lines, at most.
+const MOST_TAIL: u64 = 16 << 20;
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stream {
+    Out,
+    Err,
+}
+
+impl Stream {
+    const fn task_file(self) -> &'static str {
+        match self {
+            Self::Out => "stdout",
+            Self::Err => "stderr",
+        }
+    }
+
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Out => "out",
+            Self::Err => "err",
+        }
+    }
+}
+
+/// Why a read ends early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A file cannot be opened.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A file cannot be read.
+    #[error("cannot read {file} of {key}: {source}")]
+    Io {
+        /// Whose.
+        key: TaskKey,
+        /// Which.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A ledger says what its slot's file does not have.
+    #[error("the output of item {item} of {key} is damaged: its ledger names bytes that are not there")]
+    Damaged {
+        /// Whose.
+        key: TaskKey,
+        /// Which item.
+        item: u64,
+    },
+    /// More records than one read may hold.
+    #[error("{0} has more items than one read can give: ask for some of them")]
+    TooMany(TaskKey),
+    /// The reader has gone.
+    #[error("the reader has gone")]
+    Closed,
+}
+
+/// Takes what was read: item (for parts), stream, bytes.
+pub(crate) type Sink<'a> = dyn FnMut(Option<u64>, Stream, &[u8]) -> Result<(), Error> + 'a;
+
+/// One output file of a single task, read as it grows.
+#[derive(Debug)]
+pub(crate) struct TaskOutput {
+    key: TaskKey,
+    stream: Stream,
+    file: Option<File>,
+    at: u64,
+    tail: Option<u64>,
+}
+
+impl TaskOutput {
+    /// `tail`: begin that many lines before the end.
+    pub(crate) const fn new(key: TaskKey, stream: Stream, tail: Option<u64>) -> Self {
+        Self { key, stream, file: None, at: 0, tail }
+    }
+
+    /// Hands on what is new.
+    pub(crate) fn poll(&mut self, sandboxes: &Sandboxes, sink: &mut Sink<'_>) -> Result<(), Error> {
+        if self.file.is_none() {
+            // The executor makes it when the task starts.
+            self.file = sandboxes.open(&self.key, self.stream.task_file(), false).ok();
+        }
+        let Some(file) = &self.file else { return Ok(()) };
+        let failed = |source| Error::Io { key: self.key.clone(), file: self.stream.task_file().into(), source };
+        if let Some(lines) = self.tail.take() {
+            self.at = tail_start(file, lines).map_err(failed)?;
+        }
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let n = file.read_at(&mut buffer, self.at).map_err(failed)?;
+            if n == 0 {
+                return Ok(());
+            }
+            self.at += n as u64;
+            sink(None, self.stream, &buffer[..n])?;
+        }
+    }
+}
+
+/// Where the last `lines` lines begin; an unfinished last line counts as one.
+fn tail_start(file: &File, lines: u64) -> io::Result<u64> {
+    let length = file.metadata()?.len();
+    let lowest = length.saturating_sub(MOST_TAIL);
+    let (mut end, mut found, mut buffer) = (length, 0, vec![0; CHUNK]);
+    while end > lowest {
+        let start = end.saturating_sub(CHUNK as u64).max(lowest);
+        let block = &mut buffer[..usize::try_from(end - start).unwrap_or(CHUNK)];
+        file.read_exact_at(block, start)?;
+        for (i, byte) in block.iter().enumerate().rev() {
+            let position = start + i as u64;
+            // The newline that ends the last line begins no other.
+            if *byte == b'\n' && position + 1 < length {
+                found += 1;
+                if found == lines {
+                    return Ok(position + 1);
+                }
+            }
+        }
+        end = start;
+    }
+    Ok(if lines == 0 { length } else { lowest })
+}
+
+/// Where one item's output lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Record {
+    slot: u32,
+    item: u64,
+    attempt: u32,
+    out: (u64, u64),
+    err: (u64, u64),
+}
+
+impl Record {
+    /// `None` unless magic, version and checksum are right.
+    fn decode(slot: u32, bytes: &[u8]) -> Option<Self> {
+        let long = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+        let int = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
+        let sum = blake3::hash(bytes.get(..CHECKED)?);
+        let good = int(0)? == MAGIC
+            && u16::try_from(int(4)? & 0xffff).is_ok_and(|v| v == VERSION)
+            && bytes.get(CHECKED..RECORD_LEN)? == &sum.as_bytes()[..RECORD_LEN - CHECKED];
+        good.then_some(())?;
+        Some(Self { slot, item: long(8)?, attempt: int(16)?, out: (long(24)?, long(32)?), err: (long(40)?, long(48)?) })
+    }
+}
+
+/// One slot's files.
+#[derive(Debug)]
+struct SlotFiles {
+    ledger: File,
+    at: u64,
+    out: Option<File>,
+    err: Option<File>,
+}
+
+/// The outputs of a part's items, read as they end.
+#[derive(Debug)]
+pub(crate) struct PartOutput {
+    key: TaskKey,
+    /// `None`: all.
+    wanted: Option<ItemSet>,
+    streams: Vec<Stream>,
+    slots: BTreeMap<u32, SlotFiles>,
+    /// Items handed on already.
+    given: ItemSet,
+}
+
+impl PartOutput {
+    pub(crate) fn new(key: TaskKey, wanted: Option<ItemSet>, streams: Vec<Stream>) -> Self {
+        Self { key, wanted, streams, slots: BTreeMap::new(), given: ItemSet::default() }
+    }
+
+    /// Whether everything that was asked for has been handed on.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.wanted.as_ref().is_some_and(|wanted| self.given.contains_all(wanted))
+    }
+
+    /// Hands on the items that are new, in ascending order. An item with several attempts gives its last one.
+    pub(crate) fn poll(&mut self, sandboxes: &Sandboxes, sink: &mut Sink<'_>) -> Result<(), Error> {
+        self.find_slots(sandboxes)?;
+        let mut fresh: BTreeMap<u64, Record> = BTreeMap::new();
+        let slots: Vec<u32> = self.slots.keys().copied().collect();
+        for slot in slots {
+            self.read_ledger(slot, &mut fresh)?;
+        }
+        for record in fresh.values() {
+            for stream in self.streams.clone() {
+                self.give(sandboxes, record, stream, sink)?;
+            }
+            self.given.insert(record.item);
+        }
+        Ok(())
+    }
+
+    /// Slots' files appear one after another when the part starts.
+    fn find_slots(&mut self, sandboxes: &Sandboxes) -> Result<(), Error> {
+        let directory = sandboxes.task_directory(&self.key);
+        let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
+        for entry in entries.take(4 * MOST_SLOTS).flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|n| n.strip_prefix("slot-")?.strip_suffix(".ledger")?.parse::<u32>().ok());
+            let Some(slot) = number.filter(|slot| !self.slots.contains_key(slot)) else { continue };
+            let ledger = sandboxes.open(&self.key, &format!("slot-{slot}.ledger"), false)?;
+            self.slots.insert(slot, SlotFiles { ledger, at: 0, out: None, err: None });
+        }
+        Ok(())
+    }
+
+    fn read_ledger(&mut self, slot: u32, fresh: &mut BTreeMap<u64, Record>) -> Result<(), Error> {
+        let key = self.key.clone();
+        let Some(files) = self.slots.get_mut(&slot) else { return Ok(()) };
+        let mut buffer = vec![0; RECORD_LEN * 512];
+        loop {
+            let n = read_full(&files.ledger, &mut buffer, files.at).map_err(|source| Error::Io {
+                key: key.clone(),
+                file: format!("slot-{slot}.ledger"),
+                source,
+            })?;
+            let whole = n / RECORD_LEN * RECORD_LEN;
+            for bytes in buffer[..whole].chunks_exact(RECORD_LEN) {
+                // A damaged record names nothing that could be read; its item has then no output here.
+                let Some(record) = Record::decode(slot, bytes) else { continue };
+                if self.wanted.as_ref().is_some_and(|w| !w.contains(record.item)) || self.given.contains(record.item) {
+                    continue;
+                }
+                let entry = fresh.entry(record.item).or_insert(record);
+                if record.attempt >= entry.attempt {
+                    *entry = record;
+                }
+            }
+            files.at += whole as u64;
+            if fresh.len() > MOST_RECORDS {
+                return Err(Error::TooMany(key));
+            }
+            if whole < buffer.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn give(&mut self, sandboxes: &Sandboxes, record: &Record, stream: Stream, sink: &mut Sink<'_>) -> Result<(), Error> {
+        let (mut at, mut left) = match stream {
+            Stream::Out => record.out,
+            Stream::Err => record.err,
+        };
+        if left == 0 {
+            return Ok(());
+        }
+        let name = format!("slot-{}.{}", record.slot, stream.suffix());
+        let Some(files) = self.slots.get_mut(&record.slot) else { return Ok(()) };
+        let file = match stream {
+            Stream::Out => &mut files.out,
+            Stream::Err => &mut files.err,
+        };
+        if file.is_none() {
+            *file = Some(sandboxes.open(&self.key, &name, false)?);
+        }
+        let Some(file) = file else { return Ok(()) };
+        let mut buffer = vec![0; CHUNK.min(usize::try_from(left).unwrap_or(CHUNK))];
+        while left > 0 {
+            let most = buffer.len().min(usize::try_from(left).unwrap_or(CHUNK));
+            let n =
+                file.read_at(&mut buffer[..most], at).map_err(|source| Error::Io { key: self.key.clone(), file: name.clone(), source })?;
+            if n == 0 {
+                return Err(Error::Damaged { key: self.key.clone(), item: record.item });
+            }
+            at = at.saturating_add(n as u64);
+            left -= n as u64;
+            sink(Some(record.item), stream, &buffer[..n])?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut have = 0;
+    while have < buffer.len() {
+        match file.read_at(&mut buffer[have..], at + have as u64)? {
+            0 => break,
+            n => have += n,
+        }
+    }
+    Ok(have)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_types::{Bytes, FrameworkId, TaskId};
+    use std::path::Path;
+
+    fn key() -> TaskKey {
+        TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new("t").unwrap(), attempt: 0 }
+    }
+
+    fn record(item: u64, attempt: u32, out: (u64, u64)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(MAGIC.to_le_bytes());
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(1_u16.to_le_bytes());
+        bytes.extend(item.to_le_bytes());
+        bytes.extend(attempt.to_le_bytes());
+        bytes.extend(0_i32.to_le_bytes());
+        for n in [out.0, out.1, 0, 0, 1, 1, 1, 0] {
+            bytes.extend(n.to_le_bytes());
+        }
+        let sum = blake3::hash(&bytes);
+        bytes.extend(&sum.as_bytes()[..8]);
+        bytes
+    }
+
+    fn sandboxes(dir: &Path) -> (Sandboxes, std::path::PathBuf) {
+        let (all, _) = Sandboxes::start(dir, Bytes::gib(1)).unwrap();
+        let path = all.make(&key(), true).unwrap();
+        (all, path)
+    }
+
+    fn items(part: &mut PartOutput, all: &Sandboxes) -> Result<Vec<(u64, String)>, Error> {
+        let mut got = Vec::new();
+        part.poll(all, &mut |item, _, bytes| {
+            got.push((item.unwrap(), String::from_utf8_lossy(bytes).into_owned()));
+            Ok(())
+        })?;
+        Ok(got)
+    }
+
+    #[test]
+    fn items_come_in_ascending_order_across_slots_and_the_last_attempt_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, path) = sandboxes(dir.path());
+        std::fs::write(path.join("slot-0.out"), "zerotwo").unwrap();
+        std::fs::write(path.join("slot-0.ledger"), [record(0, 0, (0, 4)), record(2, 0, (4, 3))].concat()).unwrap();
+        std::fs::write(path.join("slot-1.out"), "onetwo again").unwrap();
+        let mut ledger = [record(1, 0, (0, 3)), record(2, 1, (3, 9))].concat();
+        let third = record(3, 0, (0, 0));
+        ledger.extend(&third[..50]);
+        std::fs::write(path.join("slot-1.ledger"), &ledger).unwrap();
+        let mut part = PartOutput::new(key(), None, vec![Stream::Out, Stream::Err]);
+        let expected = [(0, "zero"), (1, "one"), (2, "two again")].map(|(i, t)| (i, t.to_owned()));
+        assert_eq!(items(&mut part, &all).unwrap(), expected);
+        // The record that was half written becomes whole; nothing is given twice.
+        ledger.extend(&third[50..]);
+        ledger.extend(record(4, 0, (0, 3)));
+        std::fs::write(path.join("slot-1.ledger"), &ledger).unwrap();
+        assert_eq!(items(&mut part, &all).unwrap(), [(4, "one".to_owned())]);
+        let mut some = PartOutput::new(key(), Some(ItemSet::range(1, 2)), vec![Stream::Out]);
+        assert_eq!(items(&mut some, &all).unwrap(), [(1, "one".to_owned())]);
+        assert!(some.is_complete());
+    }
+
+    #[test]
+    fn a_ledger_that_lies_harms_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, path) = sandboxes(dir.path());
+        std::fs::write(path.join("slot-0.out"), "x").unwrap();
+        let mut flipped = record(0, 0, (0, 1));
+        flipped[8] = 9;
+        std::fs::write(path.join("slot-0.ledger"), [flipped, record(1, 0, (u64::MAX, 1))].concat()).unwrap();
+        let mut part = PartOutput::new(key(), None, vec![Stream::Out]);
+        assert!(matches!(items(&mut part, &all), Err(Error::Damaged { item: 1, .. } | Error::Io { .. })));
+    }
+
+    #[test]
+    fn the_last_lines_of_a_file_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, path) = sandboxes(dir.path());
+        let text: String = (0..20_000).map(|i| format!("line {i}\n")).collect();
+        std::fs::write(path.join("stdout"), format!("{text}end")).unwrap();
+        let tail = |n| {
+            let mut got = Vec::new();
+            TaskOutput::new(key(), Stream::Out, n)
+                .poll(&all, &mut |_, _, b| {
+                    got.extend(b);
+                    Ok(())
+                })
+                .unwrap();
+            String::from_utf8(got).unwrap()
+        };
+        assert_eq!(tail(Some(0)), "");
+        assert_eq!(tail(Some(1)), "end");
+        assert_eq!(tail(Some(3)), "line 19998\nline 19999\nend");
+        assert_eq!(tail(Some(15_000)).lines().count(), 15_000);
+        assert_eq!(tail(Some(u64::MAX)), tail(None));
+    }
+}

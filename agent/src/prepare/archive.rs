@@ -1,0 +1,316 @@
+//! Bundles that are archives: `.tar`, `.tar.gz` and `.tar.zst`, told by their first bytes and unpacked with suspicion.
+//!
+//! Nothing is written outside the target, no links and no devices are made, and entries, bytes and the ratio of unpacked
+//! to packed are bounded. Deliberately absent: modes, owners and times of the archive; files are plain and read-only to guests.
+
+use super::Failure;
+use super::cache::size_of;
+use smalti_types::Reason;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+use tar::{Archive, EntryType};
+
+/// Where the guest lies in an unpacked archive, under its own name.
+pub(crate) const GUEST_DIR: &str = "guest";
+/// Where the archive's other files lie.
+pub(crate) const ASSETS_DIR: &str = "assets";
+
+/// Most entries of an archive.
+const MAX_ENTRIES: u64 = 10_000;
+/// Most bytes of all files together.
+const MAX_UNPACKED: u64 = 1 << 30;
+/// Most unpacked bytes per packed byte; real archives stay below 50.
+const MAX_RATIO: u64 = 200;
+/// Unpacked size below which the ratio does not matter: a text of blanks packs well.
+const RATIO_FREE: u64 = 64 << 20;
+/// Longest header extension (long names, attributes), which the tar reader holds in memory.
+const MAX_EXTENSION: u64 = 64 << 10;
+/// Deepest path.
+const MAX_DEPTH: usize = 32;
+/// The names by which a guest is found among several.
+const PREFERRED: [&str; 2] = ["main.wasm", "app.wasm"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+/// Tells an archive by its first bytes; `None` for everything else.
+pub(crate) fn detect(file: &mut File) -> io::Result<Option<Packing>> {
+    let mut head = [0_u8; 512];
+    let mut have = 0;
+    while have < head.len() {
+        match file.read(&mut head[have..])? {
+            0 => break,
+            n => have += n,
+        }
+    }
+    file.seek(SeekFrom::Start(0))?;
+    let head = &head[..have];
+    Ok(match head {
+        [0x1f, 0x8b, ..] => Some(Packing::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Packing::Zstd),
+        _ if head.get(257..262) == Some(b"ustar") => Some(Packing::Plain),
+        // An archive without entries is nothing but zeros.
+        _ if head.len() == 512 && head.iter().all(|b| *b == 0) => Some(Packing::Plain),
+        _ => None,
+    })
+}
+
+fn invalid(why: impl std::fmt::Display) -> Failure {
+    Failure::new(Reason::InvalidBundle, format!("the archive cannot be used: {why}"))
+}
+
+/// Unpacks into `target` (an empty directory): the guest into `guest/`, the rest into `assets/`.
+pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path) -> Result<(), Failure> {
+    let ours = |e: io::Error| Failure::new(Reason::LaunchFailed, format!("cannot unpack the archive into {}: {e}", target.display()));
+    let packed = fs::metadata(bundle).map_err(ours)?.len();
+    let most = MAX_UNPACKED.min(packed.saturating_mul(MAX_RATIO).max(RATIO_FREE));
+    survey(&mut Archive::new(open(bundle, packing, most)?), most)?;
+    let assets = target.join(ASSETS_DIR);
+    make_dir(&assets).map_err(ours)?;
+    let mut archive = Archive::new(open(bundle, packing, most)?);
+    for entry in archive.entries().map_err(invalid)? {
+        let mut entry = entry.map_err(invalid)?;
+        let path = safe_path(&entry.path_bytes())?;
+        let Some(path) = path else { continue };
+        let at = assets.join(&path);
+        if entry.header().entry_type() == EntryType::Directory {
+            make_dirs(&assets, &path).map_err(ours)?;
+            continue;
+        }
+        make_dirs(&assets, path.parent().unwrap_or(Path::new(""))).map_err(ours)?;
+        let mut file = match OpenOptions::new().write(true).create_new(true).open(&at) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(invalid(format!("it has `{}` twice", path.display()))),
+            Err(e) => return Err(ours(e)),
+        };
+        // Errors of the archive and of the disk look alike here; a full disk says so in its text.
+        io::copy(&mut entry, &mut file).map_err(invalid)?;
+        file.set_permissions(Permissions::from_mode(0o644)).map_err(ours)?;
+    }
+    let guest = choose_guest(&assets)?;
+    make_dir(&target.join(GUEST_DIR)).map_err(ours)?;
+    fs::rename(assets.join(&guest), target.join(GUEST_DIR).join(&guest)).map_err(ours)
+}
+
+/// Reads all headers first, without the tar reader's own handling of extensions, which would trust their sizes.
+fn survey(archive: &mut Archive<impl Read>, most: u64) -> Result<(), Failure> {
+    let (mut entries, mut bytes) = (0_u64, 0_u64);
+    for entry in archive.entries().map_err(invalid)?.raw(true) {
+        let entry = entry.map_err(invalid)?;
+        let size = entry.header().entry_size().map_err(invalid)?;
+        entries += 1;
+        bytes = bytes.saturating_add(size);
+        let name = || String::from_utf8_lossy(&entry.path_bytes()).chars().take(200).collect::<String>();
+        match entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous | EntryType::Directory => {}
+            EntryType::GNULongName | EntryType::XHeader | EntryType::XGlobalHeader if size <= MAX_EXTENSION => {}
+            EntryType::GNULongName | EntryType::XHeader | EntryType::XGlobalHeader => {
+                return Err(invalid(format!("a header extension is larger than {MAX_EXTENSION} bytes")));
+            }
+            EntryType::Symlink | EntryType::Link | EntryType::GNULongLink => {
+                return Err(invalid(format!("`{}` is a link, and links are not allowed", name())));
+            }
+            _ => return Err(invalid(format!("`{}` is neither a file nor a directory", name()))),
+        }
+        if entries > MAX_ENTRIES {
+            return Err(invalid(format!("it has more than {MAX_ENTRIES} entries")));
+        }
+        if bytes > most {
+            return Err(invalid(format!("it unpacks to more than {} MiB", most >> 20)));
+        }
+    }
+    if entries == 0 { Err(invalid("it is empty")) } else { Ok(()) }
+}
+
+fn open(bundle: &Path, packing: Packing, most: u64) -> Result<Box<dyn Read>, Failure> {
+    let file = File::open(bundle).map_err(|e| Failure::new(Reason::LaunchFailed, format!("cannot read {}: {e}", bundle.display())))?;
+    let file = BufReader::new(file);
+    // Headers and padding come on top of the files; past this the reader sees the end, and the archive is broken.
+    let most = most + MAX_ENTRIES * 2_048;
+    Ok(match packing {
+        Packing::Plain => Box::new(file.take(most)),
+        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file).take(most)),
+        Packing::Zstd => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(file).map_err(|e| invalid(format!("its compression is broken: {e}")))?;
+            Box::new(decoder.take(most))
+        }
+    })
+}
+
+/// The entry's path below the target; `None` for the top directory itself.
+fn safe_path(bytes: &[u8]) -> Result<Option<PathBuf>, Failure> {
+    let text = std::str::from_utf8(bytes).map_err(|_| invalid("it has a name that is not UTF-8"))?;
+    let shown = || text.chars().take(200).collect::<String>();
+    let mut path = PathBuf::new();
+    let mut depth = 0;
+    for component in Path::new(text).components() {
+        match component {
+            Component::Normal(part) => path.push(part),
+            Component::CurDir => continue,
+            _ => return Err(invalid(format!("`{}` would lie outside of it", shown()))),
+        }
+        depth += 1;
+    }
+    if depth > MAX_DEPTH || text.contains('\0') {
+        return Err(invalid(format!("the path `{}` is not usable", shown())));
+    }
+    Ok((depth > 0).then_some(path))
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) => Err(e),
+        // Executors run under other user ids and reach files through descriptors.
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)),
+    }
+}
+
+fn make_dirs(base: &Path, relative: &Path) -> io::Result<()> {
+    let mut at = base.to_owned();
+    for part in relative.components() {
+        at.push(part);
+        make_dir(&at)?;
+    }
+    Ok(())
+}
+
+/// The guest's file name at the top level: `main.wasm`, `app.wasm`, or the only `*.wasm`.
+fn choose_guest(assets: &Path) -> Result<String, Failure> {
+    let ours = |e: io::Error| Failure::new(Reason::LaunchFailed, format!("cannot list {}: {e}", assets.display()));
+    let mut found = Vec::new();
+    for entry in fs::read_dir(assets).map_err(ours)? {
+        let entry = entry.map_err(ours)?;
+        if let Ok(name) = entry.file_name().into_string()
+            && name.ends_with(".wasm")
+            && entry.file_type().is_ok_and(|t| t.is_file())
+        {
+            found.push(name);
+        }
+    }
+    found.sort();
+    if let Some(name) = PREFERRED.iter().find(|p| found.iter().any(|f| f == *p)) {
+        return Ok((*name).to_owned());
+    }
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        0 if size_of(assets) == 0 => Err(invalid("it is empty")),
+        0 => Err(invalid("it has no .wasm file at its top level")),
+        n => Err(invalid(format!("it has {n} .wasm files at its top level; name the guest main.wasm"))),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// A tar archive of files, with whatever names: the header's bytes are set past the builder's checks.
+    pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        tar_of(files.iter().map(|(name, data)| (*name, EntryType::Regular, *data)))
+    }
+
+    fn tar_of<'a>(entries: impl IntoIterator<Item = (&'a str, EntryType, &'a [u8])>) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, data) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(kind);
+            header.set_size(data.len() as u64);
+            header.set_mode(0o600);
+            header.set_cksum();
+            builder.append(&header, data).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn try_unpack(bytes: &[u8]) -> (tempfile::TempDir, Result<(), Failure>) {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = dir.path().join("bundle");
+        fs::write(&bundle, bytes).unwrap();
+        let target = dir.path().join("target");
+        fs::create_dir(&target).unwrap();
+        let packing = detect(&mut File::open(&bundle).unwrap()).unwrap().expect("an archive");
+        let result = unpack(&bundle, packing, &target);
+        (dir, result)
+    }
+
+    fn refused(bytes: &[u8], why: &str) {
+        let (dir, result) = try_unpack(bytes);
+        let failure = result.expect_err(why);
+        assert_eq!(failure.reason, Reason::InvalidBundle);
+        assert!(failure.message.contains(why), "{failure}");
+        assert!(!dir.path().join("evil").exists() && !dir.path().join("target/evil").exists());
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+    }
+
+    #[test]
+    fn the_guest_and_its_assets_come_out_of_every_packing() {
+        let plain = tar(&[("./prog.wasm", b"guest"), ("data/a.txt", b"asset"), ("lib/other.wasm", b"x")]);
+        for bytes in [plain.clone(), gzip(&plain), zstd(&plain)] {
+            let (dir, result) = try_unpack(&bytes);
+            result.unwrap();
+            let target = dir.path().join("target");
+            assert_eq!(fs::read(target.join("guest/prog.wasm")).unwrap(), b"guest");
+            assert_eq!(fs::read(target.join("assets/data/a.txt")).unwrap(), b"asset");
+            assert!(!target.join("assets/prog.wasm").exists());
+        }
+    }
+
+    #[test]
+    fn a_preferred_name_wins_and_otherwise_there_may_be_only_one() {
+        let (dir, result) = try_unpack(&tar(&[("a.wasm", b"1"), ("main.wasm", b"2")]));
+        result.unwrap();
+        assert!(dir.path().join("target/guest/main.wasm").exists());
+        refused(&tar(&[("a.wasm", b"1"), ("b.wasm", b"2")]), "2 .wasm files");
+        refused(&tar(&[("readme.txt", b"1")]), "no .wasm file");
+    }
+
+    #[test]
+    fn nothing_leaves_the_target() {
+        refused(&tar(&[("main.wasm", b"x"), ("../evil", b"x")]), "outside");
+        refused(&tar(&[("main.wasm", b"x"), ("a/../../evil", b"x")]), "outside");
+        refused(&tar(&[("main.wasm", b"x"), ("/evil", b"x")]), "outside");
+    }
+
+    #[test]
+    fn links_and_devices_are_refused() {
+        for kind in [EntryType::Symlink, EntryType::Link] {
+            refused(&tar_of([("main.wasm", EntryType::Regular, &b"x"[..]), ("evil", kind, b"")]), "link");
+        }
+        for kind in [EntryType::Char, EntryType::Block, EntryType::Fifo, EntryType::GNUSparse] {
+            refused(&tar_of([("evil", kind, &b""[..])]), "neither a file nor a directory");
+        }
+    }
+
+    #[test]
+    fn empty_broken_and_exploding_archives_are_refused() {
+        refused(&tar(&[]), "empty");
+        refused(&gzip(&tar(&[])), "empty");
+        refused(&gzip(b"not a tar at all, but long enough to fill a block".repeat(20).as_slice()), "archive cannot be used");
+        refused(&[0x1f, 0x8b, 1, 2, 3], "archive cannot be used");
+        refused(&[0x28, 0xb5, 0x2f, 0xfd, 9, 9], "compression is broken");
+        let plain = tar(&[("main.wasm", &[7; 4_000])]);
+        refused(&plain[..1_000], "archive cannot be used");
+        refused(&gzip(&tar(&[("main.wasm", &vec![0; 100 << 20])])), "unpacks to more than");
+        refused(&tar(&[("main.wasm", b"1"), ("main.wasm", b"2")]), "twice");
+        let many: Vec<_> = (0..=MAX_ENTRIES).map(|i| format!("f{i}")).collect();
+        refused(&tar(&many.iter().map(|n| (n.as_str(), &b""[..])).collect::<Vec<_>>()), "entries");
+        refused(&tar_of([("x", EntryType::XHeader, vec![b'a'; 100_000].as_slice())]), "header extension");
+    }
+}

@@ -1,0 +1,345 @@
+//! Bundles from digest to compiled code: warm in memory, else compiled on disk, else compiled now, else fetched first.
+//!
+//! Owns `bundles/`, `compiled/` and `unpacked/`. One download per (digest, URI) and one compilation per (digest, fuel) at a
+//! time. Code is loaded only from files that this agent wrote and nobody else can, and only if they are what was written.
+
+use super::archive::{self, ASSETS_DIR, GUEST_DIR};
+use super::cache::{Cache, Dirs, PARTIAL_PREFIX, Pin, size_of};
+use super::download::{FetchError, Fetched, Fetcher, Wanted};
+use super::flight::Flights;
+use super::source::{Location, clean_name};
+use super::{Failure, Options};
+use crate::compiler::{Compiler, CompilerOptions};
+use futures::FutureExt;
+use serde::{Deserialize, Serialize};
+use smalti_types::{BundleRef, Digest, Reason};
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Seek};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Format of [`Meta`]; raised on every change.
+const META_FORMAT: u32 = 1;
+/// Hexadecimal digits of the settings key in a directory's name.
+const SETTINGS_DIGITS: usize = 16;
+
+/// A bundle that can run.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    pub(crate) digest: Digest,
+    /// The guest's name in an archive, or as the store calls it; a URI's own file name comes before the latter.
+    pub(crate) name: String,
+    pub(crate) component: bool,
+    pub(crate) code: Arc<File>,
+    /// The archive's other files.
+    pub(crate) assets: Option<Arc<File>>,
+    used: AtomicU64,
+    pins: Vec<(PathBuf, Pin)>,
+}
+
+/// Describes the code beside it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    format: u32,
+    name: String,
+    component: bool,
+    archive: bool,
+    code: Digest,
+}
+
+/// A bundle's bytes on disk, verified.
+#[derive(Debug, Clone)]
+struct Stored {
+    path: PathBuf,
+    name: Option<String>,
+    _pin: Pin,
+}
+
+/// Digest and whether the code counts fuel.
+type Key = (Digest, bool);
+
+/// All bundles of this agent.
+pub(crate) struct Bundles {
+    dirs: Dirs,
+    settings: String,
+    limit: smalti_types::Bytes,
+    fetcher: Arc<Fetcher>,
+    compiler: Compiler,
+    cache: Arc<Cache>,
+    warm: Mutex<HashMap<Key, Arc<Bundle>>>,
+    loads: Flights<Key, Option<Arc<Bundle>>>,
+    fetches: Flights<BundleRef, Stored>,
+    compiles: Flights<Key, Arc<Bundle>>,
+}
+
+fn ours(what: &str, path: &Path, why: impl std::fmt::Display) -> Failure {
+    Failure::new(Reason::LaunchFailed, format!("cannot {what} {}: {why}", path.display()))
+}
+
+impl Bundles {
+    pub(crate) fn new(options: &Options, dirs: &Dirs, fetcher: Arc<Fetcher>, cache: Arc<Cache>) -> Self {
+        let compiler = Compiler::new(CompilerOptions {
+            command: options.compile_command.clone(),
+            timeout: options.compile_timeout,
+            memory: options.compile_memory,
+            parallel: options.compile_parallel,
+        });
+        let settings = Digest::of(smalti_engine::settings_key().as_bytes()).to_hex()[..SETTINGS_DIGITS].to_owned();
+        Self {
+            dirs: dirs.clone(),
+            settings,
+            limit: options.max_bundle,
+            fetcher,
+            compiler,
+            cache,
+            warm: Mutex::default(),
+            loads: Flights::default(),
+            fetches: Flights::default(),
+            compiles: Flights::default(),
+        }
+    }
+
+    /// The hot path: a bundle that is ready in memory.
+    pub(crate) fn warm(&self, digest: Digest, fuel: bool) -> Option<Arc<Bundle>> {
+        let warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        let bundle = warm.get(&(digest, fuel))?;
+        bundle.used.store(self.cache.now(), Ordering::Relaxed);
+        Some(bundle.clone())
+    }
+
+    /// Makes a bundle ready, by whatever is the shortest way.
+    pub(crate) async fn get(self: &Arc<Self>, reference: &BundleRef, fuel: bool) -> Result<Arc<Bundle>, Failure> {
+        let key = (reference.digest, fuel);
+        if let Some(bundle) = self.warm(key.0, key.1) {
+            return Ok(bundle);
+        }
+        let this = self.clone();
+        let loaded = self.loads.join(key, move || async move { blocking(move || Ok(this.load(key))).await }.boxed()).await?;
+        if let Some(bundle) = loaded {
+            return Ok(bundle);
+        }
+        let (this, from) = (self.clone(), reference.clone());
+        let stored = self.fetches.join(reference.clone(), move || async move { this.fetch(from).await }.boxed()).await?;
+        let this = self.clone();
+        self.compiles.join(key, move || async move { this.compile(key, stored).await }.boxed()).await
+    }
+
+    /// Forgets warm bundles that no ticket and no task uses, so that the cache may remove their files.
+    pub(crate) fn release_idle(&self) {
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        warm.retain(|_, bundle| {
+            let idle = Arc::strong_count(bundle) == 1
+                && Arc::strong_count(&bundle.code) == 1
+                && bundle.assets.as_ref().is_none_or(|a| Arc::strong_count(a) == 1);
+            if idle {
+                for (path, _) in &bundle.pins {
+                    self.cache.touch(path, bundle.used.load(Ordering::Relaxed));
+                }
+            }
+            !idle
+        });
+    }
+
+    fn compiled_dir(&self, (digest, fuel): Key) -> PathBuf {
+        self.dirs.compiled.join(format!("{}-{}{}", digest.to_hex(), self.settings, if fuel { "-fuel" } else { "" }))
+    }
+
+    /// Loads what was compiled before, if it is there and unharmed.
+    fn load(&self, key: Key) -> Option<Arc<Bundle>> {
+        if let Some(bundle) = self.warm(key.0, key.1) {
+            return Some(bundle);
+        }
+        let dir = self.compiled_dir(key);
+        let mut pins = vec![(dir.clone(), self.cache.pin(&dir)?)];
+        match self.open(key, &dir, &mut pins) {
+            Ok(bundle) => Some(self.keep(key, bundle)),
+            Err(why) => {
+                tracing::warn!(path = %dir.display(), why, "compiled code is not usable, it is made again");
+                self.cache.discard(&dir);
+                None
+            }
+        }
+    }
+
+    fn open(&self, (digest, _): Key, dir: &Path, pins: &mut Vec<(PathBuf, Pin)>) -> Result<Bundle, String> {
+        let meta = fs::read(dir.join("meta.json")).map_err(|e| e.to_string())?;
+        let meta: Meta = serde_json::from_slice(&meta).map_err(|e| e.to_string())?;
+        if meta.format != META_FORMAT {
+            return Err(format!("it has format {}", meta.format));
+        }
+        let code = open_own(&dir.join("code"))?;
+        if hash(&code).map_err(|e| e.to_string())? != meta.code {
+            return Err("its bytes are not those that were written".into());
+        }
+        let mut assets = None;
+        if meta.archive {
+            let unpacked = self.dirs.unpacked.join(digest.to_hex());
+            let pin = self.cache.pin(&unpacked).ok_or("the archive's files are gone")?;
+            assets = Some(Arc::new(File::open(unpacked.join(ASSETS_DIR)).map_err(|e| e.to_string())?));
+            pins.push((unpacked, pin));
+        }
+        Ok(Bundle {
+            digest,
+            name: meta.name,
+            component: meta.component,
+            code: Arc::new(code),
+            assets,
+            used: AtomicU64::new(self.cache.now()),
+            pins: std::mem::take(pins),
+        })
+    }
+
+    fn keep(&self, key: Key, bundle: Bundle) -> Arc<Bundle> {
+        let bundle = Arc::new(bundle);
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner).insert(key, bundle.clone());
+        bundle
+    }
+
+    /// The bundle's bytes: on disk from before, or fetched now.
+    async fn fetch(self: Arc<Self>, reference: BundleRef) -> Result<Stored, Failure> {
+        let digest = reference.digest;
+        let location = Location::parse(reference.uri.as_deref(), Some(digest)).map_err(|e| bundle_failure(&e.into()))?;
+        let path = self.dirs.bundles.join(digest.to_hex());
+        let this = self.clone();
+        if let Some(stored) = blocking(move || Ok(this.stored(digest))).await? {
+            return Ok(stored);
+        }
+        let wanted = Wanted { location, digest: Some(digest), length: None, etag: None, limit: self.limit };
+        let fetched = self.fetcher.fetch(&wanted, &self.dirs.bundles).await.map_err(|e| bundle_failure(&e))?;
+        let Fetched { file, length, name } = fetched;
+        file.persist(&path).map_err(|e| ours("move the bundle to", &path, e.error))?;
+        if let Some(name) = &name {
+            // Only a nicer args[0]; without it the digest stands in.
+            let named = name_path(&path);
+            if fs::write(&named, name).is_ok() {
+                self.cache.add(&named, name.len() as u64);
+            }
+        }
+        let pin = self.cache.add(&path, length);
+        Ok(Stored { path, name, _pin: pin })
+    }
+
+    /// The bytes that an earlier task left, hashed again: they become code now.
+    fn stored(&self, digest: Digest) -> Option<Stored> {
+        let path = self.dirs.bundles.join(digest.to_hex());
+        let pin = self.cache.pin(&path)?;
+        let found = File::open(&path).and_then(|f| hash(&f));
+        if found.is_ok_and(|found| found == digest) {
+            let name = fs::read_to_string(name_path(&path)).ok().as_deref().and_then(clean_name);
+            return Some(Stored { path, name, _pin: pin });
+        }
+        tracing::warn!(path = %path.display(), "a stored bundle does not match its digest any more, it is fetched again");
+        self.cache.discard(&path);
+        None
+    }
+
+    async fn compile(self: Arc<Self>, key: Key, stored: Stored) -> Result<Arc<Bundle>, Failure> {
+        // Somebody may have been quicker between two flights.
+        if let Some(bundle) = self.warm(key.0, key.1) {
+            return Ok(bundle);
+        }
+        let (this, path) = (self.clone(), stored.path.clone());
+        let unpacked = blocking(move || this.unpack(key.0, &path)).await?;
+        let (input, name) = match &unpacked {
+            Some((guest, name, _)) => (guest.clone(), name.clone()),
+            None => (stored.path.clone(), stored.name.clone().unwrap_or_else(|| format!("{}.wasm", &key.0.to_hex()[..12]))),
+        };
+        let work = tempfile::Builder::new()
+            .prefix(PARTIAL_PREFIX)
+            .tempdir_in(&self.dirs.compiled)
+            .map_err(|e| ours("make a directory in", &self.dirs.compiled, e))?;
+        let compiled = self.compiler.compile(&input, work.path(), key.1).await.map_err(|r| {
+            let shown = if name.ends_with(".wasm") || name.ends_with(".wat") { format!("{name} ({})", key.0) } else { key.0.to_string() };
+            Failure::new(r.reason, format!("the bundle {shown} cannot run: {}", r.message))
+        })?;
+        let meta = (name, compiled.inspection.component, unpacked.is_some());
+        blocking(move || self.finish(key, work, &compiled.code, meta)).await
+    }
+
+    /// Describes the code, moves it into place and opens it.
+    fn finish(&self, key: Key, work: tempfile::TempDir, code: &Path, meta: (String, bool, bool)) -> Result<Arc<Bundle>, Failure> {
+        let target = self.compiled_dir(key);
+        let written = || -> io::Result<u64> {
+            let (name, component, archive) = meta;
+            let meta = Meta { format: META_FORMAT, name, component, archive, code: hash(&File::open(code)?)? };
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(work.path().join("meta.json"))?;
+            serde_json::to_writer(&mut file, &meta)?;
+            file.sync_data()?;
+            let _ = fs::remove_dir_all(&target);
+            fs::rename(work.path(), &target)?;
+            Ok(size_of(&target))
+        };
+        let size = written().map_err(|e| ours("keep compiled code at", &target, e))?;
+        let mut pins = vec![(target.clone(), self.cache.add(&target, size))];
+        let bundle = self.open(key, &target, &mut pins).map_err(|e| ours("open compiled code at", &target, e))?;
+        Ok(self.keep(key, bundle))
+    }
+
+    /// Unpacks an archive, unless it is unpacked: the guest's path, its name, and a pin. `None` for plain guests.
+    fn unpack(&self, digest: Digest, bundle: &Path) -> Result<Option<(PathBuf, String, Pin)>, Failure> {
+        let packing = File::open(bundle).and_then(|mut f| archive::detect(&mut f)).map_err(|e| ours("read", bundle, e))?;
+        let Some(packing) = packing else { return Ok(None) };
+        let target = self.dirs.unpacked.join(digest.to_hex());
+        if let Some(pin) = self.cache.pin(&target)
+            && let Some((guest, name)) = find_guest(&target)
+        {
+            return Ok(Some((guest, name, pin)));
+        }
+        let work = tempfile::Builder::new()
+            .prefix(PARTIAL_PREFIX)
+            .tempdir_in(&self.dirs.unpacked)
+            .map_err(|e| ours("make a directory in", &self.dirs.unpacked, e))?;
+        archive::unpack(bundle, packing, work.path())?;
+        let _ = fs::remove_dir_all(&target);
+        fs::rename(work.path(), &target).map_err(|e| ours("move the archive's files to", &target, e))?;
+        let pin = self.cache.add(&target, size_of(&target));
+        let (guest, name) = find_guest(&target).ok_or_else(|| ours("find the guest in", &target, "it is gone"))?;
+        Ok(Some((guest, name, pin)))
+    }
+}
+
+fn bundle_failure(error: &FetchError) -> Failure {
+    match error {
+        FetchError::Digest { .. } => Failure::new(Reason::DigestMismatch, format!("the bundle {error}")),
+        _ => Failure::new(Reason::FetchFailed, format!("the bundle cannot be fetched: {error}")),
+    }
+}
+
+fn name_path(bundle: &Path) -> PathBuf {
+    bundle.with_extension("name")
+}
+
+fn find_guest(unpacked: &Path) -> Option<(PathBuf, String)> {
+    let entry = fs::read_dir(unpacked.join(GUEST_DIR)).ok()?.next()?.ok()?;
+    Some((entry.path(), entry.file_name().into_string().ok()?))
+}
+
+/// Opens a file of which this process's user is the owner and the only one who can write it.
+fn open_own(path: &Path) -> Result<File, String> {
+    let file = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map_err(|e| e.to_string())?;
+    let meta = file.metadata().map_err(|e| e.to_string())?;
+    if !meta.is_file() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+        return Err("it is not a file that only this agent can write".into());
+    }
+    Ok(file)
+}
+
+/// Hashes a file from its beginning, and leaves its cursor there.
+fn hash(mut file: &File) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    file.rewind()?;
+    io::copy(&mut file, &mut hasher)?;
+    file.rewind()?;
+    Ok(hasher.finalize().into())
+}
+
+/// Runs what touches the disk off the event loop's threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(e) => Err(Failure::new(Reason::LaunchFailed, format!("preparation failed inside the agent: {e}"))),
+    }
+}

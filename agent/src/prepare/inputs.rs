@@ -1,0 +1,221 @@
+//! Inputs: fetched once, kept in the cache, and shown to each task as read-only files in directories of its own.
+//!
+//! Owns `inputs/`. An input is kept under what pins it: its digest, or URI, entity tag and length. What nothing pins is
+//! fetched anew for each task, because nobody could tell whether it changed.
+
+use super::bundles::blocking;
+use super::cache::{Cache, Dirs, Pin};
+use super::download::{FetchError, Fetched, Fetcher, Wanted};
+use super::flight::Flights;
+use super::source::Location;
+use super::{Failure, ReadyDir};
+use futures::FutureExt;
+use smalti_types::{Bytes, Digest, Input, Reason};
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where a task's inputs lie in its directory.
+const INPUTS_DIR: &str = ".inputs";
+/// Where archives' files appear; an input there would hide them.
+pub(crate) const ASSETS_PATH: &str = "/assets";
+
+/// An input on disk, open, verified.
+#[derive(Debug, Clone)]
+pub(crate) struct Fresh {
+    pub(crate) file: Arc<File>,
+    pub(crate) length: u64,
+    path: PathBuf,
+    _keep: Keep,
+}
+
+/// What keeps the file there while it is being linked.
+#[derive(Debug, Clone)]
+enum Keep {
+    Cached(#[expect(dead_code, reason = "held, never read")] Pin),
+    /// Not pinned by anything: removed with the last user.
+    Once(#[expect(dead_code, reason = "held, never read")] Arc<tempfile::TempPath>),
+}
+
+/// All inputs of this agent.
+pub(crate) struct Inputs {
+    dir: PathBuf,
+    limit: Bytes,
+    fetcher: Arc<Fetcher>,
+    cache: Arc<Cache>,
+    flights: Flights<String, Fresh>,
+}
+
+fn failed(error: &FetchError) -> Failure {
+    Failure::new(Reason::InputFailed, format!("an input cannot be used: {error}"))
+}
+
+fn ours(what: &str, path: &Path, e: impl std::fmt::Display) -> Failure {
+    Failure::new(Reason::InputFailed, format!("cannot {what} {}: {e}", path.display()))
+}
+
+impl Inputs {
+    pub(crate) fn new(dirs: &Dirs, limit: Bytes, fetcher: Arc<Fetcher>, cache: Arc<Cache>) -> Self {
+        Self { dir: dirs.inputs.clone(), limit, fetcher, cache, flights: Flights::default() }
+    }
+
+    /// Fetches an input, or finds it.
+    pub(crate) async fn get(self: &Arc<Self>, input: &Input) -> Result<Fresh, Failure> {
+        let location = Location::parse(input.uri.as_deref(), input.digest).map_err(|e| failed(&e.into()))?;
+        let kept_under = key(input, &location);
+        // Unpinned inputs share a flight too: those who ask at the same time may have the same bytes.
+        let flight_key = kept_under.clone().unwrap_or_else(|| format!("{}#{}", self.fetcher.sources.describe(&location), input.length));
+        let wanted = Wanted { location, digest: input.digest, length: Some(input.length), etag: input.etag.clone(), limit: self.limit };
+        let this = self.clone();
+        self.flights.join(flight_key, move || async move { this.fetch(wanted, kept_under).await }.boxed()).await
+    }
+
+    async fn fetch(self: Arc<Self>, wanted: Wanted, key: Option<String>) -> Result<Fresh, Failure> {
+        let length = wanted.length.unwrap_or_default();
+        let path = key.map(|key| self.dir.join(key));
+        if let Some(path) = &path
+            && let Some(pin) = self.cache.pin(path)
+        {
+            match File::open(path).and_then(|f| f.metadata().map(|m| (f, m.len()))) {
+                Ok((file, found)) if found == length => {
+                    return Ok(Fresh { file: Arc::new(file), length, path: path.clone(), _keep: Keep::Cached(pin) });
+                }
+                _ => self.cache.discard(path),
+            }
+        }
+        let Fetched { file, length, .. } = self.fetcher.fetch(&wanted, &self.dir).await.map_err(|e| failed(&e))?;
+        // Readable by the executor's user, who reaches it only through the directory that was opened for it.
+        fs::set_permissions(file.path(), Permissions::from_mode(0o444)).map_err(|e| ours("open up", file.path(), e))?;
+        let (path, keep) = match path {
+            Some(path) => {
+                file.persist(&path).map_err(|e| ours("move an input to", &path, e.error))?;
+                let pin = self.cache.add(&path, length);
+                (path, Keep::Cached(pin))
+            }
+            None => {
+                let temp = file.into_temp_path();
+                (temp.to_path_buf(), Keep::Once(Arc::new(temp)))
+            }
+        };
+        let file = File::open(&path).map_err(|e| ours("open", &path, e))?;
+        Ok(Fresh { file: Arc::new(file), length, path, _keep: keep })
+    }
+
+    /// Fetches all inputs that are files of the guest and lays them out below `directory`, one directory per distinct
+    /// parent of their guest paths.
+    pub(crate) async fn lay_out(self: &Arc<Self>, inputs: &[Input], directory: &Path) -> Result<Vec<ReadyDir>, Failure> {
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let places = places(inputs)?;
+        let fresh = futures::future::try_join_all(inputs.iter().map(|i| self.get(i))).await?;
+        let base = directory.join(INPUTS_DIR);
+        blocking(move || {
+            // What an earlier life of the agent left.
+            let _ = fs::remove_dir_all(&base);
+            let mut dirs = Vec::new();
+            for (n, (parent, names)) in places.into_iter().enumerate() {
+                let dir = base.join(n.to_string());
+                fs::create_dir_all(&dir).map_err(|e| ours("make", &dir, e))?;
+                for (name, index) in names {
+                    place(&fresh[index].path, &dir.join(name))?;
+                }
+                for open_up in [&base, &dir] {
+                    fs::set_permissions(open_up, Permissions::from_mode(0o755)).map_err(|e| ours("open up", open_up, e))?;
+                }
+                let opened = File::open(&dir).map_err(|e| ours("open", &dir, e))?;
+                dirs.push(ReadyDir { guest_path: parent, dir: Arc::new(opened), writable: false });
+            }
+            Ok(dirs)
+        })
+        .await
+    }
+}
+
+/// A hard link to the cached file: no copy, and it stays when the cache removes its own name. A copy where that is not possible.
+fn place(cached: &Path, at: &Path) -> Result<(), Failure> {
+    if fs::hard_link(cached, at).is_ok() {
+        return Ok(());
+    }
+    fs::copy(cached, at).map(|_| ()).map_err(|e: io::Error| ours("copy an input to", at, e))
+}
+
+/// Guest directory → (file name, index of the input).
+type Places = BTreeMap<String, BTreeMap<String, usize>>;
+
+fn places(inputs: &[Input]) -> Result<Places, Failure> {
+    let mut places = Places::new();
+    for (index, input) in inputs.iter().enumerate() {
+        let path = input.guest_path.as_deref().unwrap_or_default();
+        let wrong = |why: &str| Failure::new(Reason::InputFailed, format!("the input path `{path}` {why}"));
+        let (parent, name) = path.rsplit_once('/').filter(|_| path.starts_with('/')).ok_or_else(|| wrong("is not absolute"))?;
+        let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+        if path.len() > 1_024 || name.len() > 255 || !plain(name) || !parent.split('/').skip(1).all(plain) {
+            return Err(wrong("is not a plain absolute path of a file"));
+        }
+        let parent = if parent.is_empty() { "/" } else { parent };
+        if parent == ASSETS_PATH {
+            return Err(wrong("lies where an archive's own files are; choose another directory"));
+        }
+        if places.entry(parent.to_owned()).or_default().insert(name.to_owned(), index).is_some() {
+            return Err(wrong("is given twice"));
+        }
+    }
+    Ok(places)
+}
+
+/// The name under which an input is kept; `None` when nothing pins its content.
+fn key(input: &Input, location: &Location) -> Option<String> {
+    if let Some(digest) = input.digest {
+        return Some(digest.to_hex());
+    }
+    let version = match location {
+        // The file's own identity on this agent; a pin from another machine says nothing about it.
+        Location::File(path) => {
+            let meta = fs::metadata(path).ok()?;
+            format!("{}-{}-{}.{}-{}", meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len())
+        }
+        _ => input.etag.clone()?,
+    };
+    let pinned = format!("{}\0{version}\0{}", input.uri.as_deref().unwrap_or_default(), input.length);
+    Some(format!("u{}", Digest::of(pinned.as_bytes()).to_hex()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(path: &str) -> Input {
+        Input { guest_path: Some(path.into()), uri: Some("http://h/x".into()), digest: None, length: 1, etag: None }
+    }
+
+    #[test]
+    fn inputs_are_grouped_by_their_guest_directory() {
+        let places = places(&[at("/data/a"), at("/top"), at("/data/b"), at("/smalti/state")]).unwrap();
+        assert_eq!(places.keys().collect::<Vec<_>>(), ["/", "/data", "/smalti"]);
+        assert_eq!(places["/data"].len(), 2);
+    }
+
+    #[test]
+    fn paths_that_could_leave_their_directory_are_refused() {
+        for bad in ["", "a", "a/b", "/", "/a/", "/a/../b", "/./a", "//a", "/a//b", "/..", "/a\0", "/assets/x"] {
+            assert_eq!(places(&[at(bad)]).unwrap_err().reason, Reason::InputFailed, "{bad:?}");
+        }
+        assert!(places(&[at("/a"), at("/a")]).is_err());
+    }
+
+    #[test]
+    fn only_what_pins_the_content_makes_a_key() {
+        let plain = at("/x");
+        let location = Location::parse(plain.uri.as_deref(), None).unwrap();
+        assert_eq!(key(&plain, &location), None);
+        let tagged = Input { etag: Some("\"1\"".into()), ..plain.clone() };
+        let other = Input { etag: Some("\"2\"".into()), ..plain.clone() };
+        assert_ne!(key(&tagged, &location).unwrap(), key(&other, &location).unwrap());
+        let digest = Digest::of(b"x");
+        assert_eq!(key(&Input { digest: Some(digest), ..plain }, &location), Some(digest.to_hex()));
+    }
+}

@@ -1,0 +1,222 @@
+//! Makes ready what a task needs before it starts: its bundle fetched, verified and compiled, its inputs and its standard
+//! input in files, all of it as open descriptors that can be handed to an executor.
+//!
+//! Owns: `bundles/`, `compiled/`, `unpacked/` and `inputs/` below the data directory, with one budget over all of them.
+//! One download per digest and one compilation per digest at a time, however many tickets wait; a ticket whose bundle is
+//! compiled already costs a map look-up. Whatever arrives is hostile until its digest is checked.
+//!
+//! Deliberately absent: executors, resources, task states. The agent's core sees only `Launch → Prepared | Failure`.
+
+mod archive;
+mod bundles;
+mod cache;
+mod download;
+mod flight;
+mod inputs;
+mod service;
+mod source;
+mod stdin;
+#[cfg(test)]
+mod tests;
+
+pub use service::{Handle, Preparer};
+
+use smalti_types::{Bytes, Digest, FrameworkId, Input, Reason, TaskSpec};
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How bundles and inputs are prepared. [`Options::new`] gives the defaults.
+#[derive(Clone)]
+pub struct Options {
+    /// The agent's data directory; the caches are made below it.
+    pub data_dir: PathBuf,
+    /// `host:port` of the master, whose store has the bundles that name no URI.
+    pub master: String,
+    /// Program and first arguments of the compiler process, for example `["/usr/bin/smalti", "compiler"]`.
+    pub compile_command: Vec<OsString>,
+    /// Directories below which `file://` may read. Empty: `file://` is refused. `["/"]`: every file.
+    pub allowed_file_roots: Vec<PathBuf>,
+    /// Settings of S3 by the names of their environment variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …). They are the
+    /// cluster's; a task cannot bring its own.
+    pub s3: Vec<(String, String)>,
+    /// Most bytes that all caches take together. What is in use is never removed, so they may exceed it for a while.
+    pub cache_budget: Bytes,
+    /// Largest bundle, as it is fetched.
+    pub max_bundle: Bytes,
+    /// Largest input.
+    pub max_input: Bytes,
+    /// Most wall time of one compilation.
+    pub compile_timeout: Duration,
+    /// Most address space of one compiler process.
+    pub compile_memory: Bytes,
+    /// Most compiler processes at a time.
+    pub compile_parallel: usize,
+    /// Most downloads at a time.
+    pub download_parallel: usize,
+    /// How often a transfer is tried in all.
+    pub fetch_attempts: u32,
+    /// The pause before the second try; doubled for each further one.
+    pub fetch_backoff: Duration,
+    /// A transfer on which nothing arrives for this long has failed.
+    pub fetch_stall: Duration,
+    /// Most tickets in preparation at a time; more are refused.
+    pub max_tickets: usize,
+}
+
+impl Options {
+    /// The defaults: 10 GiB of cache, one compiler per two cpus, 60 s and 4 GiB per compilation, no `file://`, S3 as
+    /// this process's environment says.
+    #[must_use]
+    pub fn new(data_dir: PathBuf, master: impl Into<String>, compile_command: Vec<OsString>) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        Self {
+            data_dir,
+            master: master.into(),
+            compile_command,
+            allowed_file_roots: Vec::new(),
+            s3: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .filter(|(name, _)| name.starts_with("AWS_"))
+                .collect(),
+            cache_budget: Bytes::gib(10),
+            max_bundle: Bytes::mib(512),
+            max_input: Bytes::gib(64),
+            compile_timeout: Duration::from_secs(60),
+            compile_memory: Bytes::gib(4),
+            compile_parallel: (cpus / 2).max(1),
+            download_parallel: 8,
+            // About six seconds in all: as long as a master needs to restart.
+            fetch_attempts: 7,
+            fetch_backoff: Duration::from_millis(100),
+            fetch_stall: Duration::from_secs(30),
+            max_tickets: 16_384,
+        }
+    }
+}
+
+impl std::fmt::Debug for Options {
+    /// Without the S3 settings: there are credentials among them.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options").field("data_dir", &self.data_dir).field("master", &self.master).finish_non_exhaustive()
+    }
+}
+
+/// Why preparing cannot begin at all, or a ticket is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A cache directory cannot be made or written.
+    #[error("cannot {operation} {}: {source}", path.display())]
+    Directory {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// No HTTP client, for example because the system's certificates cannot be read.
+    #[error("cannot set up the HTTP client: {0}")]
+    Http(#[source] reqwest::Error),
+    /// No command to run as compiler process.
+    #[error("the compile command is empty")]
+    NoCompiler,
+    /// Too many tickets at a time.
+    #[error("{0} tasks are being prepared already")]
+    Busy(usize),
+    /// The ticket is in preparation already.
+    #[error("ticket {0} is being prepared already")]
+    Duplicate(u64),
+    /// The receiver of results is gone.
+    #[error("nobody takes the results of preparation any more")]
+    Closed,
+}
+
+/// What one launch needs.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The caller's number for it; comes back in [`Prepared`].
+    pub ticket: u64,
+    /// Whose task it is: outputs are read in its name.
+    pub framework: FrameworkId,
+    /// The task's (or array template's) description.
+    pub spec: TaskSpec,
+    /// Objects that the splits of an array cut up; empty for single tasks.
+    pub split_inputs: Vec<Input>,
+    /// The task's own directory. Inputs and a merged standard input are put into it; it is made when there are any.
+    pub directory: PathBuf,
+    /// Whether code that counts fuel is needed.
+    pub fuel: bool,
+}
+
+/// The answer to one [`Request`]. A cancelled ticket gets none, unless it was under way to the receiver already.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The request's ticket.
+    pub ticket: u64,
+    /// What came of it.
+    pub result: Result<Ready, Failure>,
+}
+
+/// Why a task cannot start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Failure {
+    /// For machines.
+    pub reason: Reason,
+    /// For people: what failed, on what, why.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with its reason and message.
+    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// All that an executor needs to start a task, as open files.
+///
+/// Keep it until the task has ended: as long as its directories live, the cache removes none of their files.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// The bundle.
+    pub digest: Digest,
+    /// The guest's name: `args[0]`.
+    pub name: String,
+    /// A component, else a core module.
+    pub component: bool,
+    /// The compiled code, opened for reading and verified; made by this agent's own compiler process. The descriptor is
+    /// shared by all tasks of the bundle: map it, or read at absolute positions.
+    pub code: Arc<File>,
+    /// Directories to preopen.
+    pub dirs: Vec<ReadyDir>,
+    /// Standard input, if it is not empty. `None` for array items that read splits.
+    pub stdin: Option<ReadyStdin>,
+    /// One file per entry of [`Request::split_inputs`], in that order.
+    pub split_inputs: Vec<Arc<File>>,
+}
+
+/// One directory that the guest sees.
+#[derive(Debug, Clone)]
+pub struct ReadyDir {
+    /// Where the guest sees it.
+    pub guest_path: String,
+    /// The directory itself, open.
+    pub dir: Arc<File>,
+    /// Whether the guest may write.
+    pub writable: bool,
+}
+
+/// A part of a file as standard input.
+#[derive(Debug, Clone)]
+pub struct ReadyStdin {
+    /// The file, open for reading. Its cursor is shared: read at absolute positions.
+    pub file: Arc<File>,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+}

@@ -1,0 +1,305 @@
+//! The directories of tasks: where outputs lie, who may still write there, and which go when they take too much room.
+//!
+//! Owns `sandboxes/<framework>/<task>.<attempt>/` below the data directory. Ended sandboxes are kept up to a budget, the oldest go
+//! first; those of running tasks never go. Whoever reads opens beneath the directory without following links ([`Sandboxes::open`]).
+//! Deliberately absent: what the files mean (see `outputs`).
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::Mode;
+use smalti_types::{Bytes, FrameworkId, TaskKey};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{mpsc, watch};
+
+/// Ended tasks whose size is not counted yet; beyond it the event loop does not wait, and the next one that is counted catches up.
+const QUEUE: usize = 16_384;
+/// Least room that a file or directory is counted with.
+const BLOCK: u64 = 4096;
+
+/// What is known of one sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct Sandbox {
+    /// Turns true when its task has ended: nothing is written after that.
+    pub(crate) ended: watch::Receiver<bool>,
+    /// Whether outputs lie in slots' files.
+    pub(crate) array: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    ended: watch::Sender<bool>,
+    array: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    live: BTreeMap<TaskKey, Entry>,
+    /// Ended ones, oldest first, with their sizes.
+    order: VecDeque<(TaskKey, u64)>,
+    total: u64,
+}
+
+/// All sandboxes of an agent. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Sandboxes {
+    root: PathBuf,
+    base: Arc<File>,
+    state: Arc<Mutex<State>>,
+    ended: mpsc::Sender<TaskKey>,
+}
+
+/// Why a file of a sandbox cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// It was never here, or had to make room.
+    #[error("the sandbox of {0} is not on this agent: it was removed to make room, or was never here")]
+    Gone(TaskKey),
+    /// A path that is not allowed, or not there.
+    #[error("cannot open {path:?} in the sandbox of {key}: {why}")]
+    Open {
+        /// Whose.
+        key: TaskKey,
+        /// Which path.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Sandboxes {
+    /// Removes what an earlier run left and starts empty. The future is the collector: run it as a task.
+    ///
+    /// # Errors
+    /// When the directory cannot be emptied or made.
+    pub(crate) fn start(data_dir: &Path, budget: Bytes) -> std::io::Result<(Self, impl Future<Output = ()> + Send + use<>)> {
+        let root = data_dir.join("sandboxes");
+        match std::fs::remove_dir_all(&root) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        make_private(&root)?;
+        let (ended, inbox) = mpsc::channel(QUEUE);
+        let all = Self { base: Arc::new(File::open(&root)?), root, state: Arc::default(), ended };
+        let collector = collect(all.clone_for_collector(), inbox, budget);
+        Ok((all, collector))
+    }
+
+    /// The collector must not keep its own queue open.
+    fn clone_for_collector(&self) -> (PathBuf, Arc<Mutex<State>>) {
+        (self.root.clone(), self.state.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Where a framework's executors work.
+    pub(crate) fn executor_directory(&self, framework: &FrameworkId) -> PathBuf {
+        self.root.join(framework.as_str())
+    }
+
+    /// A task's directory below its executor's.
+    pub(crate) fn task_directory_name(key: &TaskKey) -> String {
+        format!("{}.{}", key.task, key.attempt)
+    }
+
+    /// A task's directory.
+    pub(crate) fn task_directory(&self, key: &TaskKey) -> PathBuf {
+        self.executor_directory(&key.framework).join(Self::task_directory_name(key))
+    }
+
+    /// Makes a task's directory.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn make(&self, key: &TaskKey, array: bool) -> std::io::Result<PathBuf> {
+        let path = self.task_directory(key);
+        make_private(&path)?;
+        self.lock().live.insert(key.clone(), Entry { ended: watch::Sender::new(false), array });
+        Ok(path)
+    }
+
+    /// The task has ended: readers that follow it come to their end, and the directory may go when room is needed.
+    pub(crate) fn ended(&self, key: &TaskKey) {
+        match self.lock().live.get(key) {
+            Some(entry) => entry.ended.send_replace(true),
+            // A launch that was refused has none.
+            None => return,
+        };
+        if self.ended.try_send(key.clone()).is_err() {
+            tracing::warn!(%key, "too many tasks end at once: this sandbox is removed at once");
+            self.lock().live.remove(key);
+            let path = self.task_directory(key);
+            let _ = std::fs::remove_dir_all(path);
+        }
+    }
+
+    /// What is known of a sandbox.
+    ///
+    /// # Errors
+    /// When it is not here (any more).
+    pub(crate) fn find(&self, key: &TaskKey) -> Result<Sandbox, Error> {
+        let state = self.lock();
+        let entry = state.live.get(key).ok_or_else(|| Error::Gone(key.clone()))?;
+        Ok(Sandbox { ended: entry.ended.subscribe(), array: entry.array })
+    }
+
+    /// Opens a file or directory of a sandbox for reading. No part of the path may be a link or lead out of it.
+    ///
+    /// # Errors
+    /// When it is not there or not allowed.
+    pub(crate) fn open(&self, key: &TaskKey, path: &str, directory: bool) -> Result<File, Error> {
+        let failed = |why: String| Error::Open { key: key.clone(), path: path.chars().take(256).collect(), why };
+        let task = format!("{}/{}", key.framework, Self::task_directory_name(key));
+        let task = open_beneath(&*self.base, &task, true).map_err(|e| failed(e.to_string()))?;
+        let relative = path.trim_start_matches('/');
+        let relative = if relative.is_empty() { "." } else { relative };
+        let file = File::from(open_beneath(task, relative, directory).map_err(|e| failed(explain(e)))?);
+        let kind = file.metadata().map_err(|e| failed(e.to_string()))?;
+        if !directory && !kind.is_file() {
+            return Err(failed("it is not a file".into()));
+        }
+        Ok(file)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Without waiting for a pipe's other end, and never as this process's terminal.
+fn open_beneath(base: impl std::os::fd::AsFd, path: &str, directory: bool) -> nix::Result<OwnedFd> {
+    let mut flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    if directory {
+        flags |= OFlag::O_DIRECTORY;
+    }
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(base, path, OpenHow::new().flags(flags).mode(Mode::empty()).resolve(resolve))
+}
+
+fn explain(errno: nix::errno::Errno) -> String {
+    match errno {
+        nix::errno::Errno::EXDEV => "the path leads out of the sandbox".into(),
+        nix::errno::Errno::ELOOP => "a part of the path is a symbolic link".into(),
+        nix::errno::Errno::ENOENT => "no such file".into(),
+        nix::errno::Errno::ENOTDIR => "it is not a directory".into(),
+        other => other.desc().to_owned(),
+    }
+}
+
+/// Makes a directory that only its owner can enter.
+pub(crate) fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Counts what has ended and removes the oldest beyond the budget.
+async fn collect((root, state): (PathBuf, Arc<Mutex<State>>), mut inbox: mpsc::Receiver<TaskKey>, budget: Bytes) {
+    let mut keys = Vec::new();
+    while inbox.recv_many(&mut keys, 256).await > 0 {
+        let (root, state) = (root.clone(), state.clone());
+        let batch = std::mem::take(&mut keys);
+        let work = move || {
+            for key in batch {
+                let path = root.join(key.framework.as_str()).join(Sandboxes::task_directory_name(&key));
+                let size = size_of(&path);
+                let mut state = lock(&state);
+                state.total = state.total.saturating_add(size);
+                state.order.push_back((key, size));
+            }
+            for key in take_excess(&mut lock(&state), budget) {
+                let path = root.join(key.framework.as_str()).join(Sandboxes::task_directory_name(&key));
+                if let Err(e) = std::fs::remove_dir_all(&path) {
+                    tracing::warn!("cannot remove the sandbox {}: {e}", path.display());
+                }
+            }
+        };
+        if tokio::task::spawn_blocking(work).await.is_err() {
+            tracing::error!("counting sandboxes failed; their budget is not kept");
+        }
+    }
+}
+
+/// The oldest ended ones, until the rest fits.
+fn take_excess(state: &mut State, budget: Bytes) -> Vec<TaskKey> {
+    let mut gone = Vec::new();
+    while state.total > budget.0
+        && let Some((key, size)) = state.order.pop_front()
+    {
+        state.total = state.total.saturating_sub(size);
+        state.live.remove(&key);
+        gone.push(key);
+    }
+    gone
+}
+
+/// Room that a directory takes, every entry at least a block. Does not follow links.
+fn size_of(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut size = BLOCK;
+    let mut todo = vec![path.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            // Inputs are hard links into the cache, which has its own budget.
+            if !meta.is_file() || meta.nlink() == 1 {
+                size = size.saturating_add((meta.blocks() * 512).max(BLOCK));
+            }
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    size
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_types::TaskId;
+
+    fn key(n: u32) -> TaskKey {
+        TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 }
+    }
+
+    #[test]
+    fn nothing_outside_of_the_sandbox_can_be_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "x").unwrap();
+        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1)).unwrap();
+        let path = all.make(&key(1), false).unwrap();
+        std::fs::write(path.join("stdout"), "hello").unwrap();
+        std::os::unix::fs::symlink("../../../secret", path.join("link")).unwrap();
+        std::os::unix::fs::symlink("/etc", path.join("etc")).unwrap();
+        nix::unistd::mkfifo(&path.join("pipe"), Mode::S_IRUSR).unwrap();
+        assert!(all.open(&key(1), "stdout", false).is_ok());
+        assert!(all.open(&key(1), "/stdout", false).is_ok());
+        assert!(all.open(&key(1), "", true).is_ok());
+        for bad in ["../../../secret", "link", "etc/passwd", "pipe", ".", "../t1.0/stdout", "no", "a\0b"] {
+            assert!(all.open(&key(1), bad, false).is_err(), "{bad:?}");
+        }
+        assert!(matches!(all.find(&key(2)), Err(Error::Gone(_))));
+    }
+
+    #[tokio::test]
+    async fn the_oldest_ended_sandboxes_make_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, collector) = Sandboxes::start(dir.path(), Bytes(100_000)).unwrap();
+        for n in 0..4 {
+            let path = all.make(&key(n), false).unwrap();
+            std::fs::write(path.join("stdout"), vec![b'x'; 40_000]).unwrap();
+        }
+        for n in [1, 2, 3] {
+            all.ended(&key(n));
+        }
+        let state = all.state.clone();
+        drop(all);
+        collector.await;
+        let left: Vec<_> = lock(&state).live.keys().cloned().collect();
+        assert_eq!(left, [key(0), key(2), key(3)]);
+        assert!(!dir.path().join("sandboxes/F/t1.0").exists() && dir.path().join("sandboxes/F/t0.0").exists());
+    }
+}

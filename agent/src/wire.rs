@@ -1,0 +1,254 @@
+//! Between the core's words and the executor's messages, both ways.
+//!
+//! Owns the environment that guests see, and the checks of what executors send that do not need the core's state. Pure.
+
+use crate::prepare::{self, Ready};
+use smalti_agent_core::{ArrayReport, Failure, FromExecutor, ItemFailure, ModuleId, Run};
+use smalti_executor_protocol::v1::{self, from_executor, to_executor};
+use smalti_types::{DurationMs, ItemRange, ItemSet, Launch, LaunchArray, Reason, Resources, Split, TaskKey, TaskSpec, Time, Usage};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// A message with its descriptors.
+pub(crate) type Outgoing = (to_executor::Message, Vec<Arc<OwnedFd>>);
+
+/// Why a message cannot be sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// More files than one frame can carry.
+    #[error("{count} directories and inputs are more than the {most} that one task can have")]
+    TooManyFiles {
+        /// How many.
+        count: usize,
+        /// The bound.
+        most: usize,
+    },
+    /// This process may open no more files.
+    #[error("cannot hand a descriptor on: {0}")]
+    Descriptor(#[source] std::io::Error),
+}
+
+/// Checks what can only be known once everything is prepared.
+pub(crate) fn check(ready: &Ready) -> Result<(), Error> {
+    let count = ready.dirs.len() + ready.split_inputs.len() + usize::from(ready.stdin.is_some());
+    let most = smalti_executor_protocol::MAX_FDS;
+    if count > most { Err(Error::TooManyFiles { count, most }) } else { Ok(()) }
+}
+
+pub(crate) fn failure(failure: prepare::Failure) -> Failure {
+    Failure { reason: failure.reason, message: failure.message }
+}
+
+/// The code of a prepared run.
+pub(crate) fn load_module(module: ModuleId, ready: &Ready, fuel: bool) -> Result<Outgoing, Error> {
+    let message = v1::LoadModule { module: module.0, component: ready.component, name: ready.name.clone(), fuel };
+    Ok((to_executor::Message::Load(message), vec![descriptor(&ready.code)?]))
+}
+
+/// A single task.
+pub(crate) fn start_task(
+    run: Run,
+    slot: u32,
+    module: ModuleId,
+    key: &TaskKey,
+    launch: &Launch,
+    ready: &Ready,
+    directory: String,
+    now: Time,
+) -> Result<Outgoing, Error> {
+    check(ready)?;
+    let mut fds = directories(ready)?;
+    if let Some(stdin) = &ready.stdin {
+        fds.push(descriptor(&stdin.file)?);
+    }
+    let mut own = own_environment(key, &launch.resources);
+    if let Some(timeout) = launch.spec.limits.timeout {
+        own.push(("SMALTI_DEADLINE_US".into(), now.after(timeout).0.to_string()));
+    }
+    let message = v1::StartTask {
+        run: run.0,
+        directory,
+        slot,
+        guest: Some(guest(module, &launch.spec, launch.resources.mem.0, own, ready)),
+        has_stdin: ready.stdin.is_some(),
+        stdin_offset: ready.stdin.as_ref().map_or(0, |s| s.offset),
+        stdin_length: ready.stdin.as_ref().map_or(0, |s| s.length),
+        grace_us: micros(launch.spec.limits.grace),
+    };
+    Ok((to_executor::Message::Start(message), fds))
+}
+
+/// An array part.
+pub(crate) fn start_array(
+    run: Run,
+    slots: Vec<u32>,
+    module: ModuleId,
+    key: &TaskKey,
+    launch: &LaunchArray,
+    ready: &Ready,
+    directory: String,
+) -> Result<Outgoing, Error> {
+    check(ready)?;
+    let mut fds = directories(ready)?;
+    for input in &ready.split_inputs {
+        fds.push(descriptor(input)?);
+    }
+    let own = own_environment(key, &launch.slot_resources);
+    let spec = &launch.template.spec;
+    let message = v1::StartArray {
+        run: run.0,
+        directory,
+        slots,
+        guest: Some(guest(module, spec, launch.slot_resources.mem.0, own, ready)),
+        total_items: launch.template.total_items,
+        split_inputs: u32::try_from(ready.split_inputs.len()).unwrap_or(u32::MAX),
+        grace_us: micros(spec.limits.grace),
+    };
+    Ok((to_executor::Message::StartArray(message), fds))
+}
+
+/// Items of a part.
+pub(crate) fn lease(run: Run, items: &ItemSet, attempt: u32, splits: Vec<Split>, left: u64, interval_us: u64) -> to_executor::Message {
+    to_executor::Message::Lease(v1::Lease {
+        run: run.0,
+        items: items.ranges().iter().map(|r| v1::ItemRange { first: r.first, end: r.end }).collect(),
+        attempt,
+        splits: splits.into_iter().map(|s| v1::Split { item: s.item, input: s.input, offset: s.offset, length: s.length }).collect(),
+        report_when_left: left,
+        report_interval_us: interval_us,
+    })
+}
+
+pub(crate) const fn micros(span: DurationMs) -> u64 {
+    span.0.saturating_mul(1_000)
+}
+
+fn directories(ready: &Ready) -> Result<Vec<Arc<OwnedFd>>, Error> {
+    ready.dirs.iter().map(|d| descriptor(&d.dir)).collect()
+}
+
+fn descriptor(file: &File) -> Result<Arc<OwnedFd>, Error> {
+    Ok(Arc::new(file.try_clone().map_err(Error::Descriptor)?.into()))
+}
+
+fn guest(module: ModuleId, spec: &TaskSpec, memory: u64, own: Vec<(String, String)>, ready: &Ready) -> v1::Guest {
+    let mut args = vec![ready.name.clone()];
+    args.extend(spec.args.iter().cloned());
+    v1::Guest {
+        module: module.0,
+        args,
+        env: environment(&spec.env, own),
+        memory_bytes: memory,
+        timeout_us: spec.limits.timeout.map(micros),
+        fuel: spec.limits.fuel,
+        output_bytes: spec.limits.output.0,
+        files: Vec::new(),
+        dirs: ready.dirs.iter().map(|d| v1::GuestDir { guest_path: d.guest_path.clone(), writable: d.writable }).collect(),
+    }
+}
+
+/// What the agent says to every guest.
+fn own_environment(key: &TaskKey, resources: &Resources) -> Vec<(String, String)> {
+    let mut own = vec![
+        ("SMALTI_TASK_ID".to_owned(), key.task.to_string()),
+        ("SMALTI_ATTEMPT".to_owned(), key.attempt.to_string()),
+        ("SMALTI_CPUS".to_owned(), resources.cpus.to_string()),
+        ("SMALTI_MEM".to_owned(), resources.mem.0.to_string()),
+    ];
+    own.extend(resources.ports.iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port.to_string())));
+    own
+}
+
+/// The task's own entries in their order, then the agent's. The agent's win; of equal names of the task the last one does.
+fn environment(given: &[(String, String)], own: Vec<(String, String)>) -> Vec<String> {
+    let mut entries: Vec<(&str, &str)> = Vec::with_capacity(given.len() + own.len());
+    let last: std::collections::BTreeMap<&str, usize> = given.iter().enumerate().map(|(i, (name, _))| (name.as_str(), i)).collect();
+    for (i, (name, value)) in given.iter().enumerate() {
+        if last.get(name.as_str()) == Some(&i) && own.iter().all(|(n, _)| n != name) {
+            entries.push((name, value));
+        }
+    }
+    entries.extend(own.iter().map(|(n, v)| (n.as_str(), v.as_str())));
+    entries.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+/// What an executor said; `None` for what has no place here.
+pub(crate) fn from_executor(message: from_executor::Message) -> Option<FromExecutor> {
+    use from_executor::Message;
+    Some(match message {
+        Message::Hello(_) => return None,
+        Message::Loaded(m) => FromExecutor::ModuleLoaded { module: ModuleId(m.module), failure: m.failure.map(core_failure) },
+        Message::Started(m) => FromExecutor::Started { run: Run(m.run) },
+        Message::Outcome(m) => FromExecutor::Outcome {
+            run: Run(m.run),
+            exit_code: m.exit_code,
+            failure: m.failure.map(core_failure),
+            usage: usage(m.usage),
+            result: m.result.map(|r| r.to_vec()),
+        },
+        Message::Report(m) => FromExecutor::Report {
+            run: Run(m.run),
+            report: ArrayReport {
+                finished: item_set(&m.finished),
+                failed: m
+                    .failed
+                    .into_iter()
+                    .map(|f| ItemFailure { item: f.item, exit_code: f.exit_code, failure: f.failure.map(core_failure) })
+                    .collect(),
+                returned: item_set(&m.returned),
+                results: m.results.into_iter().map(|r| (r.item, r.value.to_vec())).collect(),
+                usage: usage(m.usage),
+                unstarted: m.unstarted,
+                busy: m.busy_slots,
+            },
+        },
+        Message::Progress(m) => {
+            FromExecutor::Progress { run: Run(m.run), permille: u16::try_from(m.permille.min(1000)).unwrap_or(1000), text: m.text }
+        }
+        Message::ArrayEnded(m) => FromExecutor::Ended { run: Run(m.run), slots: m.slots },
+    })
+}
+
+fn item_set(ranges: &[v1::ItemRange]) -> ItemSet {
+    ranges.iter().map(|r| ItemRange { first: r.first, end: r.end }).collect()
+}
+
+fn usage(usage: Option<v1::Usage>) -> Usage {
+    let u = usage.unwrap_or_default();
+    Usage {
+        cpu_us: u.cpu_us,
+        wall_us: u.wall_us,
+        peak_memory: u.peak_memory,
+        bytes_read: u.bytes_read,
+        bytes_written: u.bytes_written,
+        fuel: u.fuel,
+    }
+}
+
+/// An unknown reason is handed on as one that an executor may not give, so that the core says so.
+fn core_failure(failure: v1::Failure) -> Failure {
+    let reason = Reason::ALL.into_iter().find(|r| r.as_str() == failure.reason).unwrap_or(Reason::None);
+    Failure { reason, message: failure.message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_own_variables_win_and_the_order_stays() {
+        let given = [("B", "1"), ("A", "2"), ("SMALTI_CPUS", "64"), ("B", "3")].map(|(n, v)| (n.to_owned(), v.to_owned()));
+        let own = vec![("SMALTI_CPUS".to_owned(), "0.5".to_owned())];
+        assert_eq!(environment(&given, own), ["A=2", "B=3", "SMALTI_CPUS=0.5"]);
+    }
+
+    #[test]
+    fn ports_are_named() {
+        let key =
+            TaskKey { framework: smalti_types::FrameworkId::new("F").unwrap(), task: smalti_types::TaskId::new("t").unwrap(), attempt: 1 };
+        let resources = Resources { ports: "31000-31001,31005".parse().unwrap(), ..Resources::default() };
+        let own = own_environment(&key, &resources);
+        assert!(own.contains(&("PORT2".into(), "31005".into())) && own.contains(&("SMALTI_ATTEMPT".into(), "1".into())));
+    }
+}

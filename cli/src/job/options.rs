@@ -1,0 +1,273 @@
+//! What `run`, `map` and `submit` can say about a task: the flags, and their checks that need no cluster.
+//!
+//! Options of the design that nothing enforces yet are here, too, so that they are refused and never ignored.
+
+use crate::failure::{Failure, Result};
+use crate::time::{duration, positive_duration};
+use clap::{Args, ValueEnum};
+use smalti_proto::v1;
+use smalti_types::{Bytes, DurationMs, Limits, MilliCpus, MilliUnits, Resources};
+use std::ffi::OsString;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IsolationClass {
+    /// A fresh instance in a slot of the framework's executor.
+    Instance,
+    /// An executor process of its own.
+    Process,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TaskOptions {
+    /// Processor time in cores; the kernel limits the task to it
+    #[arg(long, default_value = "0.5", value_parser = cpus, allow_hyphen_values = true, value_name = "N", help_heading = "Resources")]
+    pub(crate) cpus: MilliCpus,
+    /// Memory: linear memories and tables of the guest
+    #[arg(long, default_value = "64MiB", value_parser = mem, allow_hyphen_values = true, value_name = "SIZE", help_heading = "Resources")]
+    pub(crate) mem: Bytes,
+    /// Disk space (not supported yet)
+    #[arg(long, value_name = "SIZE", help_heading = "Resources")]
+    pub(crate) disk: Option<String>,
+    /// How many ports of the agent; the task finds them in $PORT0, $PORT1, …
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Resources")]
+    pub(crate) ports: u32,
+    /// Some of a custom resource of the agents (repeatable)
+    #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = custom, help_heading = "Resources")]
+    pub(crate) custom: Vec<(String, MilliUnits)>,
+
+    /// Wall time of the task or of each item, from its start [default: no limit]
+    #[arg(long, value_parser = positive_duration, value_name = "TIME", help_heading = "Limits")]
+    pub(crate) timeout: Option<DurationMs>,
+    /// Between telling the guest to stop and stopping it
+    #[arg(long, default_value = "5s", value_parser = duration, value_name = "TIME", help_heading = "Limits")]
+    pub(crate) grace: DurationMs,
+    /// Instruction budget; makes the guest about a third slower [default: not counted]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), value_name = "N", help_heading = "Limits")]
+    pub(crate) fuel: Option<u64>,
+    /// stdout and stderr together
+    #[arg(long, default_value = "64MiB", value_parser = size, value_name = "SIZE", help_heading = "Limits")]
+    pub(crate) output_limit: Bytes,
+
+    /// Environment variable; without a value it is taken from this process (repeatable)
+    #[arg(long, value_name = "K=V", help_heading = "What the guest sees")]
+    pub(crate) env: Vec<String>,
+    /// FILE, - for this process's stdin, or none [default for run: stdin, when it is a pipe or a file]
+    #[arg(long, value_name = "FILE|-|none", help_heading = "What the guest sees")]
+    pub(crate) stdin: Option<OsString>,
+    /// A read-only file for the guest, at /inputs/<name> unless another path is given (repeatable)
+    #[arg(long, value_name = "[/GUEST/PATH=]URI|FILE", help_heading = "What the guest sees")]
+    pub(crate) input: Vec<String>,
+
+    /// Only agents with this attribute (repeatable: all must hold)
+    #[arg(long, value_name = "NAME=VALUE", value_parser = constraint, help_heading = "Placement")]
+    pub(crate) constraint: Vec<(String, String)>,
+    /// Only agents of this architecture
+    #[arg(long, value_parser = ["x86_64", "aarch64"], help_heading = "Placement")]
+    pub(crate) arch: Option<String>,
+    /// Role under which the job gets its resources
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Placement")]
+    pub(crate) role: String,
+    /// Isolation class (process is not supported yet)
+    #[arg(long, value_enum, default_value = "instance", help_heading = "Placement")]
+    pub(crate) isolation: IsolationClass,
+    /// Jobs of higher priority go first
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "N", help_heading = "Placement")]
+    pub(crate) priority: i32,
+
+    /// Name of the job [default: the bundle's file name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// How often a failed task or item is tried again
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) retries: u32,
+    /// How many items run at a time at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_parallel: Option<u32>,
+    /// Stop at the first failed item
+    #[arg(long)]
+    pub(crate) fail_fast: bool,
+
+    #[arg(long, hide = true)]
+    connect: Vec<String>,
+    #[arg(long, hide = true)]
+    collect: Vec<String>,
+    #[arg(long, hide = true)]
+    output_store: Option<String>,
+    #[arg(long, hide = true)]
+    exclusive: bool,
+}
+
+impl TaskOptions {
+    /// Refuses what nothing enforces yet.
+    pub(crate) fn check_supported(&self) -> Result<()> {
+        let unsupported = [
+            (self.disk.is_some(), "--disk", "leave it out: tasks have no disk space of their own"),
+            (!self.connect.is_empty(), "--connect", "tasks have no network"),
+            (!self.collect.is_empty(), "--collect", "write to stdout and use `smalti logs`"),
+            (self.output_store.is_some(), "--output-store", "outputs stay on the agents; `smalti logs` reads them"),
+            (self.exclusive, "--exclusive", ""),
+            (self.isolation == IsolationClass::Process, "--isolation process", "use --isolation instance"),
+        ];
+        unsupported.into_iter().find(|(given, ..)| *given).map_or(Ok(()), |(_, option, instead)| Err(Failure::not_yet(option, instead)))
+    }
+
+    /// What one task or slot takes, without ports.
+    pub(crate) fn resources(&self) -> Result<v1::Resources> {
+        let mut resources = Resources::new(self.cpus, self.mem);
+        for (name, amount) in &self.custom {
+            resources.set_custom(name, *amount);
+        }
+        resources.check_request().map_err(|e| Failure::new(e.to_string()))?;
+        Ok(resources.into())
+    }
+
+    pub(crate) fn limits(&self) -> v1::Limits {
+        let limits = Limits { timeout: self.timeout, grace: self.grace, fuel: self.fuel, output: self.output_limit };
+        v1::Limits { timeout_ms: limits.timeout.map(|t| t.0), grace_ms: limits.grace.0, fuel: limits.fuel, output_bytes: limits.output.0 }
+    }
+
+    pub(crate) fn policy(&self) -> v1::Policy {
+        let arch = self.arch.iter().map(|a| ("arch".to_owned(), a.clone()));
+        let constraints = self.constraint.iter().cloned().chain(arch);
+        v1::Policy {
+            retries: self.retries,
+            max_parallel: self.max_parallel,
+            fail_fast: self.fail_fast,
+            constraints: constraints.map(|(attribute, value)| v1::Constraint { attribute, value }).collect(),
+            priority: self.priority,
+        }
+    }
+
+    /// The environment in the order given; `K` alone is taken from this process.
+    pub(crate) fn environment(&self) -> Result<Vec<v1::EnvVar>> {
+        self.env.iter().map(|text| env_var(text, |name| std::env::var(name).ok())).collect()
+    }
+}
+
+fn env_var(text: &str, from_here: impl Fn(&str) -> Option<String>) -> Result<v1::EnvVar> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, from_here(text)),
+    };
+    if name.is_empty() {
+        return Err(Failure::new(format!("--env {text}: the name is empty; write it like --env NAME=VALUE")));
+    }
+    let value =
+        value.ok_or_else(|| Failure::new(format!("--env {name}: not set in this environment (or not UTF-8); write --env {name}=VALUE")))?;
+    Ok(v1::EnvVar { name: name.to_owned(), value })
+}
+
+fn cpus(text: &str) -> std::result::Result<MilliCpus, String> {
+    let cpus: MilliCpus = text.parse().map_err(|e: smalti_types::amount::AmountError| e.to_string())?;
+    // With some memory, so that only the cpus are judged.
+    Resources::new(cpus, Bytes(1)).check_request().map(|()| cpus).map_err(|e| e.to_string())
+}
+
+fn mem(text: &str) -> std::result::Result<Bytes, String> {
+    let mem = size(text)?;
+    Resources::new(MilliCpus::SMALLEST, mem).check_request().map(|()| mem).map_err(|e| e.to_string())
+}
+
+/// A size such as `64MiB`.
+pub(crate) fn size(text: &str) -> std::result::Result<Bytes, String> {
+    text.parse().map_err(|e: smalti_types::amount::AmountError| e.to_string())
+}
+
+fn custom(text: &str) -> std::result::Result<(String, MilliUnits), String> {
+    let (name, amount) = text.split_once('=').ok_or("write it like gpus=1")?;
+    if name.is_empty() || matches!(name, "cpus" | "mem" | "disk" | "ports") {
+        return Err(format!("`{name}` is not the name of a custom resource; cpus, mem and ports have options of their own"));
+    }
+    let amount: MilliUnits = amount.parse().map_err(|e: smalti_types::amount::AmountError| e.to_string())?;
+    if amount.0 == 0 {
+        return Err(format!("{name} must be more than zero"));
+    }
+    Ok((name.to_owned(), amount))
+}
+
+fn constraint(text: &str) -> std::result::Result<(String, String), String> {
+    let hint = "write it like zone=eu; only equality is supported yet";
+    let (name, value) = text.split_once('=').ok_or(hint)?;
+    let (name, value) = (name.trim(), value.trim());
+    // `!=`, `==`, `<=`, … are not equality.
+    if name.is_empty() || value.is_empty() || value.starts_with('=') || name.ends_with(['!', '<', '>', '~']) {
+        return Err(hint.into());
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        task: TaskOptions,
+    }
+
+    fn parse(args: &[&str]) -> std::result::Result<TaskOptions, clap::Error> {
+        Command::try_parse_from(std::iter::once(&"x").chain(args)).map(|c| c.task)
+    }
+
+    #[test]
+    fn the_defaults_are_the_documented_ones() {
+        let task = parse(&[]).unwrap();
+        let limits = task.limits();
+        assert_eq!((task.cpus, task.mem), (MilliCpus(500), Bytes::mib(64)));
+        assert_eq!((limits.timeout_ms, limits.grace_ms, limits.fuel, limits.output_bytes), (None, 5_000, None, 64 << 20));
+        assert!(task.check_supported().is_ok());
+    }
+
+    #[test]
+    fn impossible_amounts_are_refused_with_their_reason() {
+        for (args, why) in [
+            (["--cpus", "0"], "cpus must be more than zero"),
+            (["--cpus", "-1"], "negative"),
+            (["--cpus", "NaN"], "not a number"),
+            (["--cpus", "0.001"], "below the smallest request"),
+            (["--mem", "0"], "mem must be more than zero"),
+            (["--mem", "-5MiB"], "negative"),
+            (["--mem", "5XB"], "unknown unit"),
+            (["--timeout", "0s"], "more than zero"),
+            (["--constraint", "zone!=eu"], "only equality"),
+            (["--resource", "mem=5"], "not the name"),
+        ] {
+            let error = parse(&args).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{args:?}");
+            assert!(error.to_string().contains(why), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_enforced_is_refused_and_never_ignored() {
+        let cases: [&[&str]; 6] = [
+            &["--disk", "1GiB"],
+            &["--connect", "h:1"],
+            &["--collect", "/x=s3://b/k"],
+            &["--output-store", "s3://b"],
+            &["--exclusive"],
+            &["--isolation", "process"],
+        ];
+        for args in cases {
+            let failure = parse(args).unwrap().check_supported().unwrap_err();
+            assert!(failure.code == 125 && failure.to_string().contains("is not supported yet"), "{args:?}: {failure}");
+        }
+    }
+
+    #[test]
+    fn constraints_and_architecture_become_one_list() {
+        let policy = parse(&["--constraint", "zone=eu", "--arch", "x86_64", "--priority", "-3"]).unwrap().policy();
+        let pairs: Vec<_> = policy.constraints.iter().map(|c| (c.attribute.as_str(), c.value.as_str())).collect();
+        assert_eq!((pairs, policy.priority), (vec![("zone", "eu"), ("arch", "x86_64")], -3));
+    }
+
+    #[test]
+    fn a_variable_without_a_value_is_taken_from_here() {
+        let here = |name: &str| (name == "A").then(|| "1".to_owned());
+        assert_eq!(env_var("A", here).unwrap().value, "1");
+        assert_eq!(env_var("A=x=y", here).unwrap().value, "x=y");
+        assert!(env_var("B", here).is_err() && env_var("=x", here).is_err());
+    }
+}

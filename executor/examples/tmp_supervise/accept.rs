@@ -1,0 +1,1 @@
+../../src/accept.rs

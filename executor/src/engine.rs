@@ -1,0 +1,220 @@
+//! Wasmtime engines for running guests: the shared settings of `smalti-engine` with an allocator sized for this process.
+//!
+//! Owns the choice between pooled and on-demand allocation, and of how a used memory is reset, and the warnings about both.
+//! The engine is built before the process gives up what it needs for that (`/proc`). Contains no compiler.
+
+use crate::limits::{MAX_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use nix::sys::resource::{Resource, getrlimit};
+use smalti_engine::{MEMORY_GUARD_SIZE, MEMORY_RESERVATION, base_config};
+use std::sync::OnceLock;
+use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+/// Bytes of a linear memory that stay in memory between two guests. Rust puts a 1 MiB stack first, so less than that does
+/// nothing for it; above it, page faults and their lock are what limits the rate of fresh instances.
+const KEEP_RESIDENT: usize = 2 << 20;
+/// The same for a table: the function table of most programs.
+const TABLE_KEEP_RESIDENT: usize = 64 << 10;
+/// Memory maps that one slot may need: its memories (image, heap, guards), stacks, tables, thread and blocking threads.
+const MAPS_PER_SLOT: u64 = 8 + 4 * MAX_MEMORIES as u64;
+/// Kernel default of `vm.max_map_count`.
+const DEFAULT_MAX_MAPS: u64 = 65_530;
+/// Address space that pools may take: a quarter of what x86-64 and aarch64 give a process.
+const MAX_ADDRESS_SPACE: u64 = 32 << 40;
+
+/// No engine could be built, whatever the allocator.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot build the Wasm engine ({allocator} allocator, fuel {fuel}): {message}")]
+pub(crate) struct EngineError {
+    allocator: &'static str,
+    fuel: bool,
+    message: String,
+}
+
+/// What the agent is told about the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// `pooling` or `on-demand`.
+    pub(crate) allocator: &'static str,
+    /// `pagemap_scan` or `plain`.
+    pub(crate) reset: &'static str,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The engine for ordinary guests, and the one for guests with a fuel limit, which is built when the first of them comes.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    plain: Engine,
+    fuel: OnceLock<Engine>,
+    slots: u32,
+    facts: Facts,
+}
+
+impl Engines {
+    /// For `slots` guests at once. `swap_off`: the agent has turned swap off for this process.
+    ///
+    /// # Errors
+    /// When not even the on-demand allocator works.
+    pub(crate) fn new(slots: u32, swap_off: bool) -> Result<Self, EngineError> {
+        let plan = plan(slots, &Machine::read(swap_off));
+        let (plain, facts) = build(false, slots, &plan)?;
+        Ok(Self { plain, fuel: OnceLock::new(), slots, facts })
+    }
+
+    /// The engine that loads code compiled with or without fuel.
+    ///
+    /// # Errors
+    /// When the engine with fuel cannot be built.
+    pub(crate) fn get(&self, fuel: bool) -> Result<&Engine, EngineError> {
+        if !fuel {
+            return Ok(&self.plain);
+        }
+        if let Some(engine) = self.fuel.get() {
+            return Ok(engine);
+        }
+        // The same choices as the first engine's, which are known to work.
+        let plan =
+            Plan { pooling: self.facts.allocator == "pooling", pagemap_scan: self.facts.reset == "pagemap_scan", warnings: Vec::new() };
+        let (engine, _) = build(true, self.slots, &plan)?;
+        Ok(self.fuel.get_or_init(|| engine))
+    }
+
+    /// What to tell the agent.
+    pub(crate) const fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Lets running guests look at their deadline and stop level.
+    pub(crate) fn increment_epoch(&self) {
+        self.plain.increment_epoch();
+        if let Some(engine) = self.fuel.get() {
+            engine.increment_epoch();
+        }
+    }
+}
+
+/// What the machine gives a process.
+#[derive(Debug, Clone, Copy)]
+struct Machine {
+    max_maps: u64,
+    /// Address space in bytes.
+    address_space: u64,
+    /// Whether a page of this process could be swapped out.
+    swap: bool,
+}
+
+impl Machine {
+    fn read(swap_off: bool) -> Self {
+        let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|s| s.trim().parse().ok());
+        Self {
+            max_maps: number("/proc/sys/vm/max_map_count").unwrap_or(DEFAULT_MAX_MAPS),
+            address_space: getrlimit(Resource::RLIMIT_AS).map_or(u64::MAX, |(soft, _)| soft),
+            swap: !swap_off && swap_is_possible(),
+        }
+    }
+}
+
+/// Unknown counts as possible.
+fn swap_is_possible() -> bool {
+    // One header line; every further line is an active swap area.
+    std::fs::read_to_string("/proc/swaps").map_or(true, |s| s.lines().count() > 1)
+}
+
+/// What to try, decided before anything is built.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    pooling: bool,
+    pagemap_scan: bool,
+    warnings: Vec<String>,
+}
+
+fn plan(slots: u32, machine: &Machine) -> Plan {
+    let mut warnings = Vec::new();
+    let maps = u64::from(slots) * MAPS_PER_SLOT;
+    let space = u64::from(slots) * MAX_MEMORIES as u64 * (MEMORY_RESERVATION + 2 * MEMORY_GUARD_SIZE);
+    let mut pooling = true;
+    if maps > machine.max_maps / 2 {
+        pooling = false;
+        warnings.push(format!(
+            "memory is allocated on demand: {slots} slots may need {maps} memory maps, and vm.max_map_count is {}",
+            machine.max_maps
+        ));
+    } else if space > MAX_ADDRESS_SPACE.min(machine.address_space / 2) {
+        pooling = false;
+        warnings.push(format!("memory is allocated on demand: {slots} slots would reserve {} GiB of address space", space >> 30));
+    }
+    if pooling && machine.swap {
+        warnings.push("used memories are reset the slow way: swap is on, and pages that were swapped out would be missed".to_owned());
+    }
+    Plan { pooling, pagemap_scan: pooling && !machine.swap, warnings }
+}
+
+/// Builds as planned, and falls back one step at a time.
+fn build(fuel: bool, slots: u32, plan: &Plan) -> Result<(Engine, Facts), EngineError> {
+    let mut warnings = plan.warnings.clone();
+    if plan.pooling {
+        if plan.pagemap_scan {
+            match pooled(fuel, slots, true) {
+                Ok(engine) => return Ok((engine, Facts { allocator: "pooling", reset: "pagemap_scan", warnings })),
+                Err(e) => warnings.push(format!("used memories are reset the slow way: {e:#}")),
+            }
+        }
+        match pooled(fuel, slots, false) {
+            Ok(engine) => return Ok((engine, Facts { allocator: "pooling", reset: "plain", warnings })),
+            Err(e) => warnings.push(format!("memory is allocated on demand: {e:#}")),
+        }
+    }
+    let engine = Engine::new(&base_config(fuel)).map_err(|e| EngineError { allocator: "on-demand", fuel, message: format!("{e:#}") })?;
+    Ok((engine, Facts { allocator: "on-demand", reset: "plain", warnings }))
+}
+
+fn pooled(fuel: bool, slots: u32, pagemap_scan: bool) -> wasmtime::Result<Engine> {
+    let per_slot = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).saturating_mul(slots);
+    let mut pool = PoolingAllocationConfig::default();
+    pool.total_component_instances(slots)
+        .total_core_instances(per_slot(MAX_INSTANCES))
+        .total_memories(per_slot(MAX_MEMORIES))
+        .total_tables(per_slot(MAX_TABLES))
+        // One guest runs at a time on a slot, on one stack.
+        .total_stacks(slots.saturating_add(1))
+        .max_core_instances_per_component(u32::try_from(MAX_INSTANCES).unwrap_or(u32::MAX))
+        .max_memories_per_module(u32::try_from(MAX_MEMORIES).unwrap_or(u32::MAX))
+        .max_tables_per_module(u32::try_from(MAX_TABLES).unwrap_or(u32::MAX))
+        .table_elements(MAX_TABLE_ELEMENTS)
+        .max_memory_size(usize::try_from(MEMORY_RESERVATION).unwrap_or(usize::MAX))
+        // Bounds what memories of modules that are not running keep resident.
+        .max_unused_warm_slots(slots)
+        .linear_memory_keep_resident(KEEP_RESIDENT)
+        .table_keep_resident(TABLE_KEEP_RESIDENT)
+        // Asked for outright: `Auto` would fall back in silence.
+        .pagemap_scan(if pagemap_scan { Enabled::Yes } else { Enabled::No });
+    let mut config = base_config(fuel);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: Machine = Machine { max_maps: 65_530, address_space: u64::MAX, swap: false };
+
+    #[test]
+    fn small_nodes_fall_back_with_a_reason() {
+        assert_eq!(plan(64, &GOOD), Plan { pooling: true, pagemap_scan: true, warnings: Vec::new() });
+        let few_maps = plan(64, &Machine { max_maps: 1_000, ..GOOD });
+        assert!(!few_maps.pooling && few_maps.warnings[0].contains("max_map_count"));
+        let little_space = plan(64, &Machine { address_space: 1 << 40, ..GOOD });
+        assert!(!little_space.pooling && little_space.warnings[0].contains("address space"));
+        let swap = plan(64, &Machine { swap: true, ..GOOD });
+        assert!(swap.pooling && !swap.pagemap_scan && swap.warnings[0].contains("swap"));
+    }
+
+    #[test]
+    fn both_engines_are_built_alike() {
+        let engines = Engines::new(2, false).expect("an engine");
+        eprintln!("{:?}", engines.facts());
+        assert!(engines.get(true).expect("the fuel engine").get_consume_fuel());
+        assert!(!engines.get(false).expect("the plain engine").get_consume_fuel());
+        engines.increment_epoch();
+    }
+}

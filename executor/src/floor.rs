@@ -1,0 +1,101 @@
+//! The floor of the benchmarks: the same compiled guest, engine settings and limits as a slot has, instantiated, run and
+//! dropped in a plain loop, without queue, output, accounting or agent.
+//!
+//! Not a role in a cluster; `cargo xtask bench` starts it (`smalti-executor floor --code FILE --threads N --seconds S`).
+
+use crate::control::Control;
+use crate::engine::Engines;
+use crate::host::Progress;
+use crate::limits::Limiter;
+use crate::modules::{Code, Loaded, Loader, Request};
+use crate::state::State;
+use std::ffi::OsString;
+use std::fs::File;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wasmtime::{Store, UpdateDeadline};
+use wasmtime_wasi::WasiCtxBuilder;
+
+/// What a task of the array benchmark may use.
+const MEMORY_BYTES: u64 = 64 << 20;
+
+struct Options {
+    code: OsString,
+    threads: u32,
+    seconds: f64,
+}
+
+pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
+    let result = parse(args).and_then(|options| measure(&options));
+    match result {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(message) => {
+            eprintln!("smalti-executor floor: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(args: Vec<OsString>) -> Result<Options, String> {
+    let mut options = Options { code: OsString::new(), threads: 1, seconds: 1.0 };
+    let mut args = args.into_iter().skip(1);
+    while let Some(flag) = args.next() {
+        let value = args.next().ok_or_else(|| format!("{} needs a value", flag.display()))?;
+        let text = value.to_string_lossy();
+        match flag.to_str() {
+            Some("--code") => options.code = value,
+            Some("--threads") => options.threads = text.parse().map_err(|e| format!("--threads {text}: {e}"))?,
+            Some("--seconds") => options.seconds = text.parse().map_err(|e| format!("--seconds {text}: {e}"))?,
+            _ => return Err(format!("unknown flag {}", flag.display())),
+        }
+    }
+    Ok(options)
+}
+
+fn measure(options: &Options) -> Result<String, String> {
+    let engines = Engines::new(options.threads, false).map_err(|e| e.to_string())?;
+    let code = File::open(&options.code).map_err(|e| format!("opening {}: {e}", options.code.display()))?;
+    let request = Request { name: "floor".into(), component: false, fuel: false };
+    let loaded = Loader::default().load(&engines, request, code.into()).map_err(|e| e.message)?;
+    let until = Instant::now() + Duration::from_secs_f64(options.seconds);
+    let start = Instant::now();
+    let counts: Vec<Result<u64, String>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..options.threads).map(|_| scope.spawn(|| turn(&loaded, until))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread panicked".into()))).collect()
+    });
+    let items: u64 = counts.into_iter().sum::<Result<u64, String>>()?;
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let rate = items as f64 / start.elapsed().as_secs_f64();
+    let facts = engines.facts();
+    Ok(format!(r#"{{"items_per_s": {rate:.0}, "allocator": "{}", "reset": "{}"}}"#, facts.allocator, facts.reset))
+}
+
+/// One thread's loop; returns how often it went round.
+fn turn(loaded: &Loaded, until: Instant) -> Result<u64, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|e| e.to_string())?;
+    let (control, progress) = (Arc::new(Control::default()), Arc::new(Progress::default()));
+    let mut items = 0;
+    while Instant::now() < until {
+        runtime.block_on(once(loaded, &control, &progress)).map_err(|e| format!("{e:#}"))?;
+        items += 1;
+    }
+    Ok(items)
+}
+
+async fn once(loaded: &Loaded, control: &Arc<Control>, progress: &Arc<Progress>) -> wasmtime::Result<()> {
+    let Code::Core { pre, start } = &loaded.code else { return Err(wasmtime::Error::msg("the floor is measured with core modules")) };
+    let wasi = WasiCtxBuilder::new().args(&["floor"]).env("SMALTI_ITEM", "0").build_p1();
+    let state = State { wasi, limiter: Limiter::new(MEMORY_BYTES), control: control.clone(), progress: progress.clone(), result: None };
+    let mut store = Store::new(&loaded.engine, state);
+    store.limiter(|state| &mut state.limiter);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Continue(1)));
+    let instance = pre.instantiate_async(&mut store).await?;
+    let entry = instance.get_module_export(&mut store, start).and_then(wasmtime::Extern::into_func);
+    let entry = entry.ok_or_else(|| wasmtime::Error::msg("`_start` is not there"))?.typed::<(), ()>(&store)?;
+    entry.call_async(&mut store, ()).await
+}

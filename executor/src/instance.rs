@@ -1,0 +1,272 @@
+//! Runs one guest: a fresh store with its own memory, WASI context and limits, from instantiation to the outcome.
+//!
+//! Owns the mapping from how a guest ended to a reason. A guest that computes is ended by the epoch (checked every tick), one
+//! that waits in a host call by dropping its future. Threads, queues and files are others' business.
+
+use crate::control::Control;
+use crate::failure::Failure;
+use crate::host::Progress;
+use crate::limits::{Limiter, MAX_HOSTCALL_BYTES, MAX_RANDOM_BYTES, MAX_RESOURCES, MIN_HOSTCALL_BYTES};
+use crate::modules::{Code, Loaded};
+use crate::output::{Channel, Sink};
+use crate::state::State;
+use crate::streams::{Meters, Output, Source, Stdin};
+use smalti_types::task_state::Reason;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
+use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiView};
+
+/// Frames of a guest's stack that a message names.
+const MAX_FRAMES: usize = 8;
+
+/// What all runs of one task or array part have in common.
+pub(crate) struct Template {
+    pub(crate) module: Arc<Loaded>,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    /// Memories and tables together, in bytes.
+    pub(crate) memory_bytes: u64,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) fuel: Option<u64>,
+    pub(crate) output_bytes: u64,
+    /// The preopened directories.
+    pub(crate) directories: WasiFilesystemCtx,
+    pub(crate) control: Arc<Control>,
+    pub(crate) progress: Arc<Progress>,
+}
+
+/// What is different for each run.
+pub(crate) struct Run {
+    /// Environment after the template's.
+    pub(crate) env: Vec<(&'static str, String)>,
+    pub(crate) stdin: Option<Source>,
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) started: Instant,
+}
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub(crate) struct Ended {
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) failure: Option<Failure>,
+    pub(crate) peak_memory: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) bytes_written: u64,
+    pub(crate) fuel: Option<u64>,
+    pub(crate) result: Option<Vec<u8>>,
+}
+
+impl Ended {
+    /// A run that never began.
+    pub(crate) fn failed(failure: Failure) -> Self {
+        Self { failure: Some(failure), ..Self::default() }
+    }
+}
+
+/// Ends a guest from the epoch callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum Stop {
+    #[error("killed")]
+    Killed,
+    #[error("the time limit was reached")]
+    TimeLimit,
+}
+
+/// Runs one guest to its end. Never fails: what goes wrong is the outcome.
+pub(crate) async fn run(template: &Template, run: Run) -> Ended {
+    let meters = Arc::new(Meters::new(template.output_bytes));
+    let deadline = template.timeout.and_then(|t| run.started.checked_add(t));
+    let mut store = match new_store(template, run, &meters, deadline) {
+        Ok(store) => store,
+        Err(e) => return Ended::failed(Failure::new(Reason::LaunchFailed, format!("the store cannot be set up: {e:#}"))),
+    };
+    let how = until_end(template, &mut store, deadline).await;
+    let fuel = template.fuel.map(|limit| limit.saturating_sub(store.get_fuel().unwrap_or(0)));
+    let state = store.data_mut();
+    let (exit_code, failure) = classify(how, &meters, state, template.fuel);
+    Ended {
+        exit_code,
+        failure,
+        peak_memory: state.limiter.peak(),
+        bytes_read: meters.read(),
+        bytes_written: meters.written(),
+        fuel,
+        result: state.result.take(),
+    }
+}
+
+fn new_store(template: &Template, run: Run, meters: &Arc<Meters>, deadline: Option<Instant>) -> wasmtime::Result<Store<State>> {
+    let mut builder = WasiCtxBuilder::new();
+    builder.args(&template.args).envs(&template.env).max_random_size(MAX_RANDOM_BYTES);
+    // Nothing of the network, names least of all. File operations go to the slot's own blocking thread, so that the
+    // future can be dropped meanwhile.
+    builder.allow_tcp(false).allow_udp(false).allow_ip_name_lookup(false).allow_blocking_current_thread(false);
+    for (name, value) in run.env {
+        builder.env(name, value);
+    }
+    builder.stdin(Stdin::new(run.stdin, meters.clone()));
+    builder.stdout(Output::new(Channel::Out, run.sink.clone(), meters.clone()));
+    builder.stderr(Output::new(Channel::Err, run.sink, meters.clone()));
+    let mut wasi = builder.build_p1();
+    let view = wasi.ctx();
+    *view.ctx.filesystem() = template.directories.clone();
+    view.table.set_max_capacity(MAX_RESOURCES);
+    let state = State {
+        wasi,
+        limiter: Limiter::new(template.memory_bytes),
+        control: template.control.clone(),
+        progress: template.progress.clone(),
+        result: None,
+    };
+    let mut store = Store::new(&template.module.engine, state);
+    store.limiter(|state| &mut state.limiter);
+    let memory = usize::try_from(template.memory_bytes).unwrap_or(usize::MAX);
+    store.set_hostcall_fuel(memory.clamp(MIN_HOSTCALL_BYTES, MAX_HOSTCALL_BYTES));
+    if template.module.fuel {
+        store.set_fuel(template.fuel.unwrap_or(u64::MAX))?;
+    }
+    store.set_epoch_deadline(1);
+    let control = template.control.clone();
+    store.epoch_deadline_callback(move |_| {
+        if control.is_stopped() {
+            return Err(Stop::Killed.into());
+        }
+        if deadline.is_some_and(|at| Instant::now() >= at) {
+            return Err(Stop::TimeLimit.into());
+        }
+        Ok(UpdateDeadline::Continue(1))
+    });
+    Ok(store)
+}
+
+/// How the guest's code ended.
+enum How {
+    Returned,
+    /// A component's `run` returned an error.
+    ReturnedError,
+    Stopped(Stop),
+    /// Before its first instruction.
+    NotStarted(wasmtime::Error),
+    Failed(wasmtime::Error),
+}
+
+async fn until_end(template: &Template, store: &mut Store<State>, deadline: Option<Instant>) -> How {
+    let time_limit = async {
+        match deadline {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    // In this order: as long as the guest does not wait, nothing else is looked at here.
+    tokio::select! {
+        biased;
+        how = execute(&template.module.code, store) => how,
+        () = template.control.until_stopped() => How::Stopped(Stop::Killed),
+        () = time_limit => How::Stopped(Stop::TimeLimit),
+    }
+}
+
+async fn execute(code: &Code, store: &mut Store<State>) -> How {
+    let result = match code {
+        Code::Core { pre, start } => {
+            let instance = match pre.instantiate_async(&mut *store).await {
+                Ok(instance) => instance,
+                Err(e) => return How::NotStarted(e),
+            };
+            let start = instance.get_module_export(&mut *store, start).and_then(wasmtime::Extern::into_func);
+            match start.map(|f| f.typed::<(), ()>(&*store)) {
+                Some(Ok(start)) => start.call_async(&mut *store, ()).await.map(Ok),
+                Some(Err(e)) => return How::NotStarted(e),
+                None => return How::NotStarted(wasmtime::Error::msg("`_start` is not there")),
+            }
+        }
+        Code::Component(pre) => match pre.instantiate_async(&mut *store).await {
+            Ok(command) => command.wasi_cli_run().call_run(&mut *store).await,
+            Err(e) => return How::NotStarted(e),
+        },
+    };
+    match result {
+        Ok(Ok(())) => How::Returned,
+        Ok(Err(())) => How::ReturnedError,
+        Err(e) => How::Failed(e),
+    }
+}
+
+fn classify(how: How, meters: &Meters, state: &State, fuel: Option<u64>) -> (Option<i32>, Option<Failure>) {
+    let failed = |reason, message: String| (None, Some(Failure::new(reason, message)));
+    match how {
+        How::Stopped(stop) => stopped(stop),
+        How::Returned => exited(0, state),
+        How::ReturnedError => exited(1, state),
+        How::NotStarted(e) if state.limiter.was_hit() => failed(
+            Reason::MemoryLimit,
+            format!("the memory limit of {} bytes is too small to start it: {}", state.limiter.limit(), e.root_cause()),
+        ),
+        How::NotStarted(e) if !e.is::<Trap>() && !e.is::<I32Exit>() && !e.is::<Stop>() => {
+            failed(Reason::LaunchFailed, format!("the module cannot be instantiated: {e:#}"))
+        }
+        How::NotStarted(e) | How::Failed(e) => {
+            if let Some(I32Exit(code)) = e.downcast_ref() {
+                return exited(*code, state);
+            }
+            if let Some(stop) = e.downcast_ref::<Stop>() {
+                return stopped(*stop);
+            }
+            if let Some(why) = meters.input_failed() {
+                return failed(Reason::InputFailed, why.to_owned());
+            }
+            if let Some(limit) = meters.output_limit_hit() {
+                return failed(Reason::OutputLimit, format!("the output limit of {limit} bytes was reached"));
+            }
+            if matches!(e.downcast_ref(), Some(Trap::OutOfFuel)) {
+                return failed(Reason::FuelLimit, format!("the fuel limit of {} was reached", fuel.unwrap_or(0)));
+            }
+            if state.limiter.was_hit() {
+                return failed(Reason::MemoryLimit, format!("the memory limit of {} bytes was reached", state.limiter.limit()));
+            }
+            failed(Reason::Trap, describe_trap(&e))
+        }
+    }
+}
+
+fn stopped(stop: Stop) -> (Option<i32>, Option<Failure>) {
+    let reason = match stop {
+        Stop::Killed => Reason::KilledByRequest,
+        Stop::TimeLimit => Reason::TimeLimit,
+    };
+    (None, Some(Failure::new(reason, stop.to_string())))
+}
+
+fn exited(code: i32, state: &State) -> (Option<i32>, Option<Failure>) {
+    match code {
+        0 => (Some(0), None),
+        // What a shell cannot tell from a signal or from our own codes (design, section 8).
+        code if !(0..=125).contains(&code) => {
+            (None, Some(Failure::new(Reason::Trap, format!("the exit code {code} is not within 0 to 125"))))
+        }
+        code if state.control.is_asked() => {
+            (Some(code), Some(Failure::new(Reason::KilledByRequest, format!("ended with exit code {code} after it was asked to stop"))))
+        }
+        code => (Some(code), Some(Failure::new(Reason::ExitCode, format!("ended with exit code {code}")))),
+    }
+}
+
+/// The cause, and where in the guest it happened.
+fn describe_trap(error: &wasmtime::Error) -> String {
+    let mut text = error.root_cause().to_string();
+    if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
+        for (i, frame) in trace.frames().iter().take(MAX_FRAMES).enumerate() {
+            let name = frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), printable);
+            let _ = write!(text, "{} {name}", if i == 0 { "; in" } else { " <" });
+        }
+    }
+    text
+}
+
+/// Function names come from the bundle: cut to a length, and without control characters.
+fn printable(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(100).collect()
+}

@@ -1,0 +1,292 @@
+//! Where a guest's stdout and stderr go: two files of a single task, written through at once, or the segments of an array
+//! slot, buffered, with the ledger beside them.
+//!
+//! Owns the files and the order in which they are written: an item's output before its ledger record. Files are made below
+//! the executor's directory by descriptor; nothing here follows a symbolic link or replaces a file. Does not count limits:
+//! that is [`crate::streams`].
+
+use crate::ledger::{RECORD_LEN, Record};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Bytes of one segment that wait in memory.
+const BUFFER_BYTES: usize = 64 << 10;
+/// An item's output reaches the file at the latest when the item has run this long, so that it can be followed live.
+const FLUSH_AFTER: Duration = Duration::from_millis(50);
+
+/// An output file or directory could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {path:?} below the executor's directory: {source}")]
+pub(crate) struct OutputError {
+    operation: &'static str,
+    path: String,
+    source: io::Error,
+}
+
+/// Opens a task's directory below the executor's.
+///
+/// # Errors
+/// When it is not there, is a link, or `path` tries to leave the executor's directory.
+pub(crate) fn open_directory(base: impl AsFd, path: &str) -> Result<OwnedFd, OutputError> {
+    let failed = |source| OutputError { operation: "open", path: path.to_owned(), source };
+    let normal = !path.is_empty() && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
+    if !normal {
+        return Err(failed(io::ErrorKind::InvalidInput.into()));
+    }
+    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(base, path, flags, Mode::empty()).map_err(|e| failed(e.into()))
+}
+
+/// Makes a file that must not be there yet.
+///
+/// # Errors
+/// When it is there, or cannot be made.
+pub(crate) fn create(directory: impl AsFd, name: &str) -> Result<File, OutputError> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP;
+    openat(directory, name, flags, mode).map(File::from).map_err(|e| OutputError {
+        operation: "create",
+        path: name.to_owned(),
+        source: e.into(),
+    })
+}
+
+/// Which of a guest's two outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Channel {
+    Out,
+    Err,
+}
+
+/// Takes a guest's output.
+pub(crate) trait Sink: std::fmt::Debug + Send + Sync {
+    /// Takes all of `bytes`.
+    ///
+    /// # Errors
+    /// What the file system said; the guest is told the same.
+    fn write(&self, channel: Channel, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// The files of a single task.
+#[derive(Debug)]
+pub(crate) struct TaskFiles {
+    out: File,
+    err: File,
+}
+
+impl TaskFiles {
+    /// Makes `stdout` and `stderr` in the task's directory.
+    ///
+    /// # Errors
+    /// When one of them cannot be made.
+    pub(crate) fn create(directory: impl AsFd) -> Result<Self, OutputError> {
+        Ok(Self { out: create(&directory, "stdout")?, err: create(&directory, "stderr")? })
+    }
+}
+
+impl Sink for TaskFiles {
+    fn write(&self, channel: Channel, bytes: &[u8]) -> io::Result<()> {
+        match channel {
+            Channel::Out => (&self.out).write_all(bytes),
+            Channel::Err => (&self.err).write_all(bytes),
+        }
+    }
+}
+
+/// A file that only grows, with the bytes not yet written.
+#[derive(Debug)]
+struct Segment {
+    file: File,
+    /// Bytes in the file.
+    written: u64,
+    buffer: Vec<u8>,
+}
+
+impl Segment {
+    const fn new(file: File) -> Self {
+        Self { file, written: 0, buffer: Vec::new() }
+    }
+    /// Where the next byte goes.
+    const fn end(&self) -> u64 {
+        self.written + self.buffer.len() as u64
+    }
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.buffer.len() + bytes.len() > BUFFER_BYTES {
+            self.flush()?;
+        }
+        if bytes.len() < BUFFER_BYTES {
+            self.buffer.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.file.write_all_at(bytes, self.written)?;
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+    /// Written at its offset, so that a flush which failed half-way can be repeated.
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.buffer.is_empty() {
+            self.file.write_all_at(&self.buffer, self.written)?;
+            self.written += self.buffer.len() as u64;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+}
+
+/// The item that runs now: where its output began.
+#[derive(Debug, Clone, Copy)]
+struct Current {
+    since: Instant,
+    out: u64,
+    err: u64,
+}
+
+#[derive(Debug)]
+struct Segments {
+    out: Segment,
+    err: Segment,
+    ledger: Segment,
+    current: Option<Current>,
+}
+
+/// The segments of one slot in one array part.
+#[derive(Debug)]
+pub(crate) struct SlotOutput {
+    segments: Mutex<Segments>,
+}
+
+impl SlotOutput {
+    /// Makes `slot-<n>.out`, `.err` and `.ledger`.
+    ///
+    /// # Errors
+    /// When one of them cannot be made.
+    pub(crate) fn create(directory: impl AsFd, slot: u32) -> Result<Self, OutputError> {
+        let segment = |kind: &str| create(&directory, &format!("slot-{slot}.{kind}")).map(Segment::new);
+        let segments = Segments { out: segment("out")?, err: segment("err")?, ledger: segment("ledger")?, current: None };
+        Ok(Self { segments: Mutex::new(segments) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Segments> {
+        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An item begins.
+    pub(crate) fn begin(&self, now: Instant) {
+        let mut s = self.lock();
+        s.current = Some(Current { since: now, out: s.out.end(), err: s.err.end() });
+    }
+
+    /// An item ended: `record` gets its offsets and joins the ledger behind the output.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub(crate) fn end(&self, mut record: Record) -> io::Result<()> {
+        let mut s = self.lock();
+        let (out, err) = (s.out.end(), s.err.end());
+        if let Some(current) = s.current.take() {
+            record.out_offset = current.out;
+            record.out_length = out - current.out;
+            record.err_offset = current.err;
+            record.err_length = err - current.err;
+        }
+        if s.ledger.buffer.len() + RECORD_LEN > BUFFER_BYTES {
+            flush(&mut s)?;
+        }
+        s.ledger.append(&record.encode())
+    }
+
+    /// Writes everything out, outputs before the records that point to them.
+    ///
+    /// # Errors
+    /// What the file system said. Nothing is lost; the flush can be repeated.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        flush(&mut self.lock())
+    }
+
+    /// Writes the output of an item out that has run for a while. A failure shows at the next flush.
+    pub(crate) fn tick(&self, now: Instant) {
+        let mut s = self.lock();
+        if s.current.is_some_and(|c| now.saturating_duration_since(c.since) >= FLUSH_AFTER) {
+            let _ = s.out.flush().and_then(|()| s.err.flush());
+        }
+    }
+}
+
+fn flush(s: &mut Segments) -> io::Result<()> {
+    s.out.flush()?;
+    s.err.flush()?;
+    s.ledger.flush()
+}
+
+impl Sink for SlotOutput {
+    fn write(&self, channel: Channel, bytes: &[u8]) -> io::Result<()> {
+        let mut s = self.lock();
+        match channel {
+            Channel::Out => s.out.append(bytes),
+            Channel::Err => s.err.append(bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn directories_cannot_be_left_and_files_not_replaced() {
+        let temp = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(temp.path().join("task")).expect("made");
+        symlink("/etc", temp.path().join("link")).expect("made");
+        let base = File::open(temp.path()).expect("open");
+        for bad in ["", "..", "/etc", "task/../..", "link", "missing"] {
+            assert!(open_directory(&base, bad).is_err(), "{bad:?}");
+        }
+        let task = open_directory(&base, "task").expect("opened");
+        TaskFiles::create(&task).expect("made");
+        assert!(TaskFiles::create(&task).is_err());
+    }
+
+    #[test]
+    fn output_comes_before_its_record_and_offsets_are_right() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let output = SlotOutput::create(File::open(temp.path()).expect("open"), 3).expect("made");
+        let length = |name: &str| std::fs::metadata(temp.path().join(name)).expect("there").len();
+        for item in 0..3_u64 {
+            output.begin(Instant::now());
+            output.write(Channel::Out, &[b'a'; 10]).expect("written");
+            output.write(Channel::Err, b"e").expect("written");
+            output.end(Record { item, ..Record::default() }).expect("recorded");
+        }
+        assert_eq!(length("slot-3.out"), 0, "buffered");
+        output.flush().expect("flushed");
+        assert_eq!((length("slot-3.out"), length("slot-3.err"), length("slot-3.ledger")), (30, 3, 288));
+        let ledger = std::fs::read(temp.path().join("slot-3.ledger")).expect("there");
+        let last = Record::decode(ledger[192..].try_into().expect("96 bytes")).expect("a record");
+        assert_eq!((last.item, last.out_offset, last.out_length, last.err_offset, last.err_length), (2, 20, 10, 2, 1));
+    }
+
+    #[test]
+    fn a_large_write_keeps_the_order_and_a_long_item_is_flushed() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let output = SlotOutput::create(File::open(temp.path()).expect("open"), 0).expect("made");
+        let now = Instant::now();
+        output.begin(now);
+        output.write(Channel::Out, b"x").expect("written");
+        output.write(Channel::Out, &[b'y'; 2 * BUFFER_BYTES]).expect("written");
+        output.write(Channel::Out, b"z").expect("written");
+        output.tick(now);
+        let read = || std::fs::read(temp.path().join("slot-0.out")).expect("there");
+        assert_eq!(read().len(), 1 + 2 * BUFFER_BYTES);
+        output.tick(now + FLUSH_AFTER);
+        assert_eq!(read().len(), 2 + 2 * BUFFER_BYTES);
+        assert_eq!((read()[0], read()[1], read()[1 + 2 * BUFFER_BYTES]), (b'x', b'y', b'z'));
+    }
+}

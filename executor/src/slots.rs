@@ -1,0 +1,109 @@
+//! All slots of this process with what they share: engines, runs, ticker.
+//!
+//! Owns the threads. They are started once, when the agent says how many, so that it can put each into its cgroup before
+//! the first guest runs.
+
+use crate::engine::Engines;
+use crate::link::Link;
+use crate::runs::Runs;
+use crate::slot::{self, Job, Jobs};
+use crate::ticker::{self, Activity};
+use anyhow::Context;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Most slots of one process; a node with more cores runs several executors.
+pub(crate) const MAX_SLOTS: u32 = 1024;
+/// Starting a thread takes microseconds; one that does not come up in this time never will.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Native stack of a slot's thread: host functions and the runtime; guests run on stacks of their own.
+const STACK_BYTES: usize = 2 << 20;
+
+struct Slot {
+    jobs: Arc<Jobs>,
+    tid: i32,
+    thread: JoinHandle<()>,
+}
+
+/// The slots.
+pub(crate) struct Slots {
+    pub(crate) engines: Arc<Engines>,
+    pub(crate) runs: Arc<Runs>,
+    pub(crate) activity: Arc<Activity>,
+    /// Most memory of one guest in bytes.
+    pub(crate) max_memory: u64,
+    slots: Vec<Slot>,
+    ticker: JoinHandle<()>,
+}
+
+impl Slots {
+    /// Builds the engine and starts `count` slot threads and the ticker. `max_memory` 0: no bound of the executor's own.
+    ///
+    /// # Errors
+    /// A senseless number of slots, no engine, no threads.
+    pub(crate) fn start(count: u32, max_memory: u64, swap_off: bool, link: &Arc<Link>) -> anyhow::Result<Self> {
+        anyhow::ensure!((1..=MAX_SLOTS).contains(&count), "an executor has 1 to {MAX_SLOTS} slots, not {count}");
+        let engines = Arc::new(Engines::new(count, swap_off)?);
+        let runs = Arc::<Runs>::default();
+        let activity = Arc::<Activity>::default();
+        let (started, tids) = sync_channel(count as usize);
+        let mut slots = Vec::new();
+        for slot in 0..count {
+            let (jobs, started, runs) = (Arc::<Jobs>::default(), started.clone(), runs.clone());
+            let queue = jobs.clone();
+            let body = move || {
+                if let Err(e) = slot::run(slot, &queue, &runs, &started) {
+                    eprintln!("smalti-executor: slot {slot} cannot start: {e}");
+                }
+            };
+            let builder = thread::Builder::new().name(format!("slot-{slot}")).stack_size(STACK_BYTES);
+            let thread = builder.spawn(body).with_context(|| format!("starting the thread of slot {slot}"))?;
+            slots.push(Slot { jobs, tid: 0, thread });
+        }
+        learn_tids(&tids, &mut slots)?;
+        let ticker = {
+            let (activity, engines, runs, link) = (activity.clone(), engines.clone(), runs.clone(), link.clone());
+            let body = move || ticker::run(&activity, &engines, &runs, &link);
+            thread::Builder::new().name("ticker".to_owned()).spawn(body).context("starting the ticker")?
+        };
+        Ok(Self { engines, runs, activity, max_memory: if max_memory == 0 { u64::MAX } else { max_memory }, slots, ticker })
+    }
+
+    /// The jobs of one slot.
+    pub(crate) fn jobs(&self, slot: u32) -> Option<&Jobs> {
+        self.slots.get(slot as usize).map(|s| &*s.jobs)
+    }
+
+    /// (slot, thread id) of each.
+    pub(crate) fn threads(&self) -> impl Iterator<Item = (u32, i32)> + '_ {
+        (0_u32..).zip(&self.slots).map(|(number, slot)| (number, slot.tid))
+    }
+
+    /// Stops all guests at once and ends all threads.
+    pub(crate) fn shutdown(self) {
+        for slot in &self.slots {
+            // A full queue takes this job all the same.
+            let _ = slot.jobs.push(Job::Quit);
+        }
+        for run in self.runs.all() {
+            run.kill(Instant::now(), Duration::ZERO);
+        }
+        for slot in self.slots {
+            let _ = slot.thread.join();
+        }
+        self.activity.quit();
+        let _ = self.ticker.join();
+    }
+}
+
+fn learn_tids(tids: &Receiver<(u32, i32)>, slots: &mut [Slot]) -> anyhow::Result<()> {
+    for _ in 0..slots.len() {
+        let (slot, tid) = tids.recv_timeout(START_TIMEOUT).context("a slot did not start")?;
+        if let Some(slot) = slots.get_mut(slot as usize) {
+            slot.tid = tid;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! What a store carries for its guest: WASI, the memory limiter, and what the host functions need.
+//!
+//! Owns nothing that outlives the guest except shared handles.
+
+use crate::control::Control;
+use crate::host::Progress;
+use crate::limits::Limiter;
+use std::sync::Arc;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{WasiCtxView, WasiView};
+
+/// The data of one store.
+pub(crate) struct State {
+    /// Serves preview 1 and, through [`WasiView`], WASI 0.2.
+    pub(crate) wasi: WasiP1Ctx,
+    pub(crate) limiter: Limiter,
+    pub(crate) control: Arc<Control>,
+    pub(crate) progress: Arc<Progress>,
+    /// The value the guest returned, if any.
+    pub(crate) result: Option<Vec<u8>>,
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.wasi.ctx()
+    }
+}

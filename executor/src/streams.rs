@@ -1,0 +1,274 @@
+//! stdin, stdout and stderr as WASI streams: stdin is a part of a file read with `pread`, the outputs go to a
+//! [`crate::output::Sink`] within a limit over both.
+//!
+//! Owns the byte counts of one guest, the output limit and the fact that an input was shorter than promised. Reads and writes
+//! are plain system calls on the slot's own thread, so they are in its cgroup. Nothing here waits for a peer.
+
+use crate::output::{Channel, Sink};
+use bytes::{Bytes, BytesMut};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::io::{AsyncRead, AsyncWrite};
+use wasmtime_wasi::async_trait;
+use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
+use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
+
+/// Bytes that one guest reads ahead from stdin at most.
+const READ_AHEAD: u64 = 64 << 10;
+/// Bytes that a guest may write in one call; WASI's `write_zeroes` allocates as many.
+const WRITE_PERMIT: usize = 64 << 10;
+
+/// What one guest reads and writes, counted, and which of the limits it met.
+#[derive(Debug)]
+pub(crate) struct Meters {
+    read: AtomicU64,
+    written: AtomicU64,
+    output_limit: u64,
+    output_limit_hit: AtomicBool,
+    input_failed: OnceLock<String>,
+}
+
+impl Meters {
+    /// `output_limit` in bytes, over stdout and stderr together.
+    pub(crate) const fn new(output_limit: u64) -> Self {
+        Self {
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            output_limit,
+            output_limit_hit: AtomicBool::new(false),
+            input_failed: OnceLock::new(),
+        }
+    }
+    /// Bytes read from stdin.
+    pub(crate) fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+    /// Bytes written to stdout and stderr.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+    /// The limit, if it was hit.
+    pub(crate) fn output_limit_hit(&self) -> Option<u64> {
+        self.output_limit_hit.load(Ordering::Relaxed).then_some(self.output_limit)
+    }
+    /// Why stdin could not be read to its end, if so.
+    pub(crate) fn input_failed(&self) -> Option<&str> {
+        self.input_failed.get().map(String::as_str)
+    }
+}
+
+/// Ends a guest that writes more than it may.
+#[derive(Debug, thiserror::Error)]
+#[error("the output limit of {0} bytes was reached")]
+struct OutputLimitReached(u64);
+
+/// Ends a guest whose input is not what was promised.
+#[derive(Debug, thiserror::Error)]
+#[error("stdin could not be read")]
+struct InputFailed;
+
+/// What a guest reads on stdin: bytes `offset..offset + length` of a file.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) file: Arc<File>,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+#[derive(Debug)]
+struct ReadState {
+    source: Option<Source>,
+    ahead: Bytes,
+}
+
+/// stdin. All handles of a guest share one position.
+#[derive(Debug, Clone)]
+pub(crate) struct Stdin {
+    state: Arc<Mutex<ReadState>>,
+    meters: Arc<Meters>,
+}
+
+impl Stdin {
+    /// `None`: end of file at once.
+    pub(crate) fn new(source: Option<Source>, meters: Arc<Meters>) -> Self {
+        Self { state: Arc::new(Mutex::new(ReadState { source, ahead: Bytes::new() })), meters }
+    }
+
+    /// Reads ahead. Leaves `ahead` empty at the end.
+    fn fill(&self, state: &mut ReadState) -> StreamResult<()> {
+        let Some(source) = state.source.as_mut().filter(|s| s.length > 0) else { return Ok(()) };
+        let want = usize::try_from(source.length.min(READ_AHEAD)).unwrap_or(0);
+        let mut buffer = BytesMut::zeroed(want);
+        let got = source.file.read_at(&mut buffer, source.offset);
+        match got {
+            Ok(0) => self.fail(format!("the input ends {} bytes before its promised length", source.length)),
+            Ok(n) => {
+                buffer.truncate(n);
+                source.offset += n as u64;
+                source.length -= n as u64;
+                self.meters.read.fetch_add(n as u64, Ordering::Relaxed);
+                state.ahead = buffer.freeze();
+                Ok(())
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => self.fill(state),
+            Err(e) => self.fail(format!("the input cannot be read: {e}")),
+        }
+    }
+
+    fn fail(&self, why: String) -> StreamResult<()> {
+        let _ = self.meters.input_failed.set(why);
+        Err(StreamError::Trap(InputFailed.into()))
+    }
+}
+
+impl IsTerminal for Stdin {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdinStream for Stdin {
+    /// For preview 3, which is off.
+    fn async_stream(&self) -> Box<dyn AsyncRead + Send + Sync> {
+        Box::new(tokio::io::empty())
+    }
+    fn p2_stream(&self) -> Box<dyn InputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait]
+impl Pollable for Stdin {
+    async fn ready(&mut self) {}
+}
+
+#[async_trait]
+impl InputStream for Stdin {
+    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        if size == 0 {
+            return Ok(Bytes::new());
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.ahead.is_empty() {
+            self.fill(&mut state)?;
+        }
+        if state.ahead.is_empty() {
+            return Err(StreamError::Closed);
+        }
+        let n = size.min(state.ahead.len());
+        Ok(state.ahead.split_to(n))
+    }
+}
+
+/// stdout or stderr.
+#[derive(Debug, Clone)]
+pub(crate) struct Output {
+    channel: Channel,
+    sink: Arc<dyn Sink>,
+    meters: Arc<Meters>,
+}
+
+impl Output {
+    pub(crate) const fn new(channel: Channel, sink: Arc<dyn Sink>, meters: Arc<Meters>) -> Self {
+        Self { channel, sink, meters }
+    }
+}
+
+impl IsTerminal for Output {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Output {
+    /// For preview 3, which is off.
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(tokio::io::sink())
+    }
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait]
+impl Pollable for Output {
+    async fn ready(&mut self) {}
+}
+
+#[async_trait]
+impl OutputStream for Output {
+    /// What is within the limit is kept; the first byte beyond it ends the guest.
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        let limit = self.meters.output_limit;
+        let room = limit.saturating_sub(self.meters.written.load(Ordering::Relaxed));
+        let n = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
+        self.sink.write(self.channel, &bytes[..n]).map_err(|e| StreamError::LastOperationFailed(e.into()))?;
+        self.meters.written.fetch_add(n as u64, Ordering::Relaxed);
+        if n < bytes.len() {
+            self.meters.output_limit_hit.store(true, Ordering::Relaxed);
+            return Err(StreamError::Trap(OutputLimitReached(limit).into()));
+        }
+        Ok(())
+    }
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(WRITE_PERMIT)
+    }
+    /// Never waits: spares the general version's two waits for readiness.
+    async fn blocking_write_and_flush(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.write(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{self, Write};
+
+    #[derive(Debug, Default)]
+    struct Memory(Mutex<Vec<u8>>);
+    impl Sink for Memory {
+        fn write(&self, _: Channel, bytes: &[u8]) -> io::Result<()> {
+            self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_output_limit_counts_both_channels() {
+        let (sink, meters) = (Arc::new(Memory::default()), Arc::new(Meters::new(5)));
+        let mut out = Output::new(Channel::Out, sink.clone(), meters.clone());
+        let mut err = Output::new(Channel::Err, sink.clone(), meters.clone());
+        assert!(out.write(Bytes::from_static(b"abc")).is_ok());
+        assert!(meters.output_limit_hit().is_none());
+        assert!(matches!(err.write(Bytes::from_static(b"defg")), Err(StreamError::Trap(_))));
+        assert_eq!(meters.output_limit_hit(), Some(5));
+        assert_eq!(meters.written(), 5);
+        assert_eq!(*sink.0.lock().expect("not poisoned"), b"abcde");
+    }
+
+    #[test]
+    fn stdin_is_the_promised_part_and_a_shorter_file_is_a_failure() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"0123456789").expect("written");
+        let file = Arc::new(file);
+        let meters = Arc::new(Meters::new(0));
+        let mut stdin = Stdin::new(Some(Source { file: file.clone(), offset: 2, length: 5 }), meters.clone());
+        let mut other = stdin.clone();
+        assert_eq!(stdin.read(3).expect("read"), "234");
+        assert_eq!(other.read(100).expect("read"), "56");
+        assert!(matches!(stdin.read(1), Err(StreamError::Closed)));
+        assert_eq!(meters.read(), 5);
+        assert!(meters.input_failed().is_none());
+
+        let mut short = Stdin::new(Some(Source { file, offset: 8, length: 5 }), meters.clone());
+        assert_eq!(short.read(100).expect("read"), "89");
+        assert!(matches!(short.read(1), Err(StreamError::Trap(_))));
+        assert!(meters.input_failed().is_some_and(|m| m.contains("3 bytes")));
+        assert!(matches!(Stdin::new(None, meters).read(1), Err(StreamError::Closed)));
+    }
+}

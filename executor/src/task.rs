@@ -1,0 +1,77 @@
+//! A single task on its slot: its files, its two messages, its guest.
+//!
+//! Owns nothing beyond the run. The order is: files, `Started`, guest, last progress, `Outcome`.
+
+use crate::clock::{Stopwatch, deadline_us};
+use crate::failure::Failure;
+use crate::instance::{self, Ended, Run, Template};
+use crate::link::Link;
+use crate::output::{OutputError, TaskFiles, open_directory};
+use crate::report;
+use crate::runs::{Runs, TaskHandle};
+use crate::slot::{guarded, usage};
+use crate::streams::Source;
+use crate::ticker::Activity;
+use smalti_executor_protocol::v1;
+use smalti_executor_protocol::v1::from_executor::Message;
+use smalti_types::status::Usage;
+use smalti_types::task_state::Reason;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use tokio::runtime::Runtime;
+
+/// A task that waits for its slot.
+pub(crate) struct TaskRun {
+    pub(crate) handle: Arc<TaskHandle>,
+    /// The executor's directory, and the task's below it.
+    pub(crate) base: Arc<OwnedFd>,
+    pub(crate) directory: String,
+    pub(crate) template: Template,
+    pub(crate) stdin: Option<Source>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) activity: Arc<Activity>,
+}
+
+/// Runs the task and says how it ended.
+pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs) {
+    let TaskRun { handle, base, directory, template, stdin, link, activity } = task;
+    let mut watch = Stopwatch::start();
+    let mut usage_of_run = Usage::default();
+    let mut ended = if handle.control.is_stopped() {
+        Ended::failed(Failure::new(Reason::KilledByRequest, "killed before it began"))
+    } else {
+        match files(&base, &directory) {
+            Err(e) => Ended::failed(Failure::new(Reason::LaunchFailed, e.to_string())),
+            Ok(files) => {
+                link.send(Message::Started(v1::Started { run: handle.run }));
+                activity.begin();
+                let env = template.timeout.map(|t| ("SMALTI_DEADLINE_US", deadline_us(t).to_string())).into_iter().collect();
+                let run = Run { env, stdin, sink: Arc::new(files), started: watch.began() };
+                let ended = guarded(|| runtime.block_on(instance::run(&template, run)));
+                activity.end();
+                let (wall, cpu) = watch.lap();
+                usage_of_run = usage(&ended, wall, cpu);
+                ended
+            }
+        }
+    };
+    handle.send_progress(&link);
+    runs.remove(handle.run);
+    link.send(Message::Outcome(v1::Outcome {
+        run: handle.run,
+        exit_code: ended.exit_code,
+        failure: ended.failure.take().map(Into::into),
+        usage: Some(report::usage(&usage_of_run)),
+        result: ended.result.take().map(Into::into),
+    }));
+}
+
+fn files(base: &OwnedFd, directory: &str) -> Result<TaskFiles, OutputError> {
+    TaskFiles::create(open_directory(base, directory)?)
+}
+
+/// Says that a run never began.
+pub(crate) fn refuse(link: &Link, run: u64, failure: Failure) {
+    let usage = Some(v1::Usage::default());
+    link.send(Message::Outcome(v1::Outcome { run, exit_code: None, failure: Some(failure.into()), usage, result: None }));
+}

@@ -1,0 +1,170 @@
+//! The worker end to end, in this process: a socket pair, real slots, guests compiled here from text.
+
+mod arrays;
+mod guests;
+mod speed;
+mod tasks;
+
+use crate::ledger::{RECORD_LEN, Record};
+use crate::worker::Worker;
+use smalti_executor_protocol::v1::{self, FromExecutor, ToExecutor, from_executor::Message as From, to_executor::Message as To};
+use smalti_executor_protocol::{PROTOCOL_VERSION, Reader, Writer, blocking};
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tempfile::TempDir;
+use wasmtime::Engine;
+
+/// Nothing here takes this long; it only turns a hang into a failure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The agent's end, and the worker on a thread.
+struct Agent {
+    reader: Reader,
+    writer: Writer,
+    directory: TempDir,
+    hello: v1::Hello,
+    frames: u64,
+    modules: u32,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    fn start(slots: u32) -> Self {
+        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let directory = tempfile::tempdir().expect("a directory");
+        let base = OwnedFd::from(File::open(directory.path()).expect("opened"));
+        let worker = std::thread::spawn(move || {
+            let mut worker = Worker::new(base, false);
+            worker.session(theirs).expect("a session");
+            worker.shutdown();
+        });
+        Self::over(ours, slots, directory, worker)
+    }
+
+    fn over(stream: UnixStream, slots: u32, directory: TempDir, worker: JoinHandle<()>) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let (reader, writer) = blocking::split(stream).expect("two ends");
+        let hello = v1::Hello::default();
+        let mut agent = Self { reader, writer, directory, hello, frames: 0, modules: 0, worker: Some(worker) };
+        agent.send(To::Welcome(v1::Welcome { slots, max_memory_bytes: 0 }), &[]);
+        let From::Hello(hello) = agent.receive() else { panic!("Hello comes first") };
+        assert_eq!(hello.protocol, PROTOCOL_VERSION);
+        assert_eq!(hello.slots.len(), slots as usize);
+        agent.hello = hello;
+        agent
+    }
+
+    fn send(&mut self, message: To, fds: &[&OwnedFd]) {
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        self.writer.send(&ToExecutor { message: Some(message) }, &fds).expect("sent");
+    }
+
+    fn receive(&mut self) -> From {
+        let (message, fds) = self.reader.recv::<FromExecutor>().expect("a frame").expect("the connection stands");
+        assert!(fds.is_empty());
+        self.frames += 1;
+        message.message.expect("a known message")
+    }
+
+    fn load_code(&mut self, code: &[u8], component: bool, fuel: bool) -> Result<u32, v1::Failure> {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(code).expect("written");
+        file.rewind().expect("rewound");
+        self.modules += 1;
+        let module = self.modules;
+        self.send(To::Load(v1::LoadModule { module, component, name: "guest".to_owned(), fuel }), &[&file.into()]);
+        match self.receive() {
+            From::Loaded(v1::ModuleLoaded { module: m, failure: None }) if m == module => Ok(module),
+            From::Loaded(v1::ModuleLoaded { failure: Some(failure), .. }) => Err(failure),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn load(&mut self, text: &str) -> u32 {
+        self.load_code(&compile(text, false), false, false).expect("loaded")
+    }
+
+    /// Makes a task's directory, as the agent does.
+    fn task_directory(&self, name: &str) {
+        std::fs::create_dir(self.directory.path().join(name)).expect("made");
+    }
+
+    fn read(&self, path: &str) -> Vec<u8> {
+        std::fs::read(self.directory.path().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+    }
+
+    fn start_task(&mut self, run: u64, guest: v1::Guest) {
+        let directory = format!("t{run}");
+        self.task_directory(&directory);
+        self.send(To::Start(v1::StartTask { run, directory, guest: Some(guest), ..Default::default() }), &[]);
+    }
+
+    /// Runs one task to its end.
+    fn outcome(&mut self, run: u64, guest: v1::Guest) -> v1::Outcome {
+        self.start_task(run, guest);
+        self.await_outcome(run)
+    }
+
+    fn await_outcome(&mut self, run: u64) -> v1::Outcome {
+        loop {
+            match self.receive() {
+                From::Outcome(o) if o.run == run => return o,
+                From::Started(_) | From::Progress(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn await_started(&mut self, run: u64) {
+        match self.receive() {
+            From::Started(s) if s.run == run => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// All ledgers of an array part on these slots, every record whole.
+    fn ledger(&self, directory: &str, slots: &[u32]) -> Vec<(u32, Record)> {
+        let mut all = Vec::new();
+        for slot in slots {
+            let bytes = self.read(&format!("{directory}/slot-{slot}.ledger"));
+            assert_eq!(bytes.len() % RECORD_LEN, 0);
+            for record in bytes.chunks(RECORD_LEN) {
+                all.push((*slot, Record::decode(record.try_into().expect("96 bytes")).expect("a whole record")));
+            }
+        }
+        all
+    }
+
+    /// Ends the worker and checks that it has nothing more to say.
+    fn stop(mut self) {
+        self.send(To::Shutdown(v1::Shutdown {}), &[]);
+        match self.reader.recv::<FromExecutor>() {
+            Ok(None) => {}
+            other => panic!("a message that nobody expected: {other:?}"),
+        }
+        self.worker.take().map(JoinHandle::join).expect("a worker").expect("no panic");
+    }
+}
+
+/// What the agent's compiler process does.
+fn compile(text: &str, fuel: bool) -> Vec<u8> {
+    let bytes = wat::parse_str(text).expect("valid text");
+    let engine = Engine::new(&smalti_engine::base_config(fuel)).expect("an engine");
+    if text.trim_start().starts_with("(component") {
+        engine.precompile_component(&bytes).expect("compiled")
+    } else {
+        engine.precompile_module(&bytes).expect("compiled")
+    }
+}
+
+fn guest(module: u32) -> v1::Guest {
+    v1::Guest { module, args: vec!["guest".to_owned()], output_bytes: 1 << 20, memory_bytes: 64 << 20, ..Default::default() }
+}
+
+fn reason(outcome: &v1::Outcome) -> &str {
+    outcome.failure.as_ref().map_or("", |f| f.reason.as_str())
+}

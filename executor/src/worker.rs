@@ -1,0 +1,288 @@
+//! The worker: takes the agent's messages off the connection and gives each to the part it concerns.
+//!
+//! Owns the loaded modules and, once the agent has said how many slots there are, the slots ([`crate::slots`]). Decides
+//! nothing about items or guests. What the agent sends is bounded and checked here; a message that makes no sense is
+//! refused with a reason where it starts something, and ignored with a line on stderr otherwise.
+
+use crate::accept;
+use crate::broken::BrokenPart;
+use crate::failure::Failure;
+use crate::link::Link;
+use crate::modules::{Loaded, Loader, Request};
+use crate::runs::Entry;
+use crate::slots::Slots;
+use crate::start;
+use crate::task::refuse;
+use smalti_executor_protocol::v1::from_executor::Message;
+use smalti_executor_protocol::v1::{self, ToExecutor, to_executor::Message as To};
+use smalti_executor_protocol::{FrameError, PROTOCOL_VERSION, blocking};
+use smalti_types::items::{ItemRange, ItemSet};
+use smalti_types::task_state::Reason;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Most modules loaded at once.
+const MAX_MODULES: usize = 4096;
+/// Without another word on the command line.
+const DEFAULT_RECOVERY: Duration = Duration::from_secs(15 * 60);
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionEnd {
+    /// The agent said that this executor is not needed any more.
+    Shutdown,
+    /// The agent is gone; it or its successor may come back.
+    Disconnected,
+}
+
+/// The worker's own command line, written by the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Arguments {
+    listen_fd: RawFd,
+    dir_fd: RawFd,
+    recovery: Duration,
+    swap_off: bool,
+}
+
+impl Arguments {
+    /// Reads `work --listen-fd N --dir-fd M [--recovery-timeout-ms T] [--swap-off]`.
+    fn parse(args: Vec<OsString>) -> Result<Self, String> {
+        let mut parsed = Self { listen_fd: -1, dir_fd: -1, recovery: DEFAULT_RECOVERY, swap_off: false };
+        let mut args = args.into_iter().skip(1);
+        while let Some(arg) = args.next() {
+            let mut number = || -> Result<u64, String> {
+                let value = args.next().unwrap_or_default();
+                value.to_str().and_then(|v| v.parse().ok()).ok_or_else(|| format!("{arg:?} needs a number, not {value:?}"))
+            };
+            match arg.to_str() {
+                Some("--listen-fd") => parsed.listen_fd = RawFd::try_from(number()?).map_err(|e| e.to_string())?,
+                Some("--dir-fd") => parsed.dir_fd = RawFd::try_from(number()?).map_err(|e| e.to_string())?,
+                Some("--recovery-timeout-ms") => parsed.recovery = Duration::from_millis(number()?),
+                Some("--swap-off") => parsed.swap_off = true,
+                _ => return Err(format!("{arg:?} is not known")),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// Runs `smalti-executor work …`; `args` begin with that verb.
+#[must_use]
+pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
+    let result = Arguments::parse(args).map_err(anyhow::Error::msg).and_then(|arguments| work(&arguments));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("smalti-executor: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(arguments: &Arguments) -> anyhow::Result<()> {
+    let (listener, directory) = accept::inherited(arguments.listen_fd, arguments.dir_fd)?;
+    let mut worker = Worker::new(directory.into(), arguments.swap_off);
+    while let Some(stream) = accept::accept(&listener, arguments.recovery)? {
+        if worker.session(stream)? == SessionEnd::Shutdown {
+            worker.shutdown();
+            return Ok(());
+        }
+    }
+    eprintln!("smalti-executor: no agent came within {:?}", arguments.recovery);
+    worker.shutdown();
+    Ok(())
+}
+
+/// The worker process.
+pub(crate) struct Worker {
+    directory: Arc<OwnedFd>,
+    swap_off: bool,
+    link: Arc<Link>,
+    slots: Option<Slots>,
+    loader: Loader,
+    modules: BTreeMap<u32, Arc<Loaded>>,
+}
+
+impl Worker {
+    /// `directory` is the executor's own: all output goes below it. `swap_off`: the agent has seen to it that no page of
+    /// this process is swapped out.
+    pub(crate) fn new(directory: OwnedFd, swap_off: bool) -> Self {
+        Self {
+            directory: Arc::new(directory),
+            swap_off,
+            link: Arc::default(),
+            slots: None,
+            loader: Loader::default(),
+            modules: BTreeMap::new(),
+        }
+    }
+
+    /// Serves one connection to its end. Runs go on after it.
+    ///
+    /// # Errors
+    /// When the slots cannot be set up: there is nothing this process could do then.
+    pub(crate) fn session(&mut self, stream: UnixStream) -> anyhow::Result<SessionEnd> {
+        let (mut reader, writer) = blocking::split(stream)?;
+        self.link.connect(writer);
+        let end = loop {
+            match reader.recv::<ToExecutor>() {
+                Ok(Some((ToExecutor { message: Some(To::Shutdown(_)) }, _))) => break SessionEnd::Shutdown,
+                Ok(Some((ToExecutor { message: Some(message) }, fds))) => self.handle(message, fds)?,
+                // A kind of message that this version does not know.
+                Ok(Some((ToExecutor { message: None }, _))) => eprintln!("smalti-executor: ignored an unknown message"),
+                Ok(None) => break SessionEnd::Disconnected,
+                Err(e) => {
+                    complain(&e);
+                    break SessionEnd::Disconnected;
+                }
+            }
+        };
+        if end == SessionEnd::Disconnected {
+            self.link.disconnect();
+        }
+        Ok(end)
+    }
+
+    /// Stops all guests and all threads.
+    pub(crate) fn shutdown(self) {
+        if let Some(slots) = self.slots {
+            slots.shutdown();
+        }
+        self.link.disconnect();
+    }
+
+    fn handle(&mut self, message: To, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
+        if let To::Welcome(welcome) = message {
+            return self.welcome(welcome);
+        }
+        let Some(slots) = &self.slots else {
+            eprintln!("smalti-executor: ignored a message that came before Welcome");
+            return Ok(());
+        };
+        match message {
+            To::Load(load) => self.load(&load, fds),
+            To::Unload(unload) => {
+                self.modules.remove(&unload.module);
+            }
+            To::Start(task) => {
+                let run = task.run;
+                if let Err(failure) = start::task(slots, &self.link, &self.directory, &self.modules, task, fds) {
+                    refuse(&self.link, run, failure);
+                }
+            }
+            To::StartArray(array) => self.start_array(array, fds),
+            To::Lease(lease) => self.lease(lease, slots),
+            To::Unlease(unlease) => match slots.runs.get(unlease.run) {
+                Some(Entry::Array(array)) => array.unlease(unlease.most),
+                Some(Entry::Broken(part)) => part.unlease(),
+                _ => self.link.send(Message::Report(v1::ArrayReport { run: unlease.run, ..Default::default() })),
+            },
+            To::EndArray(end) => match slots.runs.get(end.run) {
+                Some(Entry::Array(array)) => array.end(&end.slots),
+                Some(Entry::Broken(part)) if part.end(&end.slots) => slots.runs.remove(end.run),
+                // Of a part that is not there any more, the slots have left already, and said so.
+                _ => {}
+            },
+            To::Kill(kill) => {
+                let grace = Duration::from_micros(kill.grace_us);
+                if slots.runs.get(kill.run).is_some_and(|entry| entry.kill(Instant::now(), grace)) {
+                    slots.runs.remove(kill.run);
+                }
+            }
+            To::Welcome(_) | To::Shutdown(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The first one says how many slots there are; a later one comes from an agent that came back.
+    fn welcome(&mut self, welcome: v1::Welcome) -> anyhow::Result<()> {
+        if self.slots.is_none() {
+            self.slots = Some(Slots::start(welcome.slots, welcome.max_memory_bytes, self.swap_off, &self.link)?);
+        }
+        let Some(slots) = &self.slots else { return Ok(()) };
+        let facts = slots.engines.facts();
+        self.link.send(Message::Hello(v1::Hello {
+            protocol: PROTOCOL_VERSION,
+            pid: std::process::id().cast_signed(),
+            slots: slots.threads().map(|(slot, tid)| v1::SlotThread { slot, tid }).collect(),
+            allocator: facts.allocator.to_owned(),
+            reset: facts.reset.to_owned(),
+            warnings: facts.warnings.clone(),
+        }));
+        Ok(())
+    }
+
+    fn load(&mut self, load: &v1::LoadModule, fds: Vec<OwnedFd>) {
+        let failure = self.try_load(load, fds).err().map(Into::into);
+        self.link.send(Message::Loaded(v1::ModuleLoaded { module: load.module, failure }));
+    }
+
+    fn try_load(&mut self, load: &v1::LoadModule, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let Some(slots) = &self.slots else { return Ok(()) };
+        let [code] = <[OwnedFd; 1]>::try_from(fds)
+            .map_err(|fds| Failure::new(Reason::LaunchFailed, format!("a module came with {} descriptors", fds.len())))?;
+        if self.modules.len() >= MAX_MODULES {
+            return Err(Failure::new(Reason::LaunchFailed, format!("{MAX_MODULES} modules are loaded already")));
+        }
+        let request = Request { name: load.name.clone(), component: load.component, fuel: load.fuel };
+        let loaded = self.loader.load(&slots.engines, request, code)?;
+        self.modules.insert(load.module, Arc::new(loaded));
+        Ok(())
+    }
+
+    fn start_array(&self, array: v1::StartArray, fds: Vec<OwnedFd>) {
+        let Some(slots) = &self.slots else { return };
+        let (run, wanted) = (array.run, array.slots.clone());
+        if let Err(failure) = start::array(slots, &self.link, &self.directory, &self.modules, array, fds) {
+            let broken = BrokenPart::new(run, &wanted, failure, self.link.clone());
+            if !slots.runs.insert(run, Entry::Broken(Arc::new(broken))) {
+                // A number used twice. Its first owner must not suffer.
+                eprintln!("smalti-executor: refused an array part: run {run} exists already");
+                return;
+            }
+        }
+        self.link.send(Message::Started(v1::Started { run }));
+    }
+
+    fn lease(&self, lease: v1::Lease, slots: &Slots) {
+        let items = || lease.items.iter().map(|r| ItemRange { first: r.first, end: r.end }).collect::<ItemSet>();
+        match slots.runs.get(lease.run) {
+            Some(Entry::Array(array)) => {
+                let interval = Duration::from_micros(lease.report_interval_us);
+                array.lease(&items(), lease.attempt, start::splits(&lease.splits), lease.report_when_left, interval);
+            }
+            Some(Entry::Broken(part)) => part.lease(items(), lease.attempt),
+            // Items for a part that has ended meanwhile go back.
+            _ => self.link.send(Message::Report(v1::ArrayReport { run: lease.run, returned: lease.items, ..Default::default() })),
+        }
+    }
+}
+
+fn complain(error: &FrameError) {
+    if !error.is_disconnect() {
+        eprintln!("smalti-executor: the agent's connection is closed: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Arguments, String> {
+        Arguments::parse(args.iter().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn the_supervisors_arguments_are_understood_and_others_refused() {
+        let good = parse(&["work", "--listen-fd", "3", "--dir-fd", "4", "--recovery-timeout-ms", "500", "--swap-off"]);
+        assert_eq!(good, Ok(Arguments { listen_fd: 3, dir_fd: 4, recovery: Duration::from_millis(500), swap_off: true }));
+        for bad in [&["work", "--listen-fd"][..], &["work", "--listen-fd", "x"], &["work", "--what"]] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! One attempt as the client sees it: which updates were delivered, which were handled, what is still wanted of it.
+//!
+//! Owns the verdict on a single update. Does not know the connection.
+
+use crate::part::Part;
+use smalti_types::{AgentId, DurationMs, StatusUpdate, TaskId, TaskState, Time};
+
+/// An update whose predecessor is missing waits this long for it. Agents repeat what is not acknowledged within 30 s, so
+/// what has not come by then is gone with its agent.
+const GAP_WAIT: DurationMs = DurationMs(60_000);
+
+/// A task and which execution of it.
+pub(crate) type Key = (TaskId, u32);
+
+/// What to do with an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// New to the handler.
+    Deliver,
+    /// The handler has taken it before: the acknowledgement was lost.
+    Acknowledge,
+    /// One before it is missing: it is not taken, so both come again, in order.
+    Wait,
+    /// Says nothing new, and nobody waits for an acknowledgement (or the handler has it right now).
+    Drop,
+}
+
+/// What is known of one attempt.
+#[derive(Debug, Default)]
+pub(crate) struct Attempt {
+    /// Where it runs, when that is known.
+    pub(crate) agent: Option<AgentId>,
+    /// The last state delivered; `None` before the first status.
+    pub(crate) state: Option<TaskState>,
+    /// The number that the next update must have. `None`: launched in an earlier life, and nothing came yet.
+    next: Option<u64>,
+    /// The first number delivered, for attempts of an earlier life: one before it may still come, and counts.
+    first: u64,
+    /// Numbers below `first` that came after it.
+    late: Vec<u64>,
+    /// Since when an update waits for one that is missing.
+    gap: Option<Time>,
+    /// Delivered, and the handler has not said anything yet.
+    pending: Vec<u64>,
+    /// Handled, while an earlier one is still pending: an acknowledgement speaks for all before it.
+    done: Vec<u64>,
+    /// Delivered, and the handler has let go of it.
+    again: Vec<u64>,
+    /// A kill that the handler wants, with its grace period.
+    pub(crate) kill: Option<Option<DurationMs>>,
+    /// For array parts, what was handed to it.
+    pub(crate) part: Option<Part>,
+}
+
+impl Attempt {
+    /// Launched on `agent` now.
+    pub(crate) fn launched(agent: Option<AgentId>, part: Option<Part>) -> Self {
+        Self { agent, part, next: Some(1), first: 1, ..Self::default() }
+    }
+
+    /// Launched in an earlier life of this process.
+    pub(crate) fn adopted(agent: Option<AgentId>) -> Self {
+        Self { agent, ..Self::default() }
+    }
+
+    /// Whether its terminal update was delivered.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.state.is_some_and(TaskState::is_terminal)
+    }
+
+    /// Whether the handler still has updates of it in its hands.
+    pub(crate) const fn is_busy(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Judges an update, and remembers it as delivered when it is to be.
+    ///
+    /// A state that may not follow the one delivered before is replaced by that one: what the update says of items
+    /// must arrive, and the handler never sees a state go backwards.
+    pub(crate) fn judge(&mut self, update: &mut StatusUpdate, now: Time) -> Verdict {
+        let seq = update.key.seq;
+        if seq == 0 {
+            let news = match self.state {
+                None => true,
+                Some(state) => state != update.state && state.may_become(update.state),
+            };
+            return match self.state {
+                _ if news => {
+                    self.state = Some(update.state);
+                    Verdict::Deliver
+                }
+                // The master itself gives items back when a part's agent is away.
+                Some(state) if update.array.is_some() && !state.is_terminal() => {
+                    update.state = state;
+                    Verdict::Deliver
+                }
+                _ => Verdict::Drop,
+            };
+        }
+        if self.pending.contains(&seq) {
+            return Verdict::Drop;
+        }
+        if let Some(i) = self.again.iter().position(|s| *s == seq) {
+            self.again.swap_remove(i);
+            self.pending.push(seq);
+            return Verdict::Deliver;
+        }
+        if self.is_ended() || update.state == TaskState::Unknown {
+            return Verdict::Acknowledge;
+        }
+        match self.next {
+            Some(next) if seq > next => {
+                if now < self.gap.get_or_insert(now).after(GAP_WAIT) {
+                    return Verdict::Wait;
+                }
+            }
+            Some(next) if seq < next => {
+                if seq >= self.first || self.late.contains(&seq) {
+                    return Verdict::Acknowledge;
+                }
+                self.late.push(seq);
+            }
+            Some(_) => {}
+            None => self.first = seq,
+        }
+        match self.state {
+            Some(state) if !state.may_become(update.state) => update.state = state,
+            _ => self.state = Some(update.state),
+        }
+        self.next = self.next.max(Some(seq + 1));
+        self.gap = None;
+        self.pending.push(seq);
+        Verdict::Deliver
+    }
+
+    /// Whether `update` shows that an attempt which ended for the handler is alive all the same.
+    pub(crate) fn is_undead(&self, update: &StatusUpdate) -> bool {
+        let new = update.key.seq == 0 || self.next.is_none_or(|next| update.key.seq >= next);
+        self.is_ended() && new && !update.state.is_terminal() && update.state != TaskState::Unknown
+    }
+
+    /// The handler has taken update `seq`. Returns what may be acknowledged now.
+    pub(crate) fn handled(&mut self, seq: u64) -> Vec<u64> {
+        let before = self.pending.len();
+        self.pending.retain(|s| *s != seq);
+        if self.pending.len() < before {
+            self.done.push(seq);
+        }
+        let oldest = self.pending.iter().chain(&self.again).copied().min().unwrap_or(u64::MAX);
+        let (mut ready, kept): (Vec<u64>, Vec<u64>) = self.done.iter().partition(|s| **s < oldest);
+        self.done = kept;
+        ready.sort_unstable();
+        ready
+    }
+
+    /// The handler has let go of update `seq`.
+    pub(crate) fn not_handled(&mut self, seq: u64) {
+        let before = self.pending.len();
+        self.pending.retain(|s| *s != seq);
+        if self.pending.len() < before {
+            self.again.push(seq);
+        }
+    }
+
+    /// What must hold of any attempt.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let known = |list: &[u64]| list.iter().all(|s| *s > 0 && self.next.is_some_and(|next| *s < next));
+        if !known(&self.pending) || !known(&self.again) || !known(&self.done) {
+            return Err(format!("updates in hand {:?} or let go {:?} are not below the next, {:?}", self.pending, self.again, self.next));
+        }
+        if self.pending.iter().any(|s| self.again.contains(s)) {
+            return Err(format!("updates both in hand and let go: {:?}", self.pending));
+        }
+        if self.state == Some(TaskState::Unknown) {
+            return Err("UNKNOWN was taken for a state".into());
+        }
+        self.part.as_ref().map_or(Ok(()), Part::check)
+    }
+}

@@ -1,0 +1,56 @@
+//! A bounded memory of what ended: attempts of a framework, and frameworks. It makes "the first terminal state wins" hold
+//! after the task itself is forgotten; beyond its bound, the oldest is forgotten.
+
+use std::collections::{BTreeMap, VecDeque};
+
+/// The last `limit` keys with a value each.
+#[derive(Debug)]
+pub(crate) struct Memory<K, V> {
+    values: BTreeMap<K, V>,
+    order: VecDeque<K>,
+    limit: usize,
+}
+
+impl<K: Ord + Clone, V> Memory<K, V> {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { values: BTreeMap::new(), order: VecDeque::new(), limit }
+    }
+
+    /// Keeps the first value of a key.
+    pub(crate) fn remember(&mut self, key: K, value: V) {
+        if self.values.contains_key(&key) {
+            return;
+        }
+        self.order.push_back(key.clone());
+        self.values.insert(key, value);
+        while self.order.len() > self.limit {
+            if let Some(oldest) = self.order.pop_front() {
+                self.values.remove(&oldest);
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.values.get(key)
+    }
+
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        self.values.contains_key(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_value_stays_and_the_oldest_goes() {
+        let mut memory = Memory::new(2);
+        memory.remember("a", 1);
+        memory.remember("a", 9);
+        memory.remember("b", 2);
+        assert_eq!(memory.get(&"a"), Some(&1));
+        memory.remember("c", 3);
+        assert_eq!((memory.get(&"a"), memory.contains(&"c"), memory.order.len()), (None, true, 2));
+    }
+}

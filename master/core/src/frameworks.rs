@@ -1,0 +1,270 @@
+//! What the master knows of one framework; how one subscribes, fails over, suppresses, revives and is removed.
+
+use crate::agents::Agent;
+use crate::done::Memory;
+use crate::event::{Conn, Message, Record};
+use crate::filters::Refusals;
+use crate::limits::{MAX_ENTRIES, MAX_FRAMEWORKS, MAX_NAME, MAX_SPAN_MS, MAX_TEXT};
+use crate::master::Master;
+use crate::slab::FrameworkIx;
+use crate::tasks::{Attempt, Task};
+use crate::{AgentMessage, Effects, shares::Column};
+use smalti_types::protocol::{AgentCommand, FrameworkEvent, Subscription};
+use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, TaskKey, TaskState, Time};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Whether a framework's scheduler is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FrameworkLink {
+    /// It has a connection.
+    Connected(Conn),
+    /// It has none; it is removed at that time unless it comes back.
+    Away {
+        /// End of its fail-over time.
+        until: Time,
+    },
+}
+
+/// One framework.
+#[derive(Debug)]
+pub(crate) struct Framework {
+    pub(crate) id: FrameworkId,
+    pub(crate) info: FrameworkInfo,
+    pub(crate) link: FrameworkLink,
+    /// Wants no offers until it revives.
+    pub(crate) suppressed: bool,
+    pub(crate) refusals: Refusals,
+    /// Attempts that have not ended, or whose end waits for the framework's acknowledgement.
+    pub(crate) tasks: BTreeMap<Attempt, Task>,
+    /// Attempts that ended: their first terminal state and its reason.
+    pub(crate) done: Memory<Attempt, (TaskState, Reason)>,
+    /// Numbers of the offers it holds.
+    pub(crate) offers: BTreeSet<u64>,
+    /// Its id was given in this life of the master, so no task of it can be unknown here.
+    pub(crate) born_here: bool,
+    pub(crate) registered: Time,
+    /// Counts subscriptions: of services with the same name, the newest wins.
+    pub(crate) subscription: u64,
+}
+
+impl Framework {
+    pub(crate) fn conn(&self) -> Option<Conn> {
+        match self.link {
+            FrameworkLink::Connected(conn) => Some(conn),
+            FrameworkLink::Away { .. } => None,
+        }
+    }
+
+    pub(crate) fn wants_offers(&self) -> bool {
+        self.conn().is_some() && !self.suppressed
+    }
+
+    pub(crate) fn key(&self, attempt: &Attempt) -> TaskKey {
+        TaskKey { framework: self.id.clone(), task: attempt.0.clone(), attempt: attempt.1 }
+    }
+}
+
+/// Checks what a framework says about itself.
+fn check_info(info: &FrameworkInfo) -> Result<(), String> {
+    let too_long = |field: &str, text: &str, most: usize| {
+        if text.len() > most { Err(format!("{field} has {} bytes, at most {most} are allowed", text.len())) } else { Ok(()) }
+    };
+    too_long("info.name", &info.name, MAX_NAME)?;
+    too_long("info.principal", &info.principal, MAX_NAME)?;
+    if info.failover_timeout.0 > MAX_SPAN_MS {
+        return Err(format!("info.failover_timeout of {} ms is above {MAX_SPAN_MS}", info.failover_timeout.0));
+    }
+    if info.services.len() > MAX_ENTRIES {
+        return Err(format!("info.services has {} entries, at most {MAX_ENTRIES} are allowed", info.services.len()));
+    }
+    info.services.iter().try_for_each(|(name, address)| {
+        too_long("info.services: a name", name, MAX_NAME)?;
+        too_long("info.services: an address", address, MAX_TEXT)
+    })
+}
+
+impl Master {
+    /// A scheduler wants to be a framework: a new one, or one that it was before.
+    pub(crate) fn framework_subscribed(
+        &mut self,
+        now: Time,
+        conn: Conn,
+        subscription: Subscription,
+        fresh: FrameworkId,
+        out: &mut Effects,
+    ) {
+        let Subscription { info, id } = subscription;
+        let born_here = id.is_none();
+        let id = id.unwrap_or(fresh);
+        let known = self.frameworks.find(&id);
+        if let Err(problem) = self.may_subscribe(&id, &info, known.is_some()) {
+            out.send(Message::ToFramework { conn, event: FrameworkEvent::Error(problem.clone()) });
+            out.send(Message::Close { conn, reason: problem });
+            return;
+        }
+        let fx = known.unwrap_or_else(|| self.add_framework(now, id.clone(), info.clone(), born_here));
+        self.fence_out(fx, out);
+        self.subscriptions += 1;
+        let subscriptions = self.subscriptions;
+        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        framework.link = FrameworkLink::Connected(conn);
+        framework.info = info.clone();
+        framework.suppressed = false;
+        framework.subscription = subscriptions;
+        self.framework_conns.insert(conn, fx);
+        self.framework_away.remove(&fx);
+        self.shares.change_role(fx, &info.role);
+        out.persist(Record::Framework { id: id.clone(), info });
+        out.send(Message::ToFramework { conn, event: FrameworkEvent::Subscribed { framework: id, epoch: self.epoch } });
+        self.send_pending_again(fx, out);
+        self.revive(fx);
+    }
+
+    fn may_subscribe(&self, id: &FrameworkId, info: &FrameworkInfo, known: bool) -> Result<(), String> {
+        check_info(info)?;
+        if self.removed.contains(id) {
+            return Err(format!("framework {id} was removed; subscribe without an id to become a new one"));
+        }
+        if !known && self.frameworks.len() >= MAX_FRAMEWORKS {
+            return Err(format!("there are {MAX_FRAMEWORKS} frameworks already, no more are allowed"));
+        }
+        Ok(())
+    }
+
+    /// Adds a framework that is not connected yet.
+    pub(crate) fn add_framework(&mut self, now: Time, id: FrameworkId, info: FrameworkInfo, born_here: bool) -> FrameworkIx {
+        let role = info.role.clone();
+        let until = now.after(self.config.orphan_timeout);
+        let framework = Framework {
+            id: id.clone(),
+            info,
+            link: FrameworkLink::Away { until },
+            suppressed: false,
+            refusals: Refusals::default(),
+            tasks: BTreeMap::new(),
+            done: Memory::new(self.config.remembered_attempts),
+            offers: BTreeSet::new(),
+            born_here,
+            registered: now,
+            subscription: 0,
+        };
+        let fx = self.frameworks.insert(id, framework);
+        self.shares.join(fx, role);
+        self.framework_away.insert(fx);
+        fx
+    }
+
+    /// A framework of which only tasks are known, brought back by an agent: it waits for its scheduler.
+    /// `None` when there are too many already.
+    pub(crate) fn add_unknown_framework(&mut self, now: Time, id: FrameworkId) -> Option<FrameworkIx> {
+        if self.frameworks.len() >= MAX_FRAMEWORKS {
+            return None;
+        }
+        let info = FrameworkInfo {
+            name: String::new(),
+            principal: String::new(),
+            role: Role::default(),
+            failover_timeout: self.config.orphan_timeout,
+            services: BTreeMap::new(),
+        };
+        Some(self.add_framework(now, id, info, false))
+    }
+
+    /// Ends an earlier connection under the same id: one scheduler at a time.
+    fn fence_out(&mut self, fx: FrameworkIx, out: &mut Effects) {
+        let Some(conn) = self.frameworks.get(fx).and_then(Framework::conn) else { return };
+        let reason = "another scheduler subscribed with this framework's id".to_owned();
+        self.tell(fx, FrameworkEvent::Error(reason.clone()), out);
+        out.send(Message::Close { conn, reason });
+        self.framework_conns.remove(&conn);
+        self.void_offers_of(fx);
+    }
+
+    /// Updates that wait for an acknowledgement, at once and not only when the agent sends them again.
+    fn send_pending_again(&self, fx: FrameworkIx, out: &mut Effects) {
+        let Some(framework) = self.frameworks.get(fx) else { return };
+        let pending = |t: &Task| t.pending.clone().map(|u| (Some(t.agent.clone()), u));
+        for update in framework.tasks.values().filter_map(pending) {
+            self.tell(fx, FrameworkEvent::Updates(vec![update]), out);
+        }
+    }
+
+    /// The connection ended. Tasks live on for the fail-over time, offers do not.
+    pub(crate) fn framework_disconnected(&mut self, now: Time, conn: Conn) {
+        let Some(fx) = self.framework_conns.remove(&conn) else { return };
+        self.void_offers_of(fx);
+        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        framework.link = FrameworkLink::Away { until: now.after(framework.info.failover_timeout) };
+        self.framework_away.insert(fx);
+        self.shares.set_eager(fx, false);
+    }
+
+    /// Removes frameworks whose fail-over time is over.
+    pub(crate) fn end_failovers(&mut self, now: Time, out: &mut Effects) {
+        for fx in self.framework_away.iter().copied().collect::<Vec<_>>() {
+            let link = self.frameworks.get(fx).map(|f| f.link);
+            if let Some(FrameworkLink::Away { until }) = link
+                && until <= now
+            {
+                self.remove_framework(fx, "its fail-over time is over", out);
+            }
+        }
+    }
+
+    /// Forgets what this framework refused; everything that is free is considered again.
+    pub(crate) fn revive(&mut self, fx: FrameworkIx) {
+        self.forget_refusals_by(fx);
+        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        framework.suppressed = false;
+        let eager = framework.wants_offers();
+        self.shares.set_eager(fx, eager);
+        self.dirty.extend(&self.offerable);
+    }
+
+    /// No more offers until the framework revives. What it holds it keeps.
+    pub(crate) fn suppress(&mut self, fx: FrameworkIx) {
+        if let Some(framework) = self.frameworks.get_mut(fx) {
+            framework.suppressed = true;
+        }
+        self.shares.set_eager(fx, false);
+    }
+
+    /// Removes a framework for good. Its tasks are killed; what they hold stays in the books until the agents say that
+    /// they ended.
+    pub(crate) fn remove_framework(&mut self, fx: FrameworkIx, why: &str, out: &mut Effects) {
+        self.void_offers_of(fx);
+        self.forget_refusals_by(fx);
+        let Some(framework) = self.frameworks.get(fx) else { return };
+        let id = framework.id.clone();
+        if let Some(conn) = framework.conn() {
+            self.framework_conns.remove(&conn);
+            out.send(Message::Close { conn, reason: format!("framework {id} was removed: {why}") });
+        }
+        let Some(framework) = self.frameworks.remove(&id) else { return };
+        for (attempt, task) in &framework.tasks {
+            let key = framework.key(attempt);
+            self.shares.sub(fx, Column::Used, &task.held);
+            let Some(agent) = self.agents.find(&task.agent).and_then(|ax| self.agents.get_mut(ax)) else { continue };
+            if agent.tasks.remove(&key) {
+                agent.orphans.insert(key.clone(), task.held.clone());
+            }
+            if task.state.is_terminal() {
+                Self::acknowledge_for_removed(agent, &key, task, out);
+            } else if let Some(conn) = agent.conn() {
+                let kill = AgentCommand::Kill { task: key, grace: None };
+                out.send(Message::ToAgent { conn, message: AgentMessage::Command(kill) });
+            }
+        }
+        self.shares.leave(fx);
+        self.framework_away.remove(&fx);
+        self.removed.remember(id.clone(), ());
+        out.persist(Record::FrameworkRemoved(id));
+    }
+
+    /// Nobody will acknowledge the end of this task any more: the master does.
+    fn acknowledge_for_removed(agent: &Agent, key: &TaskKey, task: &Task, out: &mut Effects) {
+        if let Some(conn) = agent.conn() {
+            Self::acknowledge_myself(conn, smalti_types::UpdateKey { task: key.clone(), seq: task.seq }, out);
+        }
+    }
+}

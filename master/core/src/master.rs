@@ -1,0 +1,135 @@
+//! The master's whole state, and the one way to change it: [`Master::step`].
+
+use crate::agents::Agent;
+use crate::done::Memory;
+use crate::event::{Conn, Event};
+use crate::frameworks::Framework;
+use crate::offers::OfferRecord;
+use crate::shares::Shares;
+use crate::slab::{AgentIx, FrameworkIx, Slab};
+use crate::{Config, Effects};
+use smalti_types::protocol::Call;
+use smalti_types::{AgentId, FrameworkId, MasterEpoch, Time};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The master: all that it knows, and nothing of the world outside.
+#[derive(Debug)]
+pub struct Master {
+    pub(crate) config: Config,
+    pub(crate) epoch: MasterEpoch,
+    pub(crate) started: Time,
+    pub(crate) agents: Slab<AgentId, AgentIx, Agent>,
+    pub(crate) agent_conns: BTreeMap<Conn, AgentIx>,
+    /// Agents without a connection.
+    pub(crate) away: BTreeSet<AgentIx>,
+    pub(crate) frameworks: Slab<FrameworkId, FrameworkIx, Framework>,
+    pub(crate) framework_conns: BTreeMap<Conn, FrameworkIx>,
+    /// Frameworks without a connection.
+    pub(crate) framework_away: BTreeSet<FrameworkIx>,
+    /// Frameworks that were removed: their ids are not given out again.
+    pub(crate) removed: Memory<FrameworkId, ()>,
+    /// Counts subscriptions.
+    pub(crate) subscriptions: u64,
+    /// Offers that are out, by number.
+    pub(crate) offers: BTreeMap<u64, OfferRecord>,
+    pub(crate) offers_made: u64,
+    /// Ends of refusals, the earliest first.
+    pub(crate) refusal_ends: BTreeSet<(Time, FrameworkIx, AgentIx)>,
+    pub(crate) shares: Shares,
+    /// Agents to consider in the next allocation.
+    pub(crate) dirty: BTreeSet<AgentIx>,
+    /// Agents with something free, whether or not anybody wants it.
+    pub(crate) offerable: BTreeSet<AgentIx>,
+}
+
+impl Master {
+    /// A master that knows nobody yet. `epoch` must be greater than that of every earlier life.
+    #[must_use]
+    pub fn new(config: Config, epoch: MasterEpoch, now: Time) -> Self {
+        let removed = Memory::new(config.remembered_frameworks);
+        Self {
+            config,
+            epoch,
+            started: now,
+            agents: Slab::new(),
+            agent_conns: BTreeMap::new(),
+            away: BTreeSet::new(),
+            frameworks: Slab::new(),
+            framework_conns: BTreeMap::new(),
+            framework_away: BTreeSet::new(),
+            removed,
+            subscriptions: 0,
+            offers: BTreeMap::new(),
+            offers_made: 0,
+            refusal_ends: BTreeSet::new(),
+            shares: Shares::default(),
+            dirty: BTreeSet::new(),
+            offerable: BTreeSet::new(),
+        }
+    }
+
+    /// This life of the master.
+    #[must_use]
+    pub fn epoch(&self) -> MasterEpoch {
+        self.epoch
+    }
+
+    /// Takes in one event and decides. Total: whatever comes in, it answers or ignores, and never panics.
+    pub fn step(&mut self, now: Time, event: Event) -> Effects {
+        let mut effects = Effects::default();
+        let out = &mut effects;
+        match event {
+            // A connection has one peer: who speaks on it is decided by its first message.
+            Event::AgentRegistered { conn, .. } | Event::FrameworkSubscribed { conn, .. } if self.is_taken(conn) => {}
+            Event::AgentRegistered { conn, registration } => self.agent_registered(now, conn, registration, out),
+            Event::AgentDisconnected { conn } => self.agent_disconnected(now, conn, out),
+            Event::AgentUpdates { conn, updates } => self.agent_updates(now, conn, updates, out),
+            Event::AgentDeregistered { conn, reason } => {
+                if let Some(ax) = self.agent_conns.get(&conn).copied() {
+                    self.agent_removed(now, ax, &reason, out);
+                }
+            }
+            Event::AgentRemoved { agent, reason } => {
+                if let Some(ax) = self.agents.find(&agent) {
+                    self.agent_removed(now, ax, &reason, out);
+                }
+            }
+            Event::FrameworkSubscribed { conn, subscription, fresh } => {
+                self.framework_subscribed(now, conn, subscription, fresh, out);
+            }
+            Event::FrameworkDisconnected { conn } => self.framework_disconnected(now, conn),
+            Event::FrameworkCall { conn, call } => {
+                if let Some(fx) = self.framework_conns.get(&conn).copied() {
+                    self.call(now, fx, call, out);
+                }
+            }
+            Event::Tick => {
+                self.end_leases(now, out);
+                self.end_refusals(now);
+                self.end_failovers(now, out);
+                self.report_unreachable(now, out);
+            }
+            Event::BatchEnd => self.allocate(now, out),
+        }
+        effects
+    }
+
+    fn is_taken(&self, conn: Conn) -> bool {
+        self.agent_conns.contains_key(&conn) || self.framework_conns.contains_key(&conn)
+    }
+
+    fn call(&mut self, now: Time, fx: FrameworkIx, call: Call, out: &mut Effects) {
+        match call {
+            Call::Accept { offers, operations, filters } => self.accept(now, fx, &offers, operations, filters, out),
+            Call::Decline { offers, filters } => self.decline(now, fx, &offers, filters),
+            Call::Revive => self.revive(fx),
+            Call::Suppress => self.suppress(fx),
+            Call::Kill { task, attempt, grace } => self.kill(now, fx, task, attempt, grace, out),
+            Call::Acknowledge(updates) => self.acknowledge(fx, updates, out),
+            Call::Reconcile(tasks) => self.reconcile(now, fx, tasks, out),
+            Call::AssignItems { task, attempt, batch, open } => self.assign_items(now, fx, (task, attempt), batch, open, out),
+            Call::ReturnItems { task, attempt, most } => self.return_items(fx, (task, attempt), most, out),
+            Call::Teardown => self.remove_framework(fx, "it asked for it", out),
+        }
+    }
+}

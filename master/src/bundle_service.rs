@@ -1,0 +1,120 @@
+//! The bundle store's gRPC service: push, look up, list, read, remove.
+
+use crate::bundle_store::{BundleStore, StoreError, Stored};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use smalti_proto::v1;
+use smalti_types::Digest;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status, Streaming};
+use v1::push_chunk::Message;
+
+/// Pushes at the same time: each holds up to one part of an upload in memory.
+const MAX_PUSHES: usize = 32;
+/// How long a client may send nothing in the middle of a push.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Bundles {
+    store: BundleStore,
+    pushes: Arc<Semaphore>,
+}
+
+impl Bundles {
+    pub(crate) fn new(store: BundleStore) -> Self {
+        Self { store, pushes: Arc::new(Semaphore::new(MAX_PUSHES)) }
+    }
+}
+
+#[tonic::async_trait]
+impl v1::bundle_service_server::BundleService for Bundles {
+    type GetStream = BoxStream<'static, Result<v1::BundleData, Status>>;
+
+    async fn push(&self, request: Request<Streaming<v1::PushChunk>>) -> Result<Response<v1::BundleInfo>, Status> {
+        let mut chunks = request.into_inner();
+        let Some(Message::Start(start)) = next(&mut chunks).await? else {
+            return Err(Status::invalid_argument("the first message must say what is pushed"));
+        };
+        let wanted = digest(&start.digest)?;
+        match self.store.stat(wanted).await {
+            Ok(stored) => return Ok(Response::new(info(stored, true))),
+            Err(StoreError::NotFound(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let _permit = self.pushes.acquire().await.map_err(|_| Status::unavailable("the master is shutting down"))?;
+        let mut incoming = self.store.begin(wanted, start.length, &start.name)?;
+        while let Some(message) = next(&mut chunks).await? {
+            let Message::Data(data) = message else { return Err(Status::invalid_argument("a second start in one push")) };
+            incoming.take(&data).await?;
+        }
+        let stored = incoming.finish().await?;
+        tracing::info!(digest = %stored.digest, length = stored.length, name = stored.name, "bundle stored");
+        Ok(Response::new(info(stored, false)))
+    }
+
+    async fn stat(&self, request: Request<v1::BundleDigest>) -> Result<Response<v1::BundleInfo>, Status> {
+        let stored = self.store.stat(digest(&request.get_ref().digest)?).await?;
+        Ok(Response::new(info(stored, true)))
+    }
+
+    async fn list(&self, _: Request<v1::Empty>) -> Result<Response<v1::BundleList>, Status> {
+        let bundles = self.store.list().await?.into_iter().map(|stored| info(stored, true)).collect();
+        Ok(Response::new(v1::BundleList { bundles }))
+    }
+
+    async fn get(&self, request: Request<v1::BundleDigest>) -> Result<Response<Self::GetStream>, Status> {
+        let reading = self.store.read(digest(&request.get_ref().digest)?, None).await?;
+        let data = |chunk: Result<bytes::Bytes, object_store::Error>| {
+            chunk.map(|data| v1::BundleData { data }).map_err(|e| Status::internal(format!("reading the bundle broke off: {e}")))
+        };
+        Ok(Response::new(reading.bytes.map(data).boxed()))
+    }
+
+    async fn remove(&self, request: Request<v1::BundleDigest>) -> Result<Response<v1::Empty>, Status> {
+        self.store.remove(digest(&request.get_ref().digest)?).await?;
+        Ok(Response::new(v1::Empty {}))
+    }
+}
+
+async fn next(chunks: &mut Streaming<v1::PushChunk>) -> Result<Option<Message>, Status> {
+    let chunk = tokio::time::timeout(IDLE, chunks.message()).await;
+    let chunk = chunk.map_err(|_| Status::deadline_exceeded(format!("nothing arrived for {} s", IDLE.as_secs())))??;
+    match chunk.map(|c| c.message) {
+        None => Ok(None),
+        Some(Some(message)) => Ok(Some(message)),
+        Some(None) => Err(Status::invalid_argument("an empty message in a push")),
+    }
+}
+
+fn digest(bytes: &[u8]) -> Result<Digest, Status> {
+    let bytes = bytes.try_into().map_err(|_| Status::invalid_argument(format!("digest: has {} bytes, not 32", bytes.len())))?;
+    Ok(Digest::from_bytes(bytes))
+}
+
+fn info(stored: Stored, existed: bool) -> v1::BundleInfo {
+    v1::BundleInfo {
+        digest: bytes::Bytes::copy_from_slice(stored.digest.as_bytes()),
+        length: stored.length,
+        name: stored.name,
+        created_us: stored.created_us,
+        existed,
+    }
+}
+
+impl From<StoreError> for Status {
+    fn from(error: StoreError) -> Self {
+        let text = error.to_string();
+        match error {
+            StoreError::NotFound(_) => Self::not_found(text),
+            StoreError::TooLarge { .. } => Self::resource_exhausted(text),
+            StoreError::Mismatch { .. } => Self::invalid_argument(text),
+            StoreError::Store { .. } | StoreError::List(_) => {
+                tracing::error!(error = text, "bundle store");
+                Self::internal(text)
+            }
+        }
+    }
+}

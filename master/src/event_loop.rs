@@ -1,0 +1,258 @@
+//! The one task that owns the core. Drains its inbox in batches: steps every event, allocates once, commits the records
+//! once, then gives every peer its frames. No timer lies between an event and its effect.
+
+use crate::clock::Clock;
+use crate::frames::{AgentFrame, FrameworkFrame};
+use crate::outbound::Queue;
+use crate::peers::Peers;
+use smalti_master_core::{Config, Conn, Effects, Event, Master, Message, Record};
+use smalti_proto::convert::HEARTBEAT_INTERVAL_MS;
+use smalti_proto::v1;
+use smalti_types::protocol::{FrameworkEvent, Registration, Subscription};
+use smalti_types::{AgentId, FrameworkId, MasterEpoch, TaskKey};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+/// Inputs that wait for the loop; beyond it, readers of connections wait, and with them their peers.
+const INBOX: usize = 4_096;
+/// Inputs of one batch.
+const BATCH: usize = 1_024;
+/// How often time-outs are looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A question about the core's state.
+type Question = Box<dyn FnOnce(&Master, &Peers) + Send>;
+
+/// What reaches the loop.
+pub(crate) enum Input {
+    AgentArrived {
+        conn: Conn,
+        queue: Queue<AgentFrame>,
+        registration: Registration,
+    },
+    FrameworkArrived {
+        conn: Conn,
+        queue: Queue<FrameworkFrame>,
+        subscription: Subscription,
+    },
+    Event(Event),
+    Gone(Conn),
+    /// A framework's call could not be read.
+    Refuse {
+        conn: Conn,
+        call: &'static str,
+        message: String,
+    },
+    /// An agent's counters, as of its heartbeat.
+    Counters {
+        conn: Conn,
+        counters: BTreeMap<String, u64>,
+    },
+    Ask(Question),
+    Read {
+        request: v1::ReadRequest,
+        task: TaskKey,
+        agent: Option<AgentId>,
+        sent: oneshot::Sender<Result<(), NoAgent>>,
+    },
+}
+
+/// Why a read could not be passed on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoAgent {
+    #[error("the master does not know where task {0} is; name its agent")]
+    UnknownTask(TaskKey),
+    #[error("there is no agent {0}")]
+    UnknownAgent(AgentId),
+    #[error("agent {0} is not connected")]
+    NotConnected(AgentId),
+}
+
+/// The loop has stopped: the master shuts down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the master is shutting down")]
+pub(crate) struct Stopped;
+
+impl From<Stopped> for tonic::Status {
+    fn from(stopped: Stopped) -> Self {
+        Self::unavailable(stopped.to_string())
+    }
+}
+
+/// How the services reach the loop.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    inbox: mpsc::Sender<Input>,
+    conns: Arc<AtomicU64>,
+}
+
+impl Handle {
+    /// A number for a new connection.
+    pub(crate) fn next_conn(&self) -> Conn {
+        Conn(self.conns.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    pub(crate) async fn send(&self, input: Input) -> Result<(), Stopped> {
+        self.inbox.send(input).await.map_err(|_| Stopped)
+    }
+
+    /// Asks something about the core's state.
+    pub(crate) async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Master, &Peers) -> T + Send + 'static) -> Result<T, Stopped> {
+        let (tx, rx) = oneshot::channel();
+        self.send(Input::Ask(Box::new(move |master, peers| drop(tx.send(question(master, peers)))))).await?;
+        rx.await.map_err(|_| Stopped)
+    }
+}
+
+/// The loop's own state.
+pub(crate) struct EventLoop {
+    master: Master,
+    clock: Clock,
+    peers: Peers,
+    inbox: mpsc::Receiver<Input>,
+    frameworks_made: u64,
+    heartbeat: Instant,
+}
+
+impl EventLoop {
+    pub(crate) fn new(config: Config, epoch: MasterEpoch, mut clock: Clock) -> (Self, Handle) {
+        let (tx, inbox) = mpsc::channel(INBOX);
+        let master = Master::new(config, epoch, clock.now());
+        let this = Self { master, clock, peers: Peers::default(), inbox, frameworks_made: 0, heartbeat: Instant::now() };
+        (this, Handle { inbox: tx, conns: Arc::default() })
+    }
+
+    /// Runs until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let mut effects = Effects::default();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                n = self.inbox.recv_many(&mut batch, BATCH) => {
+                    if n == 0 {
+                        return;
+                    }
+                }
+                _ = tick.tick() => {
+                    effects.merge(self.step(Event::Tick));
+                    self.beat();
+                }
+            }
+            for input in batch.drain(..) {
+                effects.merge(self.take(input));
+            }
+            effects.merge(self.step(Event::BatchEnd));
+            self.deliver(effects);
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Effects {
+        let now = self.clock.now();
+        self.master.step(now, event)
+    }
+
+    fn take(&mut self, input: Input) -> Effects {
+        let event = match input {
+            Input::AgentArrived { conn, queue, registration } => {
+                tracing::info!(%conn, agent = %registration.info.id, total = %registration.info.total, tasks = registration.tasks.len(), "agent registers");
+                self.peers.add_agent(conn, queue);
+                Event::AgentRegistered { conn, registration }
+            }
+            Input::FrameworkArrived { conn, queue, subscription } => {
+                tracing::info!(%conn, name = subscription.info.name, id = ?subscription.id, "framework subscribes");
+                self.peers.add_framework(conn, queue);
+                Event::FrameworkSubscribed { conn, subscription, fresh: self.fresh_framework() }
+            }
+            Input::Event(event) => {
+                if let Event::AgentUpdates { conn, .. } = &event {
+                    self.peers.count_received(*conn);
+                }
+                event
+            }
+            Input::Counters { conn, counters } => {
+                self.peers.set_counters(conn, counters);
+                return Effects::default();
+            }
+            Input::Gone(conn) => match self.peers.remove(conn) {
+                Some(event) => event,
+                None => return Effects::default(),
+            },
+            Input::Refuse { conn, call, message } => {
+                let event = FrameworkEvent::Refused { call: call.to_owned(), message };
+                self.peers.add(Message::ToFramework { conn, event });
+                return Effects::default();
+            }
+            Input::Ask(question) => {
+                question(&self.master, &self.peers);
+                return Effects::default();
+            }
+            Input::Read { request, task, agent, sent } => {
+                let _ = sent.send(self.pass_read(request, task, agent));
+                return Effects::default();
+            }
+        };
+        self.step(event)
+    }
+
+    fn fresh_framework(&mut self) -> FrameworkId {
+        self.frameworks_made += 1;
+        let id = format!("F{:x}-{}", self.master.epoch().0, self.frameworks_made);
+        FrameworkId::new(id).expect("hexadecimal digits and a number are a valid id")
+    }
+
+    fn pass_read(&mut self, request: v1::ReadRequest, task: TaskKey, agent: Option<AgentId>) -> Result<(), NoAgent> {
+        let agent = match agent.or_else(|| self.master.agent_of_task(&task)) {
+            Some(agent) => agent,
+            None => return Err(NoAgent::UnknownTask(task)),
+        };
+        match self.master.agent_connection(&agent) {
+            Some(conn) if self.peers.read(conn, request) => Ok(()),
+            None if !self.master.knows_agent(&agent) => Err(NoAgent::UnknownAgent(agent)),
+            _ => Err(NoAgent::NotConnected(agent)),
+        }
+    }
+
+    /// Persist, then send. A peer that cannot take its frames is a disconnected peer, which may free resources, which
+    /// makes more messages: until nothing is left to say.
+    fn deliver(&mut self, effects: Effects) {
+        let mut effects = effects;
+        loop {
+            let Ok(messages) = effects.commit(persist);
+            messages.into_iter().for_each(|message| self.peers.add(message));
+            let lost = self.peers.flush();
+            if lost.is_empty() {
+                return;
+            }
+            effects = Effects::default();
+            for event in lost {
+                effects.merge(self.step(event));
+            }
+            effects.merge(self.step(Event::BatchEnd));
+        }
+    }
+
+    fn beat(&mut self) {
+        if self.heartbeat.elapsed() >= Duration::from_millis(HEARTBEAT_INTERVAL_MS) {
+            self.heartbeat = Instant::now();
+            let now = self.clock.now();
+            self.peers.heartbeat(now);
+        }
+    }
+}
+
+/// The registry on disk takes its place here; until then a master learns everything again from those who register.
+#[expect(clippy::unnecessary_wraps, clippy::needless_pass_by_value, reason = "the shape that writing to disk will have")]
+fn persist(records: Vec<Record>) -> Result<(), std::convert::Infallible> {
+    for record in &records {
+        tracing::debug!(?record, "record");
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! The core's snapshots as wire messages for operators.
+
+use smalti_master_core::{AgentState, AgentView, ClusterView, FrameworkState, FrameworkView};
+use smalti_proto::{v1, version};
+use std::collections::BTreeMap;
+
+pub(crate) fn cluster(view: ClusterView) -> v1::ClusterInfo {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    v1::ClusterInfo {
+        version: Some(version::current()),
+        epoch: view.epoch.0,
+        agents: count(view.agents),
+        frameworks: count(view.frameworks),
+        services: view.services.into_iter().collect(),
+    }
+}
+
+/// `counters` are the agent's own and the master's about its connection.
+pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>) -> v1::AgentStatus {
+    let state = match view.state {
+        AgentState::Active => "active",
+        AgentState::Disconnected => "disconnected",
+    };
+    v1::AgentStatus {
+        info: Some(view.info.into()),
+        state: state.to_owned(),
+        used: Some(view.used.into()),
+        offered: Some(view.offered.into()),
+        free: Some(view.free.into()),
+        registered_us: view.registered.0,
+        tasks: u32::try_from(view.tasks).unwrap_or(u32::MAX),
+        counters: counters.into_iter().collect(),
+    }
+}
+
+pub(crate) fn framework(view: FrameworkView) -> v1::FrameworkStatus {
+    let state = match view.state {
+        FrameworkState::Active => "active",
+        FrameworkState::Disconnected => "disconnected",
+    };
+    v1::FrameworkStatus {
+        id: view.id.into(),
+        info: Some(view.info.into()),
+        state: state.to_owned(),
+        used: Some(view.used.into()),
+        offered: Some(view.offered.into()),
+        dominant_share: view.dominant_share,
+        tasks: u32::try_from(view.tasks).unwrap_or(u32::MAX),
+        registered_us: view.registered.0,
+    }
+}

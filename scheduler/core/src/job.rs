@@ -1,0 +1,420 @@
+//! One job: where it stands, and what moves it on.
+//!
+//! | stage | we are in it while | next |
+//! |---|---|---|
+//! | Single | the one task waits, runs, or is tried again | Over |
+//! | Map | items of this round have no outcome yet | Reduce, Over |
+//! | Reduce | the round's last task waits, runs, or is tried again | Storing, Over; Map when outputs it reads are lost |
+//! | Storing | its stdout is copied into the cluster's store | Map of the next round; Reduce when the copy fails |
+//! | Over | the job has its outcome | |
+
+use crate::event::Message;
+use crate::feed::Order;
+use crate::id::{JobId, TaskName};
+use crate::outcome::{Ending, Outcome};
+use crate::placing::Request;
+use crate::pool::{Pool, Rules};
+use crate::retry::Blame;
+use crate::run::{TaskRun, Turn};
+use crate::spec::{JobSpec, Work};
+use serde::{Deserialize, Serialize};
+use smalti_types::protocol::Call;
+use smalti_types::{AgentId, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, Split, StatusUpdate, Time};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Where a job stands; the table above says what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// One task.
+    Single,
+    /// Items.
+    Map,
+    /// The round's last task.
+    Reduce,
+    /// Between two rounds.
+    Storing,
+    /// Done.
+    Over,
+}
+
+/// What of a job changes; with its specification it is what the store keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobState {
+    /// When it was submitted.
+    pub submitted: Time,
+    /// When it got its outcome.
+    pub finished: Option<Time>,
+    /// Where it stands.
+    pub stage: Stage,
+    /// Whether something has been launched.
+    pub begun: bool,
+    /// It is being ended before its time.
+    pub ending: Option<Ending>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Under which framework it was last launched.
+    pub framework: Option<FrameworkId>,
+    /// Round, from 0.
+    pub round: u32,
+    /// `/smalti/state` of this round.
+    pub state_input: Option<Input>,
+    /// Items of this round.
+    pub pool: Option<Pool>,
+    /// The single task or this round's reduce.
+    pub run: Option<TaskRun>,
+    /// Agents that were lost while the reduce was on its way: should it fail, their outputs are why.
+    pub lost_agents: BTreeSet<AgentId>,
+}
+
+/// A job.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// What is to be done.
+    pub spec: Arc<JobSpec>,
+    /// How far it is.
+    pub state: JobState,
+}
+
+/// What a job wants of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// Nothing now.
+    Nothing,
+    /// Room for one task.
+    Task,
+    /// Up to so many slots.
+    Slots(u64),
+}
+
+impl Job {
+    /// A job that was just submitted.
+    #[must_use]
+    pub fn new(now: Time, spec: Arc<JobSpec>) -> Self {
+        let mut state = JobState {
+            submitted: now,
+            finished: None,
+            stage: Stage::Single,
+            begun: false,
+            ending: None,
+            outcome: None,
+            framework: None,
+            round: 0,
+            state_input: None,
+            pool: None,
+            run: None,
+            lost_agents: BTreeSet::new(),
+        };
+        match &spec.work {
+            Work::Single(_) => state.run = Some(TaskRun::new(spec.id.task(TaskName::Single))),
+            Work::Map(map) => {
+                state.stage = Stage::Map;
+                state.state_input.clone_from(&map.initial_state);
+                state.pool = Some(Pool::new(map.template.total_items, !map.splits.is_empty()));
+            }
+        }
+        Self { spec, state }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> JobId {
+        self.spec.id
+    }
+
+    /// Whether an agent still has something of it.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.state.run.as_ref().is_some_and(TaskRun::is_placed)
+            || self.state.pool.as_ref().is_some_and(|p| p.parts.values().any(crate::part::Part::is_live))
+    }
+
+    /// What it wants of an offer.
+    #[must_use]
+    pub fn demand(&self, now: Time) -> Demand {
+        if self.state.ending.is_some() {
+            return Demand::Nothing;
+        }
+        match (self.state.stage, &self.state.run, &self.state.pool) {
+            (Stage::Single | Stage::Reduce, Some(run), _) if run.is_ready(now) => Demand::Task,
+            (Stage::Map, _, Some(pool)) => {
+                let parallel = self.spec.policy.max_parallel.unwrap_or(u32::MAX).saturating_sub(pool.slots());
+                match pool.wants_slots().min(parallel.into()) {
+                    0 => Demand::Nothing,
+                    n => Demand::Slots(n),
+                }
+            }
+            _ => Demand::Nothing,
+        }
+    }
+
+    /// When it may want something although nothing happens.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Time> {
+        match self.state.stage {
+            Stage::Single | Stage::Reduce => self.state.run.as_ref().and_then(TaskRun::next_wake),
+            Stage::Map => self.state.pool.as_ref().and_then(Pool::next_wake),
+            Stage::Storing | Stage::Over => None,
+        }
+    }
+
+    /// What its next task or slot needs.
+    #[must_use]
+    pub fn request(&self) -> Request<'_> {
+        let constraints = self.spec.policy.constraints.as_slice();
+        let (resources, ports) = match (&self.spec.work, self.state.stage) {
+            (Work::Single(single), _) => (&single.resources, single.ports),
+            (Work::Map(map), Stage::Reduce | Stage::Storing) => (map.reduce.as_ref().map_or(&map.slot_resources, |r| &r.resources), 0),
+            (Work::Map(map), _) => (&map.slot_resources, 0),
+        };
+        Request { resources, ports, constraints }
+    }
+
+    /// An update about one of its tasks.
+    pub fn on_update(&mut self, now: Time, name: TaskName, update: &StatusUpdate, out: &mut Vec<Message>) {
+        let rules = self.rules();
+        match name {
+            TaskName::Part { round, part } => {
+                // Parts of earlier rounds have said all that matters.
+                if round != self.state.round || update.key.task.attempt != 0 {
+                    return;
+                }
+                let failed = self.state.pool.as_mut().is_some_and(|p| p.apply(now, part, update, rules));
+                if failed && self.spec.policy.fail_fast && self.state.ending.is_none() && self.state.stage == Stage::Map {
+                    self.end_early(now, Ending::FailFast, None, out);
+                }
+            }
+            TaskName::Single | TaskName::Reduce { .. } => self.on_run_update(now, update, rules, out),
+        }
+        self.advance(now, out);
+    }
+
+    fn on_run_update(&mut self, now: Time, update: &StatusUpdate, rules: Rules, out: &mut Vec<Message>) {
+        let Some(run) = self.state.run.as_mut().filter(|r| r.task == update.key.task.task) else { return };
+        match run.apply(now, update, rules.retries, rules.ending) {
+            Turn::Goes => {}
+            Turn::Finished => self.run_finished(now, out),
+            Turn::Again | Turn::Failed if !self.state.lost_agents.is_empty() && self.state.ending.is_none() => {
+                self.recompute_lost(now);
+            }
+            Turn::Again => {}
+            Turn::Failed => {
+                let outcome = self.state.run.as_ref().map(|r| Outcome::of_failure(&r.failure(), self.state.ending));
+                self.finish(now, outcome.unwrap_or_else(Outcome::finished));
+            }
+        }
+    }
+
+    fn run_finished(&mut self, now: Time, out: &mut Vec<Message>) {
+        let rounds = self.spec.map().map_or(1, |m| m.rounds);
+        if self.state.stage == Stage::Reduce && self.state.round + 1 < rounds && self.state.ending.is_none() {
+            self.state.stage = Stage::Storing;
+            self.store_output(out);
+        } else {
+            self.finish(now, Outcome::finished());
+        }
+    }
+
+    /// Asks for the copy of the round's result; also after a restart.
+    pub fn store_output(&self, out: &mut Vec<Message>) {
+        if self.state.stage != Stage::Storing {
+            return;
+        }
+        if let Some((run, agent)) = self.state.run.as_ref().and_then(|r| Some((r, r.agent.clone()?))) {
+            let (job, round) = (self.id(), self.state.round);
+            out.push(Message::StoreOutput { job, round, agent, task: run.task.clone(), attempt: run.attempt() });
+        }
+    }
+
+    /// The round's result is in the store, or could not be copied.
+    pub fn on_stored(&mut self, now: Time, round: u32, result: Result<Input, String>, out: &mut Vec<Message>) {
+        if self.state.stage != Stage::Storing || round != self.state.round {
+            return;
+        }
+        match result {
+            Ok(input) => {
+                self.state.round += 1;
+                self.state.state_input = Some(Input { guest_path: Some(crate::launch::STATE_PATH.into()), ..input });
+                self.state.pool = self.spec.map().map(|m| Pool::new(m.template.total_items, !m.splits.is_empty()));
+                self.state.run = None;
+                self.state.lost_agents.clear();
+                self.state.stage = Stage::Map;
+                self.advance(now, out);
+            }
+            Err(message) => {
+                // The output is out of reach: the reduce runs again, as after a failure of the infrastructure.
+                self.state.stage = Stage::Reduce;
+                let Some(run) = self.state.run.as_mut() else { return };
+                run.message = format!("cannot read the result of round {}: {message}", round + 1);
+                if run.failed(now, Blame::Infrastructure, 0, false) == Turn::Failed {
+                    let outcome = Outcome::of_failure(&run.failure(), None);
+                    self.finish(now, outcome);
+                }
+            }
+        }
+    }
+
+    /// An agent is gone for good.
+    pub fn on_agent_lost(&mut self, now: Time, agent: &AgentId, out: &mut Vec<Message>) {
+        let rules = self.rules();
+        let concerned = self.state.pool.as_ref().is_some_and(|p| p.parts.values().any(|p| p.agent == *agent && !p.lost));
+        match self.state.stage {
+            Stage::Map if concerned => {
+                let failed = self.state.pool.as_mut().is_some_and(|p| p.lose_agent(now, agent, rules));
+                if failed && self.spec.policy.fail_fast && self.state.ending.is_none() {
+                    self.end_early(now, Ending::FailFast, None, out);
+                }
+            }
+            Stage::Reduce if concerned => {
+                self.state.lost_agents.insert(agent.clone());
+                if !self.state.run.as_ref().is_some_and(TaskRun::is_placed) {
+                    self.recompute_lost(now);
+                }
+            }
+            _ => {}
+        }
+        self.advance(now, out);
+    }
+
+    /// Back to the items whose outputs are lost. The reduce waits for them under its next attempt.
+    fn recompute_lost(&mut self, now: Time) {
+        let rules = self.rules();
+        for agent in std::mem::take(&mut self.state.lost_agents) {
+            if let Some(pool) = &mut self.state.pool {
+                pool.lose_agent(now, &agent, rules);
+            }
+        }
+        if let Some(run) = &mut self.state.run {
+            if run.standing == crate::run::Standing::Over {
+                run.ended = None;
+                run.tries.infrastructure += 1;
+            }
+            run.standing = crate::run::Standing::Waiting { not_before: now };
+            run.state = smalti_types::TaskState::Staging;
+        }
+        self.state.stage = Stage::Map;
+    }
+
+    /// Somebody wants it to end.
+    pub fn kill(&mut self, now: Time, grace: Option<DurationMs>, out: &mut Vec<Message>) {
+        if self.state.stage != Stage::Over {
+            self.end_early(now, Ending::Killed, grace, out);
+            self.advance(now, out);
+        }
+    }
+
+    fn end_early(&mut self, now: Time, ending: Ending, grace: Option<DurationMs>, out: &mut Vec<Message>) {
+        if self.state.ending != Some(Ending::Killed) {
+            self.state.ending = Some(ending);
+        }
+        if let Some(pool) = &mut self.state.pool {
+            pool.cancel_waiting();
+        }
+        if self.state.stage == Stage::Storing {
+            self.finish(now, Outcome::killed());
+        } else if self.state.stage != Stage::Map
+            && let Some(run) = self.state.run.as_mut().filter(|r| r.next_wake().is_some())
+        {
+            run.cancel(now);
+            self.finish(now, Outcome::killed());
+        }
+        self.send_kills(grace, out);
+    }
+
+    /// Tells every agent that has something of it to stop.
+    pub fn send_kills(&self, grace: Option<DurationMs>, out: &mut Vec<Message>) {
+        let mut kill = |task, attempt| self.call(Call::Kill { task, attempt, grace }, out);
+        if let Some(run) = self.state.run.as_ref().filter(|r| r.is_placed()) {
+            kill(run.task.clone(), run.attempt());
+        }
+        for (number, _) in self.state.pool.iter().flat_map(|p| &p.parts).filter(|(_, p)| p.is_live()) {
+            kill(self.part_id(*number), 0);
+        }
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Time, out: &mut Vec<Message>) -> bool {
+        let woken = self.state.stage == Stage::Map && self.state.pool.as_mut().is_some_and(|p| p.wake(now));
+        let before = out.len();
+        self.advance(now, out);
+        woken || out.len() > before
+    }
+
+    /// Moves on as far as what is known allows, and hands out items.
+    pub fn advance(&mut self, now: Time, out: &mut Vec<Message>) {
+        if self.state.stage != Stage::Map {
+            return;
+        }
+        let Some(pool) = &mut self.state.pool else { return };
+        let mut orders = Vec::new();
+        match (self.state.ending, pool.is_settled()) {
+            // What is being killed needs no other word.
+            (Some(_), _) => {}
+            (None, true) => pool.close_all(&mut orders),
+            (None, false) => orders = pool.feed(now),
+        }
+        let settled = pool.is_settled();
+        for order in orders {
+            self.send_order(order, out);
+        }
+        if settled {
+            self.items_done(now);
+        }
+    }
+
+    /// Every item of the round has its outcome.
+    fn items_done(&mut self, now: Time) {
+        let Some(pool) = &self.state.pool else { return };
+        let failure = pool.failed.first().and_then(|i| pool.failures.get(&i).map(|f| (i, f)));
+        let outcome = match (self.state.ending, failure) {
+            (Some(Ending::Killed), _) => Outcome::killed(),
+            (_, Some((item, failure))) => Outcome::of_item(item, failure, pool.failed.len()),
+            (Some(Ending::FailFast), None) => Outcome::killed(),
+            (None, None) if self.spec.map().is_some_and(|m| m.reduce.is_some()) => {
+                let name = TaskName::Reduce { round: self.state.round };
+                self.state.run.get_or_insert_with(|| TaskRun::new(self.spec.id.task(name)));
+                self.state.stage = Stage::Reduce;
+                return;
+            }
+            (None, None) => Outcome::finished(),
+        };
+        self.finish(now, outcome);
+    }
+
+    fn finish(&mut self, now: Time, outcome: Outcome) {
+        self.state.stage = Stage::Over;
+        self.state.finished = Some(now);
+        self.state.outcome = Some(outcome);
+    }
+
+    fn rules(&self) -> Rules {
+        Rules { retries: self.spec.policy.retries, ending: self.state.ending.is_some() }
+    }
+
+    pub(crate) fn part_id(&self, part: u32) -> smalti_types::TaskId {
+        self.id().task(TaskName::Part { round: self.state.round, part })
+    }
+
+    pub(crate) fn call(&self, call: Call, out: &mut Vec<Message>) {
+        out.push(Message::Call { role: self.spec.role.clone(), call });
+    }
+
+    fn send_order(&self, order: Order, out: &mut Vec<Message>) {
+        let call = match order {
+            Order::Assign { part, attempt, items, open } => {
+                Call::AssignItems { task: self.part_id(part), attempt: 0, batch: self.batch(attempt, items), open }
+            }
+            Order::Close { part } => Call::AssignItems { task: self.part_id(part), attempt: 0, batch: ItemBatch::default(), open: false },
+            Order::Return { part, most } => Call::ReturnItems { task: self.part_id(part), attempt: 0, most },
+        };
+        self.call(call, out);
+    }
+
+    /// Items with their splits.
+    pub(crate) fn batch(&self, attempt: u32, items: ItemSet) -> ItemBatch {
+        let all: &[Split] = self.spec.map().map_or(&[], |m| &m.splits);
+        let index = |i: u64| usize::try_from(i).unwrap_or(usize::MAX).min(all.len());
+        let splits = items.ranges().iter().filter_map(|r| all.get(index(r.first)..index(r.end))).flatten().copied().collect();
+        ItemBatch { items, attempt, splits }
+    }
+}

@@ -1,0 +1,86 @@
+//! Answers offers: gathers who wants what, lets [`crate::placing`] plan, and turns the plan into accepts and declines.
+
+use crate::event::Message;
+use crate::id::JobId;
+use crate::job::Demand;
+use crate::placing::{OpenOffer, WaitingArray, WaitingTask, place_arrays, place_tasks};
+use crate::scheduler::{Out, Scheduler};
+use smalti_types::protocol::Call;
+use smalti_types::{Offer, OfferId, Operation, Role, Time};
+use std::cmp::Reverse;
+
+/// The greatest key of a priority.
+const LAST_JOB: JobId = JobId::new(u64::MAX, u16::MAX);
+
+impl Scheduler {
+    /// Every offer is answered in the same step: held offers are resources that nobody uses.
+    pub(crate) fn on_offers(&mut self, now: Time, role: &Role, offers: Vec<Offer>, out: &mut Out) {
+        let mut open: Vec<OpenOffer<JobId>> = offers.into_iter().map(OpenOffer::new).collect();
+        self.plan(now, role, &mut open);
+        let mut unused: Vec<OfferId> = Vec::new();
+        let mut accepts: Vec<(OfferId, Vec<Operation>)> = Vec::new();
+        for offer in open {
+            let id = offer.offer.id;
+            let operations = self.launch(now, offer, out);
+            if operations.is_empty() { unused.push(id) } else { accepts.push((id, operations)) }
+        }
+        let touched: Vec<JobId> = out.touched.iter().copied().collect();
+        for id in touched {
+            self.index(now, id, out);
+        }
+        // Only now is it known whether anything still waits.
+        out.roles.insert(role.clone());
+        let filters = self.refusal(role);
+        for (id, operations) in accepts {
+            let call = Call::Accept { offers: vec![id], operations, filters };
+            out.messages.push(Message::Call { role: role.clone(), call });
+        }
+        if !unused.is_empty() {
+            out.messages.push(Message::Call { role: role.clone(), call: Call::Decline { offers: unused, filters } });
+        }
+    }
+
+    fn plan(&self, now: Time, role: &Role, open: &mut [OpenOffer<JobId>]) {
+        let Some(state) = self.roles.get(role) else { return };
+        let mut next = state.tasks.first().into_iter().chain(state.arrays.first()).map(|(p, _)| *p).min();
+        while let Some(priority) = next {
+            let level = (priority, JobId::new(0, 0))..=(priority, LAST_JOB);
+            let waiting = state.tasks.range(level.clone()).filter_map(|(_, id)| {
+                let job = self.jobs.get(id)?;
+                (job.demand(now) == Demand::Task).then(|| WaitingTask { key: *id, request: job.request() })
+            });
+            place_tasks(open, waiting);
+            let arrays = state.arrays.range(level).filter_map(|(_, id)| {
+                let job = self.jobs.get(id)?;
+                let held = job.state.pool.as_ref().map_or(0, crate::pool::Pool::slots);
+                match job.demand(now) {
+                    Demand::Slots(want) => Some(WaitingArray { key: *id, request: job.request(), want, held }),
+                    _ => None,
+                }
+            });
+            place_arrays(open, arrays.collect());
+            let Reverse(p) = priority;
+            let Some(lower) = p.checked_sub(1) else { return };
+            let below = (Reverse(lower), JobId::new(0, 0))..;
+            next = state.tasks.range(below.clone()).next().into_iter().chain(state.arrays.range(below).next()).map(|(p, _)| *p).min();
+        }
+    }
+
+    fn launch(&mut self, now: Time, offer: OpenOffer<JobId>, out: &mut Out) -> Vec<Operation> {
+        let agent = offer.offer.agent;
+        let mut operations = Vec::new();
+        for (id, resources) in offer.singles {
+            if let Some(operation) = self.jobs.get_mut(&id).and_then(|j| j.launch_task(&agent, resources)) {
+                operations.push(operation);
+                out.touched.insert(id);
+            }
+        }
+        for (id, slots) in offer.slots {
+            if let Some(operation) = self.jobs.get_mut(&id).and_then(|j| j.launch_part(now, &agent, slots)) {
+                operations.push(operation);
+                out.touched.insert(id);
+            }
+        }
+        operations
+    }
+}

@@ -1,0 +1,165 @@
+//! What goes wrong: failing items, lost agents, kills, restarts of the scheduler.
+
+use super::world::{World, cpus, map, spec};
+use crate::*;
+use smalti_types::*;
+
+fn retrying(retries: u32) -> Policy {
+    Policy { retries, ..Policy::default() }
+}
+
+#[test]
+fn a_failed_item_lets_the_others_finish_and_the_lowest_one_counts() {
+    let mut world = World::new(&[(2000, 1_000), (2000, 1_000)]);
+    world.fate = Box::new(|item, _| (item % 100 == 42).then_some((TaskState::Failed, Reason::ExitCode)));
+    let reduce = Some(ReduceSpec { spec: spec(), resources: cpus(100) });
+    let job = world.submit_map(MapSpec { reduce, ..map(500) });
+    world.run(60_000_000);
+    world.assert_silent();
+    let view = world.view(job);
+    assert_eq!((view.state, view.exit_code, view.items_finished, view.items_failed), ("FAILED", Some(3), 495, 5));
+    assert!(view.message.starts_with("item 42:"), "{}", view.message);
+    assert!(world.launches.is_empty(), "the reduce does not run");
+    let items = world.core.job(job).unwrap().items(42, 2);
+    assert_eq!((items[0].state, items[0].exit_code, items[1].state), (TaskState::Failed, Some(3), TaskState::Finished));
+    assert_eq!(world.core.job(job).unwrap().item_output().unwrap().done_below, 500);
+}
+
+#[test]
+fn fail_fast_stops_the_others() {
+    let mut world = World::new(&[(2000, 20_000)]);
+    world.fate = Box::new(|item, _| (item == 7).then_some((TaskState::Failed, Reason::Trap)));
+    let job = world.submit(Policy { fail_fast: true, ..Policy::default() }, Work::Map(Box::new(map(1_000))));
+    world.run(60_000_000);
+    world.assert_silent();
+    let view = world.view(job);
+    assert_eq!((view.state, view.exit_code, view.items_failed), ("FAILED", Some(134), 1));
+    assert!(world.runs.len() < 30);
+}
+
+#[test]
+fn retries_are_new_attempts_after_a_back_off() {
+    let mut world = World::new(&[(2000, 1_000)]);
+    world.fate = Box::new(|item, attempt| (item == 5 && attempt < 2).then_some((TaskState::Failed, Reason::ExitCode)));
+    let job = world.submit(retrying(2), Work::Map(Box::new(map(20))));
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(job).state, world.runs[&5], world.runs[&6]), ("FINISHED", 3, 1));
+    assert!(world.now > 1_600_000, "200 ms and 400 ms of back-off");
+    assert_eq!(world.core.job(job).unwrap().items(5, 1)[0].attempt, 2);
+
+    let mut world = World::new(&[(2000, 1_000)]);
+    world.fate = Box::new(|_, attempt| (attempt < 3).then_some((TaskState::Failed, Reason::ExitCode)));
+    let job = world.submit(retrying(2), Work::Single(Box::new(SingleSpec { spec: spec(), resources: cpus(100), ports: 0 })));
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(job).state, world.launches.len()), ("FAILED", 3));
+}
+
+#[test]
+fn infrastructure_does_not_count_as_a_retry() {
+    let mut world = World::new(&[(2000, 1_000)]);
+    world.fate = Box::new(|_, attempt| (attempt < 3).then_some((TaskState::Failed, Reason::ExecutorTerminated)));
+    let single = world.submit_single(cpus(100));
+    let array = world.submit_map(map(10));
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(single).state, world.view(array).state), ("FINISHED", "FINISHED"));
+}
+
+#[test]
+fn what_a_lost_agent_had_finished_is_computed_again() {
+    let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
+    let reduce = Some(ReduceSpec { spec: spec(), resources: cpus(100) });
+    let job = world.submit_map(MapSpec { reduce, ..map(100) });
+    world.run(300_000);
+    world.lose(1);
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!(world.view(job).state, "FINISHED");
+    assert!(world.runs.values().filter(|n| **n > 1).count() > 10);
+    let Stdin::Outputs(sources) = &world.launches[0].spec.stdin else { panic!() };
+    assert!(sources.iter().all(|s| s.agent.as_str() == "a0"));
+    assert_eq!(sources.iter().map(|s| s.items.len()).sum::<u64>(), 100);
+}
+
+#[test]
+fn outputs_lost_while_the_reduce_runs_are_computed_again_if_it_fails() {
+    let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
+    world.fate = Box::new(|item, attempt| (item == u64::MAX && attempt == 0).then_some((TaskState::Failed, Reason::InputFailed)));
+    world.single_us = 300_000;
+    let reduce = Some(ReduceSpec { spec: spec(), resources: cpus(100) });
+    let job = world.submit_map(MapSpec { reduce, ..map(20) });
+    world.run(200_000);
+    assert_eq!(world.view(job).phase, "reduce");
+    let agent = world.core.job(job).unwrap().state.run.as_ref().unwrap().agent.clone().unwrap();
+    let other = world.agents.iter().position(|a| a.id != agent).unwrap();
+    world.lose(other);
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(job).state, world.launches.len()), ("FINISHED", 2));
+    assert_eq!(world.launches[1].attempt, 1);
+}
+
+#[test]
+fn a_killed_array_ends_killed() {
+    let mut world = World::new(&[(2000, 50_000), (2000, 50_000)]);
+    let job = world.submit_map(map(1_000));
+    world.run(300_000);
+    world.step(Event::Kill { job, grace: None });
+    world.run(60_000_000);
+    world.assert_silent();
+    let view = world.view(job);
+    assert_eq!((view.state, view.exit_code), ("KILLED", Some(137)));
+    assert!(view.items_finished > 0 && view.items_finished < 100);
+}
+
+#[test]
+fn a_killed_task_ends_killed() {
+    let mut world = World::new(&[(2000, 50_000)]);
+    world.single_us = 10_000_000;
+    let job = world.submit_single(cpus(100));
+    world.run(300_000);
+    world.step(Event::Kill { job, grace: Some(DurationMs(10)) });
+    world.run(1_000_000);
+    assert_eq!((world.view(job).state, world.view(job).exit_code), ("KILLED", Some(137)));
+}
+
+#[test]
+fn a_scheduler_that_starts_again_goes_on() {
+    let mut world = World::new(&[(2000, 5_000), (2000, 5_000)]);
+    let job = world.submit_map(map(400));
+    world.run(200_000);
+    // As the store keeps it.
+    let kept: Vec<(JobSpec, JobState)> = world
+        .core
+        .jobs()
+        .map(|j| {
+            let (spec, state) = world.core.record(j.id()).unwrap();
+            let json = (serde_json::to_string(spec).unwrap(), serde_json::to_string(state).unwrap());
+            (serde_json::from_str(&json.0).unwrap(), serde_json::from_str(&json.1).unwrap())
+        })
+        .collect();
+    assert_eq!(&kept[0].1, &world.core.job(job).unwrap().state);
+    world.core = Scheduler::restore(Time(world.now), 7, kept);
+    world.core.check_invariants().unwrap();
+    assert_eq!(world.core.next_number(), 7);
+    // Agents ignore items that they have: the fake does not, so the master is not told again here.
+    world.core.roles.values_mut().for_each(|r| r.framework = FrameworkId::new("F1-0").ok());
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(job).state, world.view(job).items_finished), ("FINISHED", 400));
+}
+
+#[test]
+fn a_bundle_that_cannot_run_fails_the_whole_array_at_once() {
+    let mut world = World::new(&[(2000, 5_000)]);
+    let job = world.submit(retrying(5), Work::Map(Box::new(map(10_000))));
+    world.run(5_000);
+    let key = TaskKey { framework: FrameworkId::new("F1-0").unwrap(), task: TaskId::new("j1-abcd.m0.0").unwrap(), attempt: 0 };
+    let update = StatusUpdate::new(key, 0, TaskState::Failed, Reason::MissingImport, "env.foo", Time(0));
+    let event = smalti_types::protocol::FrameworkEvent::Updates(vec![(None, update)]);
+    world.step(Event::Framework { role: Role::default(), event });
+    let view = world.view(job);
+    assert_eq!((view.state, view.exit_code, view.items_failed), ("FAILED", Some(126), 10_000));
+}

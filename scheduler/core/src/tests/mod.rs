@@ -1,0 +1,7 @@
+//! Scenarios and properties, in a world of virtual time.
+
+mod arrays;
+mod failures;
+mod properties;
+mod singles;
+mod world;

@@ -1,0 +1,75 @@
+//! The connection to the master for everything that is not the framework's stream: agents, sandboxes, the bundle store.
+//!
+//! Owns one channel, made on first use and made again when it breaks. A framework of any other team could do the same.
+
+use smalti_proto::client::{ConnectError, connect};
+use smalti_proto::v1::bundle_service_client::BundleServiceClient;
+use smalti_proto::v1::operator_service_client::OperatorServiceClient;
+use smalti_proto::v1::{AgentStatus, Empty};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+use tonic::transport::Channel;
+
+/// Largest answer: the list of ten thousands of agents.
+const MAX_MESSAGE: usize = 64 << 20;
+/// How long the list of agents may be reused for the check whether a job can ever fit.
+const AGENTS_KEPT: Duration = Duration::from_secs(1);
+
+/// The master, as seen by this process.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    master: String,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    channel: Option<Channel>,
+    agents: Option<(Instant, Arc<Vec<AgentStatus>>)>,
+}
+
+impl Cluster {
+    pub(crate) fn new(master: String) -> Self {
+        Self { master, shared: Arc::default() }
+    }
+
+    /// The master's address.
+    pub(crate) fn master(&self) -> &str {
+        &self.master
+    }
+
+    /// A channel: it reconnects by itself once it has been made.
+    pub(crate) async fn channel(&self) -> Result<Channel, ConnectError> {
+        let mut shared = self.shared.lock().await;
+        if let Some(channel) = &shared.channel {
+            return Ok(channel.clone());
+        }
+        let channel = connect(&self.master).await?;
+        shared.channel = Some(channel.clone());
+        Ok(channel)
+    }
+
+    pub(crate) async fn operator(&self) -> Result<OperatorServiceClient<Channel>, tonic::Status> {
+        let channel = self.channel().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
+        Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+    }
+
+    pub(crate) async fn bundles(&self) -> Result<BundleServiceClient<Channel>, tonic::Status> {
+        let channel = self.channel().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
+        Ok(BundleServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+    }
+
+    /// All agents, now.
+    pub(crate) async fn agents(&self) -> Result<Arc<Vec<AgentStatus>>, tonic::Status> {
+        let agents = Arc::new(self.operator().await?.list_agents(Empty {}).await?.into_inner().agents);
+        self.shared.lock().await.agents = Some((Instant::now(), agents.clone()));
+        Ok(agents)
+    }
+
+    /// All agents, as of a moment ago: good enough to see that a job fits somewhere.
+    pub(crate) async fn recent_agents(&self) -> Option<Arc<Vec<AgentStatus>>> {
+        let shared = self.shared.lock().await;
+        shared.agents.as_ref().filter(|(at, _)| at.elapsed() < AGENTS_KEPT).map(|(_, agents)| agents.clone())
+    }
+}

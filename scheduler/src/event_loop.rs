@@ -1,0 +1,246 @@
+//! The task that owns the core. It drains its inbox in batches: step each event, one commit, then one send per framework;
+//! then questions about the new state are answered.
+
+use crate::cluster::Cluster;
+use crate::frameworks::Frameworks;
+use crate::options::Options;
+use crate::rounds;
+use crate::store::{Store, StoreError};
+use crate::watchers::{Watch, Watchers};
+use smalti_framework_sdk::Ack;
+use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, Message, Record, Scheduler};
+use smalti_types::protocol::{Call, FrameworkEvent};
+use smalti_types::{Effects, Role, Time};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+/// What waits for the loop.
+const INBOX: usize = 8192;
+/// What becomes one batch and one commit.
+const BATCH: usize = 1024;
+/// How often the core looks at its time-outs.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Sends to the loop.
+pub(crate) type Inbox = mpsc::Sender<Input>;
+type Submitted = oneshot::Sender<Result<JobId, Full>>;
+type Question = Box<dyn FnOnce(&Scheduler) + Send>;
+
+/// What the loop takes in.
+pub(crate) enum Input {
+    /// Something happened; an update brings the means to acknowledge it.
+    Event { event: Event, ack: Option<Ack> },
+    /// A job without an id.
+    Submit { job: Box<JobSpec>, reply: Submitted },
+    /// Look at the state.
+    Ask(Question),
+    /// Views of a job from now on.
+    Watch { job: JobId, reply: oneshot::Sender<Option<Watch>> },
+}
+
+impl std::fmt::Debug for Input {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Event { .. } => "Event",
+            Self::Submit { .. } => "Submit",
+            Self::Ask(_) => "Ask",
+            Self::Watch { .. } => "Watch",
+        })
+    }
+}
+
+/// Too many jobs.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("there are too many unfinished jobs; wait for some to end, or kill them")]
+pub(crate) struct Full;
+
+/// The loop is gone: the process is ending.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the scheduler is stopping")]
+pub(crate) struct Stopping;
+
+/// How everybody else reaches the loop.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    inbox: Inbox,
+}
+
+impl Handle {
+    /// Submits a job; returns once it is durable.
+    pub(crate) async fn submit(&self, job: JobSpec) -> Result<Result<JobId, Full>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Input::Submit { job: Box::new(job), reply }).await.map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Feeds an event in.
+    pub(crate) async fn event(&self, event: Event) -> Result<(), Stopping> {
+        self.inbox.send(Input::Event { event, ack: None }).await.map_err(|_| Stopping)
+    }
+
+    /// Asks something about the state.
+    pub(crate) async fn ask<T: Send + 'static>(&self, question: impl FnOnce(&Scheduler) -> T + Send + 'static) -> Result<T, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        let question = Box::new(move |s: &Scheduler| {
+            // Whoever asked may have gone.
+            let _ = reply.send(question(s));
+        });
+        self.inbox.send(Input::Ask(question)).await.map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Views of a job, the present one first; `None` when there is no such job.
+    pub(crate) async fn watch(&self, job: JobId) -> Result<Option<Watch>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.send(Input::Watch { job, reply }).await.map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+}
+
+/// The owner of all state.
+pub(crate) struct EventLoop {
+    core: Scheduler,
+    store: Store,
+    frameworks: Frameworks,
+    watchers: Watchers,
+    cluster: Cluster,
+    handle: Handle,
+    inbox: mpsc::Receiver<Input>,
+    /// Of updates that were given to the core, in that order.
+    acks: VecDeque<Ack>,
+}
+
+/// What a batch leaves to do once it is durable.
+#[derive(Default)]
+struct Batch {
+    effects: Effects<Record, Message>,
+    submitted: Vec<(Submitted, Result<JobId, Full>)>,
+    questions: Vec<Question>,
+    watches: Vec<(JobId, oneshot::Sender<Option<Watch>>)>,
+}
+
+impl EventLoop {
+    /// A loop that goes on where the store left off.
+    pub(crate) fn new(options: &Options, store: Store, cluster: Cluster, address: String) -> anyhow::Result<(Handle, Self)> {
+        let stored = store.load()?;
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let handle = Handle { inbox: sender.clone() };
+        let core = Scheduler::restore(now(), stored.next_number, stored.jobs);
+        let mut frameworks = Frameworks::new(options.master.clone(), options.name.clone(), address, sender, stored.frameworks);
+        // The default role is there from the start, so that the master can name the job API.
+        frameworks.connect(&options.role()?);
+        core.roles().for_each(|role| frameworks.connect(role));
+        let watchers = Watchers::default();
+        Ok((handle.clone(), Self { core, store, frameworks, watchers, cluster, handle, inbox, acks: VecDeque::new() }))
+    }
+
+    /// Runs for ever, or until the store fails: what cannot be kept must not be done.
+    pub(crate) async fn run(mut self) -> Result<(), StoreError> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut inputs = Vec::with_capacity(BATCH);
+        loop {
+            let mut batch = Batch::default();
+            tokio::select! {
+                n = self.inbox.recv_many(&mut inputs, BATCH) => if n == 0 { return Ok(()) },
+                _ = ticks.tick() => batch.effects = self.core.step(now(), Event::Tick),
+            }
+            for input in inputs.drain(..) {
+                self.take(input, &mut batch)?;
+            }
+            self.finish(batch).await?;
+        }
+    }
+
+    fn take(&mut self, input: Input, batch: &mut Batch) -> Result<(), StoreError> {
+        match input {
+            Input::Event { event, ack } => {
+                // What the master itself made up is not acknowledged: the core says nothing of it.
+                let numbered =
+                    matches!(&event, Event::Framework { event: FrameworkEvent::Updates(u), .. } if u.iter().all(|(_, u)| u.key.seq > 0));
+                self.acks.extend(ack.filter(|_| numbered));
+                if let Event::Framework { role, event: FrameworkEvent::Subscribed { framework, .. } } = &event
+                    && self.frameworks.learn(role, framework)
+                {
+                    self.store.put_framework(role, framework)?;
+                }
+                batch.effects.merge(self.core.step(now(), event));
+            }
+            Input::Submit { job, reply } => {
+                let result = self.submit(*job, batch);
+                batch.submitted.push((reply, result));
+            }
+            Input::Ask(question) => batch.questions.push(question),
+            Input::Watch { job, reply } => batch.watches.push((job, reply)),
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, mut job: JobSpec, batch: &mut Batch) -> Result<JobId, Full> {
+        let suffix = uuid::Uuid::new_v4().as_u128() & 0xffff;
+        match self.core.admit(&job.request, u16::try_from(suffix).unwrap_or(0)) {
+            Admission::Existing(id) => Ok(id),
+            Admission::Full => Err(Full),
+            Admission::New(id) => {
+                job.id = id;
+                batch.effects.merge(self.core.step(now(), Event::Submit(Arc::new(job))));
+                Ok(id)
+            }
+        }
+    }
+
+    async fn finish(&mut self, batch: Batch) -> Result<(), StoreError> {
+        let (core, store) = (&self.core, &self.store);
+        let messages = batch
+            .effects
+            .commit(|records| if records.is_empty() { Ok(()) } else { tokio::task::block_in_place(|| store.write(core, &records)) })?;
+        self.act(messages).await;
+        for (reply, result) in batch.submitted {
+            // A client that has gone asks again with the same request id.
+            let _ = reply.send(result);
+        }
+        for (job, reply) in batch.watches {
+            let _ = reply.send(self.core.job(job).map(|job| self.watchers.watch(job)));
+        }
+        batch.questions.into_iter().for_each(|question| question(&self.core));
+        Ok(())
+    }
+
+    async fn act(&mut self, messages: Vec<Message>) {
+        let mut calls: BTreeMap<Role, Vec<Call>> = BTreeMap::new();
+        let mut changed: Vec<JobId> = Vec::new();
+        for message in messages {
+            match message {
+                Message::Connect(role) => self.frameworks.connect(&role),
+                Message::Call { role, call } => calls.entry(role).or_default().push(call),
+                Message::Handled { .. } => {
+                    if let Some(ack) = self.acks.pop_front() {
+                        ack.done();
+                    }
+                }
+                Message::Changed(job) => changed.push(job),
+                Message::StoreOutput { job, round, agent, task, attempt } => {
+                    let framework = self.core.job(job).and_then(|j| j.state.framework.clone());
+                    let what = rounds::Source { job, round, framework, agent, task, attempt };
+                    tokio::spawn(rounds::store_output(self.cluster.clone(), self.handle.clone(), what));
+                }
+            }
+        }
+        for (role, calls) in calls {
+            self.frameworks.send(&role, calls).await;
+        }
+        changed.sort_unstable();
+        changed.dedup();
+        for job in changed {
+            self.watchers.changed(job, self.core.job(job));
+        }
+    }
+}
+
+/// Microseconds since 1970.
+pub(crate) fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,146 @@
+//! Why a job is where it is, in words and as JSON: what it waits for, and agent by agent what keeps it from there.
+
+use crate::cluster::Cluster;
+use serde_json::{Value, json};
+use smalti_proto::v1::AgentStatus;
+use smalti_scheduler_core::{Constraint, Job, JobView, Request, Stage};
+use smalti_types::{Attributes, Resources};
+use std::fmt::Write as _;
+
+/// Agents named one by one in an answer; the rest is counted.
+const MOST_AGENTS: usize = 50;
+
+/// What of a job the explanation needs, taken from the event loop.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    view: JobView,
+    waits: bool,
+    needs: Needs,
+}
+
+/// What the next task or slot needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Needs {
+    pub(crate) resources: Resources,
+    pub(crate) ports: u32,
+    pub(crate) constraints: Vec<Constraint>,
+}
+
+impl Needs {
+    pub(crate) fn of(request: &Request<'_>) -> Self {
+        Self { resources: request.resources.clone(), ports: request.ports, constraints: request.constraints.to_vec() }
+    }
+
+    fn request(&self) -> Request<'_> {
+        Request { resources: &self.resources, ports: self.ports, constraints: &self.constraints }
+    }
+
+    /// Why this agent can never take it; `None` when it could if it were empty.
+    pub(crate) fn never(&self, agent: &AgentStatus) -> Option<String> {
+        let info = agent.info.as_ref()?;
+        self.request().why_not(&resources(info.total.clone()), &attributes(info))
+    }
+}
+
+fn resources(wire: Option<smalti_proto::v1::Resources>) -> Resources {
+    wire.and_then(|r| Resources::try_from(r).ok()).unwrap_or_default()
+}
+
+fn attributes(info: &smalti_proto::v1::AgentInfo) -> Attributes {
+    Attributes(info.attributes.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
+}
+
+/// Name of an agent for people.
+pub(crate) fn name(agent: &AgentStatus) -> String {
+    agent
+        .info
+        .as_ref()
+        .map_or_else(|| "?".into(), |i| if i.hostname.is_empty() { i.id.clone() } else { format!("{} ({})", i.id, i.hostname) })
+}
+
+impl Facts {
+    pub(crate) fn of(job: &Job) -> Self {
+        let waiting_task =
+            matches!(job.state.stage, Stage::Single | Stage::Reduce) && !job.state.run.as_ref().is_some_and(|r| r.is_placed());
+        let waiting_items = job.state.stage == Stage::Map && job.state.pool.as_ref().is_some_and(|p| p.ready() > 0 && p.slots() == 0);
+        Self { view: job.view(), waits: waiting_task || waiting_items, needs: Needs::of(&job.request()) }
+    }
+
+    /// The explanation: text, and the same as JSON.
+    pub(crate) async fn explain(self, cluster: &Cluster) -> (String, String) {
+        let view = &self.view;
+        let mut text = format!("job {} ({}): {}", view.job, view.name, view.state);
+        if !view.phase.is_empty() {
+            let _ = write!(text, ", {}", view.phase);
+        }
+        if view.kind == "map" {
+            let _ = write!(
+                text,
+                "; {} of {} items finished, {} failed, {} handed out",
+                view.items_finished, view.items_total, view.items_failed, view.items_running
+            );
+        }
+        let mut json = json!({
+            "job_id": view.job.to_string(), "state": view.state, "phase": view.phase, "reason": view.reason.as_str(),
+            "message": view.message, "exit_code": view.exit_code, "waits": self.waits, "agents": [],
+        });
+        if !view.message.is_empty() {
+            let _ = write!(
+                text,
+                "\n{}{}",
+                if view.reason.as_str().is_empty() { String::new() } else { format!("{}: ", view.reason) },
+                view.message
+            );
+        }
+        if self.waits && view.exit_code.is_none() {
+            let agents = self.agents(cluster, &mut text).await;
+            if let Some(map) = json.as_object_mut() {
+                map.insert("agents".into(), Value::Array(agents));
+                map.insert("needs".into(), Value::String(self.needs.resources.to_string()));
+            }
+        }
+        text.push('\n');
+        (text, json.to_string())
+    }
+
+    async fn agents(&self, cluster: &Cluster, text: &mut String) -> Vec<Value> {
+        let ports = if self.needs.ports > 0 { format!(", {} ports", self.needs.ports) } else { String::new() };
+        let _ = write!(text, "\nwaits for {}{ports}", self.needs.resources);
+        let agents = match cluster.agents().await {
+            Ok(agents) => agents,
+            Err(status) => {
+                let _ = write!(text, "\nthe master cannot be asked about agents: {}", status.message());
+                return Vec::new();
+            }
+        };
+        if agents.is_empty() {
+            text.push_str("\nno agents are registered with the master");
+        }
+        let mut list = Vec::new();
+        for agent in agents.iter().take(MOST_AGENTS) {
+            let why = self.why_not(agent);
+            let _ = write!(text, "\n  {}: {why}", name(agent));
+            list.push(json!({ "agent": agent.info.as_ref().map(|i| i.id.clone()), "state": agent.state, "why": why }));
+        }
+        if agents.len() > MOST_AGENTS {
+            let _ = write!(text, "\n  and {} more agents", agents.len() - MOST_AGENTS);
+        }
+        list
+    }
+
+    fn why_not(&self, agent: &AgentStatus) -> String {
+        let Some(info) = &agent.info else { return "says nothing about itself".into() };
+        if agent.state != "active" {
+            return format!("is {}", agent.state);
+        }
+        let attributes = attributes(info);
+        let request = self.needs.request();
+        if let Some(why) = request.why_not(&resources(info.total.clone()), &attributes) {
+            return format!("can never run it: {why}");
+        }
+        match request.why_not(&resources(agent.free.clone()), &attributes) {
+            Some(why) => format!("is busy: {why}"),
+            None => "has room: an offer should come at once, unless it goes to a framework that has less".into(),
+        }
+    }
+}

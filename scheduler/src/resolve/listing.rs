@@ -1,0 +1,145 @@
+//! What one input URI stands for: an object, the files below a directory, the keys below a prefix, or what a pattern matches.
+
+use super::object::{Object, Place, local, s3};
+use super::{MAX_OBJECTS, ResolveError};
+use futures::TryStreamExt;
+use object_store::ObjectStore;
+use object_store::path::Path as Key;
+use smalti_types::Input;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How deep directories are read.
+const MAX_DEPTH: usize = 64;
+
+/// The objects in the order of their names, each with length and version.
+pub(crate) async fn expand(uri: &str) -> Result<Vec<Input>, ResolveError> {
+    if let Some(rest) = uri.strip_prefix("file://") {
+        let path = local(rest).ok_or_else(|| ResolveError::Uri(uri.into()))?;
+        let (owned, shown) = (path, uri.to_owned());
+        let files = tokio::task::spawn_blocking(move || files(&owned, &shown)).await;
+        return files.map_err(|e| ResolveError::Read { uri: uri.into(), cause: e.to_string() })?;
+    }
+    match uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
+        Some((bucket, key)) if key.is_empty() || key.ends_with('/') || is_pattern(key) => keys(uri, bucket, key).await,
+        _ => {
+            let (length, etag) = Object::parse(uri)?.head().await?;
+            Ok(vec![Input { guest_path: None, uri: Some(uri.into()), digest: None, length, etag }])
+        }
+    }
+}
+
+fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
+/// Keys below the part of the pattern that has no wildcard.
+async fn keys(uri: &str, bucket: &str, key: &str) -> Result<Vec<Input>, ResolveError> {
+    let store = s3(uri, bucket)?;
+    let object = Object { uri: uri.into(), place: Place::Remote(store.clone(), Key::default()) };
+    let pattern = is_pattern(key).then(|| glob::Pattern::new(key)).transpose().map_err(|e| object.failed(e.to_string()))?;
+    let fixed = key.split(['*', '?', '[']).next().unwrap_or_default();
+    let prefix = fixed.rsplit_once('/').map_or("", |(prefix, _)| prefix);
+    let mut inputs = list(&object, store, prefix).await?;
+    let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
+    inputs.retain(|(name, _)| pattern.as_ref().is_none_or(|p| p.matches_with(name, options)));
+    if inputs.is_empty() {
+        return Err(ResolveError::NotFound { uri: uri.into() });
+    }
+    inputs.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let named = |(name, input): (String, Input)| Input { uri: Some(format!("s3://{bucket}/{name}")), ..input };
+    Ok(inputs.into_iter().map(named).collect())
+}
+
+async fn list(object: &Object, store: Arc<dyn ObjectStore>, prefix: &str) -> Result<Vec<(String, Input)>, ResolveError> {
+    let prefix = Key::parse(prefix).map_err(|e| object.failed(e.to_string()))?;
+    let mut stream = store.list((!prefix.as_ref().is_empty()).then_some(&prefix));
+    let mut found = Vec::new();
+    while let Some(meta) = stream.try_next().await.map_err(|e| object.remote(&e))? {
+        let input = Input { guest_path: None, uri: None, digest: None, length: meta.size, etag: meta.e_tag };
+        found.push((meta.location.to_string(), input));
+        if found.len() > MAX_OBJECTS {
+            return Err(ResolveError::TooMany { uri: object.uri.clone() });
+        }
+    }
+    Ok(found)
+}
+
+fn files(path: &Path, uri: &str) -> Result<Vec<Input>, ResolveError> {
+    let failed = |e: &dyn std::fmt::Display| ResolveError::Read { uri: uri.into(), cause: e.to_string() };
+    let mut found = Vec::new();
+    if path.is_dir() {
+        walk(path, 0, uri, &mut found)?;
+    } else if path.is_file() {
+        found.push(path.to_owned());
+    } else if let Some(pattern) = path.to_str().filter(|p| is_pattern(p)) {
+        for entry in glob::glob(pattern).map_err(|e| failed(&e))? {
+            let entry = entry.map_err(|e| failed(&e))?;
+            if entry.is_file() {
+                add(&mut found, entry, uri)?;
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(ResolveError::NotFound { uri: uri.into() });
+    }
+    let input = |path: PathBuf| {
+        let length = path.metadata().map_err(|e| failed(&e))?.len();
+        let name = path.to_str().ok_or_else(|| failed(&format!("{} is not UTF-8", path.display())))?;
+        Ok(Input { guest_path: None, uri: Some(format!("file://{name}")), digest: None, length, etag: None })
+    };
+    found.into_iter().map(input).collect()
+}
+
+/// Files below a directory by name; those that begin with a dot are left out, links to directories not followed.
+fn walk(dir: &Path, depth: usize, uri: &str, found: &mut Vec<PathBuf>) -> Result<(), ResolveError> {
+    let failed = |e: std::io::Error| ResolveError::Read { uri: uri.into(), cause: format!("{}: {e}", dir.display()) };
+    if depth > MAX_DEPTH {
+        return Err(ResolveError::Unsupported { uri: uri.into(), problem: "directories are nested too deep" });
+    }
+    let mut entries = std::fs::read_dir(dir).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
+        if entry.file_type().map_err(failed)?.is_dir() {
+            walk(&entry.path(), depth + 1, uri, found)?;
+        } else if entry.path().is_file() {
+            add(found, entry.path(), uri)?;
+        }
+    }
+    Ok(())
+}
+
+fn add(found: &mut Vec<PathBuf>, path: PathBuf, uri: &str) -> Result<(), ResolveError> {
+    if found.len() == MAX_OBJECTS {
+        return Err(ResolveError::TooMany { uri: uri.into() });
+    }
+    found.push(path);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn directories_patterns_and_files_stand_for_their_files_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        for name in ["b.txt", "a.txt", ".hidden", "sub/c.txt"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let root = dir.path().to_str().unwrap();
+        let names = |found: Vec<Input>| -> Vec<String> {
+            found.into_iter().map(|i| i.uri.unwrap().strip_prefix(&format!("file://{root}/")).unwrap().to_owned()).collect()
+        };
+        assert_eq!(names(expand(&format!("file://{root}")).await.unwrap()), ["a.txt", "b.txt", "sub/c.txt"]);
+        assert_eq!(names(expand(&format!("file://{root}/?.txt")).await.unwrap()), ["a.txt", "b.txt"]);
+        let one = expand(&format!("file://{root}/sub/c.txt")).await.unwrap();
+        assert_eq!((one.len(), one[0].length), (1, 9));
+        assert!(matches!(expand(&format!("file://{root}/none")).await, Err(ResolveError::NotFound { .. })));
+        assert!(matches!(expand("ftp://x/y").await, Err(ResolveError::Uri(_))));
+    }
+}

@@ -1,0 +1,159 @@
+//! A framework's process: the SDK's core and a handler above it. The handler's state is durable, as if every batch that
+//! it handles were one transaction of its store; the SDK's state dies with the process.
+
+use crate::network::ToMaster;
+use crate::report::Config;
+use crate::rng::Rng;
+use crate::script::Script;
+use crate::world::{Happening, Node, Peer, World};
+use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record, UpdateId};
+use smalti_types::protocol::Call;
+use smalti_types::{DurationMs, FrameworkId, FrameworkInfo, Role, TaskId, TaskState};
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+
+/// A framework, or the place where it was.
+#[derive(Debug)]
+pub(crate) struct FrameworkNode {
+    index: usize,
+    pub(crate) client: Option<Client>,
+    pub(crate) life: u64,
+    pub(crate) conn: Option<u64>,
+    /// Durable.
+    id: Option<FrameworkId>,
+    /// Durable.
+    script: Script,
+    inbox: VecDeque<Delivery>,
+    /// The last state delivered of each attempt, in this life.
+    seen: BTreeMap<(TaskId, u32), TaskState>,
+}
+
+impl FrameworkNode {
+    pub(crate) fn new(index: usize, _config: &Config, rng: &mut Rng) -> Self {
+        Self { index, client: None, life: 0, conn: None, id: None, script: Script::new(rng), inbox: VecDeque::new(), seen: BTreeMap::new() }
+    }
+
+    pub(crate) fn crash(&mut self) {
+        self.client = None;
+        self.conn = None;
+        self.inbox.clear();
+        self.seen.clear();
+    }
+
+    /// What keeps it from being at rest.
+    pub(crate) fn unsettled(&self) -> Option<String> {
+        let Some(client) = &self.client else { return Some(format!("framework {} is down", self.index)) };
+        if let Some(problem) = self.script.unsettled() {
+            return Some(format!("framework {}: {problem}", self.index));
+        }
+        let open = client.open_attempts();
+        (open > 0).then(|| format!("framework {}: the SDK waits for {open} attempts", self.index))
+    }
+
+    /// One terminal status per attempt, and no step that the table of states does not have.
+    fn check(&mut self, delivery: &Delivery) -> Result<(), String> {
+        match delivery {
+            Delivery::Update { update, .. } if update.state == TaskState::Unknown => Ok(()),
+            Delivery::Update { update, .. } => {
+                let key = (update.key.task.task.clone(), update.key.task.attempt);
+                match self.seen.insert(key, update.state) {
+                    Some(before) if !before.may_become(update.state) => {
+                        Err(format!("{} was delivered as {before} and then as {}", update.key.task, update.state))
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Delivery::Refused { call, message } if call == "accept" => Err(format!("a launch was refused: {message}")),
+            Delivery::Error(message) => Err(format!("the subscription of framework {} ended: {message}", self.index)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl World {
+    pub(crate) fn start_framework(&mut self, i: usize) -> Result<(), String> {
+        let node = &mut self.frameworks[i];
+        node.life += 1;
+        let info = FrameworkInfo {
+            name: format!("framework {i}"),
+            principal: "somebody".into(),
+            role: Role::default(),
+            failover_timeout: DurationMs(3_600_000),
+            services: BTreeMap::new(),
+        };
+        node.client = Some(Client::new(info, node.id.clone()));
+        node.script.restarted();
+        Ok(())
+    }
+
+    pub(crate) fn client_step(&mut self, i: usize, event: Event) -> Result<(), String> {
+        let node = &mut self.frameworks[i];
+        let Some(client) = &mut node.client else { return Ok(()) };
+        let effects = client.step(self.now, event);
+        client.check_invariants().map_err(|e| format!("SDK of framework {i}: {e}"))?;
+        let saved = &mut node.id;
+        let persist = |records: Vec<Record>| {
+            for Record::Subscribed(id) in records {
+                *saved = Some(id);
+            }
+            Ok::<_, Infallible>(())
+        };
+        let messages = effects.commit(persist).unwrap_or_else(|never| match never {});
+        for message in messages {
+            let node = &mut self.frameworks[i];
+            let conn = node.conn;
+            match message {
+                Message::Subscribe(subscription) => {
+                    conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Subscribe(subscription.clone())));
+                }
+                Message::ToMaster(call) => conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Call(call.clone()))),
+                Message::Deliver(delivery) => {
+                    node.check(&delivery)?;
+                    node.inbox.push_back(delivery);
+                    if node.inbox.len() == 1 {
+                        let us = self.rng.below(3_000);
+                        let life = self.frameworks[i].life;
+                        self.after(us, Happening::Handle(i, life));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The handler takes everything that waits, as one transaction.
+    pub(crate) fn handle(&mut self, i: usize, life: u64) -> Result<(), String> {
+        if self.life(Node::Peer(Peer::Framework(i))) != Some(life) {
+            return Ok(());
+        }
+        let node = &mut self.frameworks[i];
+        let (mut calls, mut handled) = (Vec::new(), Vec::new());
+        for delivery in std::mem::take(&mut node.inbox) {
+            if let Delivery::Update { update, .. } = &delivery
+                && update.key.seq > 0
+            {
+                handled.push(UpdateId::of(update));
+            }
+            node.script.take(delivery, &mut self.rng, &mut calls);
+        }
+        node.script.check().map_err(|e| format!("framework {i}: {e}"))?;
+        // Durable, but nobody was told.
+        if !self.calm && self.rng.chance(1) {
+            self.crash(Node::Peer(Peer::Framework(i)));
+            return Ok(());
+        }
+        self.client_step(i, Event::Handled(handled))?;
+        self.calls(i, calls)
+    }
+
+    pub(crate) fn framework_tick(&mut self, i: usize) -> Result<(), String> {
+        self.client_step(i, Event::Tick)?;
+        let mut calls = Vec::new();
+        self.frameworks[i].script.tick(self.calm, &mut self.rng, &mut calls);
+        self.calls(i, calls)
+    }
+
+    fn calls(&mut self, i: usize, calls: Vec<Call>) -> Result<(), String> {
+        calls.into_iter().try_for_each(|call| self.client_step(i, Event::Call(call)))
+    }
+}
