@@ -161,19 +161,22 @@ impl Executors {
 
     /// Passes a message of the core on. An error is the run that cannot be told to its executor, and why.
     pub(crate) fn tell(&mut self, id: &ExecutorId, message: ToExecutor, now: Time) -> Result<(), (Run, wire::Error)> {
-        let no_ready = |run: &Run| tracing::error!(?run, "a run is started that was not prepared");
+        let no_ready = |run: &Run| {
+            tracing::error!(?run, "a run is started that was not prepared");
+            Ok(())
+        };
         let outgoing = match message {
             ToExecutor::LoadModule { module, run, fuel } => {
-                let Some(ready) = self.ready.get(&run) else { return Ok(no_ready(&run)) };
+                let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
                 wire::load_module(module, ready, fuel).map_err(|e| (run, e))?
             }
             ToExecutor::StartTask { run, slot, module, key, launch } => {
-                let Some(ready) = self.ready.get(&run) else { return Ok(no_ready(&run)) };
+                let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
                 let directory = Sandboxes::task_directory_name(&key);
                 wire::start_task(run, slot, module, &key, &launch, ready, directory, now).map_err(|e| (run, e))?
             }
             ToExecutor::StartArray { run, slots, module, key, launch } => {
-                let Some(ready) = self.ready.get(&run) else { return Ok(no_ready(&run)) };
+                let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
                 let directory = Sandboxes::task_directory_name(&key);
                 wire::start_array(run, slots, module, &key, &launch, ready, directory).map_err(|e| (run, e))?
             }

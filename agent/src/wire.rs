@@ -31,7 +31,7 @@ pub(crate) enum Error {
 
 /// Checks what can only be known once everything is prepared.
 pub(crate) fn check(ready: &Ready) -> Result<(), Error> {
-    let count = ready.dirs.len() + ready.split_inputs.len() + usize::from(ready.stdin.is_some());
+    let count = ready.dirs.len() + usize::from(ready.split_inputs.is_some()) + usize::from(ready.stdin.is_some());
     let most = smalti_executor_protocol::MAX_FDS;
     if count > most { Err(Error::TooManyFiles { count, most }) } else { Ok(()) }
 }
@@ -47,6 +47,7 @@ pub(crate) fn load_module(module: ModuleId, ready: &Ready, fuel: bool) -> Result
 }
 
 /// A single task.
+#[expect(clippy::too_many_arguments, reason = "one message's fields from as many places; a struct would only rename them")]
 pub(crate) fn start_task(
     run: Run,
     slot: u32,
@@ -91,8 +92,8 @@ pub(crate) fn start_array(
 ) -> Result<Outgoing, Error> {
     check(ready)?;
     let mut fds = directories(ready)?;
-    for input in &ready.split_inputs {
-        fds.push(descriptor(input)?);
+    if let Some(directory) = &ready.split_inputs {
+        fds.push(descriptor(directory)?);
     }
     let own = own_environment(key, &launch.slot_resources);
     let spec = &launch.template.spec;
@@ -102,7 +103,7 @@ pub(crate) fn start_array(
         slots,
         guest: Some(guest(module, spec, launch.slot_resources.mem.0, own, ready)),
         total_items: launch.template.total_items,
-        split_inputs: u32::try_from(ready.split_inputs.len()).unwrap_or(u32::MAX),
+        split_inputs: u32::try_from(launch.template.split_inputs.len()).unwrap_or(u32::MAX),
         grace_us: micros(spec.limits.grace),
     };
     Ok((to_executor::Message::StartArray(message), fds))

@@ -104,6 +104,13 @@ struct World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        // Politely, so that it ends its executors; its log says what went wrong if it does not.
+        let agent = nix::unistd::Pid::from_raw(i32::try_from(self.agent.id()).unwrap());
+        let _ = nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGTERM);
+        let until = std::time::Instant::now() + LIMIT;
+        while matches!(self.agent.try_wait(), Ok(None)) && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.agent.kill();
         let _ = self.agent.wait();
         if std::thread::panicking() {

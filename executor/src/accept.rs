@@ -71,8 +71,7 @@ pub(crate) fn accept(listener: &UnixListener, within: Duration) -> io::Result<Op
 fn is_trusted(stream: &UnixStream) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     // Not rustix's: the agent's pid does not exist in this namespace and comes as 0, which its type cannot hold.
-    nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials)
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+    nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! only after its output and ledger record are in their files. Running the guest is [`crate::instance`]'s work.
 
 use crate::control::Control;
+use crate::inputs::SplitInputs;
 use crate::instance::Template;
 use crate::link::Link;
 use crate::output::SlotOutput;
@@ -17,7 +18,6 @@ use smalti_executor_protocol::v1::from_executor::Message;
 use smalti_types::items::ItemSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ pub(crate) struct Part {
     /// Items of the whole array over all agents.
     pub(crate) total_items: u64,
     /// What the items' splits refer to.
-    pub(crate) inputs: Vec<Arc<File>>,
+    pub(crate) inputs: Option<SplitInputs>,
     /// The slots and where their output goes.
     pub(crate) outputs: BTreeMap<u32, Arc<SlotOutput>>,
     pub(crate) link: Arc<Link>,
@@ -267,13 +267,9 @@ impl ArrayRun {
 
     /// What `item` reads on stdin; an error says what is wrong with its split.
     pub(crate) fn source(&self, item: &Item) -> Result<Option<Source>, String> {
-        if self.part.inputs.is_empty() {
-            return Ok(None);
-        }
+        let Some(inputs) = &self.part.inputs else { return Ok(None) };
         let split = item.split.ok_or_else(|| format!("item {} has no split", item.item))?;
-        let index = usize::try_from(split.input).unwrap_or(usize::MAX);
-        let count = self.part.inputs.len();
-        let file = self.part.inputs.get(index).ok_or_else(|| format!("split {} refers to input {index} of {count}", item.item))?;
-        Ok(Some(Source { file: file.clone(), offset: split.offset, length: split.length }))
+        let file = inputs.open(split.input).map_err(|e| format!("item {}: {e}", item.item))?;
+        Ok(Some(Source { file, offset: split.offset, length: split.length }))
     }
 }

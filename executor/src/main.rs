@@ -16,6 +16,7 @@ mod engine;
 mod failure;
 mod floor;
 mod host;
+mod inputs;
 mod instance;
 mod ledger;
 mod limits;

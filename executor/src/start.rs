@@ -9,6 +9,7 @@ use crate::directories::preopen;
 use crate::failure::Failure;
 use crate::host::Progress;
 use crate::instance::Template;
+use crate::inputs::SplitInputs;
 use crate::link::Link;
 use crate::modules::Loaded;
 use crate::output::{OutputError, SlotOutput, open_directory};
@@ -98,7 +99,7 @@ pub(crate) fn array(
         return Err(refused(format!("there is no slot {missing}")));
     }
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
-    let inputs = take_rest(&guest, &mut fds, start.split_inputs as usize)?;
+    let inputs = take_rest(&guest, &mut fds, usize::from(start.split_inputs > 0))?;
     let shared = Shared { control: Arc::default(), progress: Arc::default() };
     let template = template(slots, base, modules, guest, fds, &OWN_ITEM_VARIABLES, shared)?;
     let directory = open_directory(base, &start.directory)?;
@@ -111,7 +112,7 @@ pub(crate) fn array(
         run: start.run,
         template,
         total_items: start.total_items,
-        inputs: inputs.into_iter().map(|fd| Arc::new(File::from(fd))).collect(),
+        inputs: inputs.into_iter().next().map(|dir| SplitInputs::new(dir, start.split_inputs)),
         outputs,
         link: link.clone(),
         activity: slots.activity.clone(),

@@ -54,6 +54,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + '
     drop(stop);
     let _ = tokio::time::timeout(server::DRAIN, server).await;
     event_loop.abort();
+    // Until it is gone it holds the store.
+    let _ = event_loop.await;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 /// Lines that a failure shows.
 const TAIL: usize = 60;
 /// Bytes of one line; a launch with its whole description would drown the rest.
-const MOST_LINE: usize = 400;
+const MOST_LINE: usize = 900;
 
 /// The log of one run.
 #[derive(Debug)]

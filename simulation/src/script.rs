@@ -80,6 +80,14 @@ fn try_again(update: &StatusUpdate) -> bool {
         || update.reason == Reason::FetchFailed
 }
 
+/// An attempt that was given up lives: it must not go on taking resources.
+fn kill_stray(update: &StatusUpdate, calls: &mut Vec<Call>) {
+    if !update.state.is_terminal() {
+        let (task, attempt) = (update.key.task.task.clone(), update.key.task.attempt);
+        calls.push(Call::Kill { task, attempt, grace: None });
+    }
+}
+
 impl Script {
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let singles = (0..rng.between(5, 25)).map(|n| {
@@ -244,7 +252,7 @@ impl Script {
         let (id, attempt) = (&update.key.task.task, update.key.task.attempt);
         if let Some(single) = self.singles.get_mut(id) {
             if single.attempt != attempt || !matches!(single.phase, Phase::Placed(_)) {
-                return;
+                return kill_stray(update, calls);
             }
             if update.state.is_terminal() {
                 single.phase = if try_again(update) { Phase::Wanted } else { Phase::Done };
@@ -252,7 +260,9 @@ impl Script {
             }
             return;
         }
-        let Some(n) = self.arrays.iter().find(|(_, a)| a.parts.contains_key(id)).map(|(n, _)| *n) else { return };
+        let Some(n) = self.arrays.iter().find(|(_, a)| a.parts.contains_key(id)).map(|(n, _)| *n) else {
+            return kill_stray(update, calls);
+        };
         if let Some(array) = self.arrays.get_mut(&n) {
             array.updated(id, update);
         }

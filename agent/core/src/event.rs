@@ -71,6 +71,7 @@ impl Failure {
 }
 
 /// What happened.
+#[expect(clippy::large_enum_variant, reason = "events are moved once, from an inbox into the core; a box would cost more")]
 #[derive(Debug, Clone)]
 pub enum Event {
     /// The master has answered the registration that [`crate::Agent::registration`] described.

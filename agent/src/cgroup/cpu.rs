@@ -44,16 +44,31 @@ pub(super) enum Write {
     Slot(u32, u64),
 }
 
-/// Quotas in force in one executor's groups, in microseconds per period; `None` where nothing was written yet.
+/// What is known of one group's quota, in microseconds per period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Quota {
+    /// The most that can be in force; 0 when nothing was ever written (no limit of its own, and nothing to respect).
+    at_most: u64,
+    /// Whether exactly that is in force: false before the first write, and after one that failed.
+    exact: bool,
+}
+
+impl Quota {
+    fn is(self, us: u64) -> bool {
+        self.exact && self.at_most == us
+    }
+}
+
+/// Quotas in one executor's groups.
 #[derive(Debug, Default)]
 pub(super) struct Quotas {
-    executor: Option<u64>,
-    slots: Vec<Option<u64>>,
+    executor: Quota,
+    slots: Vec<Quota>,
 }
 
 impl Quotas {
     pub(super) fn set_slots(&mut self, n: usize) {
-        self.slots.resize(n.max(self.slots.len()), None);
+        self.slots.resize(n.max(self.slots.len()), Quota::default());
     }
 
     pub(super) fn slots(&self) -> usize {
@@ -65,29 +80,35 @@ impl Quotas {
     /// go do not cost two writes each.
     pub(super) fn plan(&self, slot: u32, cpus: MilliCpus, total_us: Option<u64>) -> Vec<Write> {
         let ceiling = total_us.unwrap_or(u64::MAX);
-        let index = slot as usize;
         let quota = quota_us(cpus).min(ceiling);
-        let others = self.slots.iter().enumerate().filter(|(i, _)| *i != index);
-        let sum = others.filter_map(|(_, q)| *q).fold(quota, u64::saturating_add);
-        let need = sum.saturating_add(SERVICE_US).min(ceiling);
-        let slot_write = (self.slots.get(index).copied().flatten() != Some(quota)).then_some(Write::Slot(slot, quota));
-        let executor_write = Some(Write::Executor(need));
-        match self.executor {
-            Some(have) if need.saturating_mul(2) <= have => slot_write.into_iter().chain(executor_write).collect(),
-            Some(have) if need <= have => slot_write.into_iter().collect(),
-            _ => executor_write.into_iter().chain(slot_write).collect(),
+        let old = self.slots.get(slot as usize).copied().unwrap_or_default();
+        let others = self.slots.iter().enumerate().filter(|(i, _)| *i != slot as usize);
+        let others = others.fold(SERVICE_US, |sum, (_, q)| sum.saturating_add(q.at_most));
+        let need = others.saturating_add(quota).min(ceiling);
+        let slot_write = (!old.is(quota)).then_some(Write::Slot(slot, quota));
+        let have = self.executor;
+        if !have.exact {
+            // What is in force is not known: first something that is enough for the old and the new state of the slot.
+            let enough = others.saturating_add(old.at_most).min(ceiling).max(need);
+            return std::iter::once(Write::Executor(enough)).chain(slot_write).collect();
+        }
+        if need.saturating_mul(2) <= have.at_most {
+            slot_write.into_iter().chain([Write::Executor(need)]).collect()
+        } else if need <= have.at_most {
+            slot_write.into_iter().collect()
+        } else {
+            std::iter::once(Write::Executor(need)).chain(slot_write).collect()
         }
     }
 
-    /// A write is done, or its outcome is not known (`in_force` false: it is written again next time).
-    pub(super) fn record(&mut self, write: Write, in_force: bool) {
-        match write {
-            Write::Executor(q) => self.executor = in_force.then_some(q),
-            Write::Slot(n, q) => {
-                if let Some(slot) = self.slots.get_mut(n as usize) {
-                    *slot = in_force.then_some(q);
-                }
-            }
+    /// A write is done, or has failed: then the old value may be in force, or the new one, and it is written again next time.
+    pub(super) fn record(&mut self, write: Write, done: bool) {
+        let (quota, us) = match write {
+            Write::Executor(us) => (Some(&mut self.executor), us),
+            Write::Slot(n, us) => (self.slots.get_mut(n as usize), us),
+        };
+        if let Some(quota) = quota {
+            *quota = Quota { at_most: if done { us } else { us.max(quota.at_most) }, exact: done };
         }
     }
 }
@@ -142,30 +163,64 @@ mod tests {
         assert_eq!(q.plan(0, MilliCpus(10), Some(200_000)), [Write::Slot(0, 1_000), Write::Executor(26_000)]);
     }
 
+    /// What the kernel has in force; a failing write may have come through or not.
+    #[derive(Default)]
+    struct Kernel {
+        executor: Option<u64>,
+        slots: [Option<u64>; 4],
+    }
+
+    impl Kernel {
+        fn write(&mut self, write: Write) {
+            match write {
+                Write::Executor(us) => self.executor = Some(us),
+                Write::Slot(n, us) => self.slots[n as usize] = Some(us),
+            }
+        }
+
+        fn is_legal(&self, total: u64) -> bool {
+            let parent = self.executor.unwrap_or(total);
+            parent <= total && self.slots.iter().flatten().all(|s| *s <= parent)
+        }
+    }
+
+    fn step() -> impl Strategy<Value = (u32, u64, Option<bool>)> {
+        (0_u32..4, 1_u64..4000, proptest::option::weighted(0.2, any::<bool>()))
+    }
+
+    fn run(steps: Vec<(u32, u64, Option<bool>)>, total: u64) {
+        let (mut quotas, mut kernel) = (Quotas::default(), Kernel::default());
+        quotas.set_slots(4);
+        for (slot, cpus, failure) in steps {
+            let plan = quotas.plan(slot, MilliCpus(cpus), Some(total));
+            assert!(plan.len() <= 2);
+            for write in plan {
+                if failure != Some(false) {
+                    kernel.write(write);
+                }
+                quotas.record(write, failure.is_none());
+                assert!(kernel.is_legal(total), "{write:?}");
+                if failure.is_some() {
+                    break;
+                }
+            }
+            if failure.is_none() {
+                assert_eq!(kernel.slots[slot as usize], Some(quota_us(MilliCpus(cpus)).min(total)));
+            }
+        }
+    }
+
+    /// Found by the test below: the executor's quota unknown after a failure, then a lower quota for its largest slot.
+    #[test]
+    fn after_a_failed_write_the_parent_is_not_lowered_below_a_child() {
+        run(vec![(2, 602, None), (0, 1, Some(false)), (2, 1, None)], 85_201);
+    }
+
     proptest! {
         /// After every single write: no child above its parent, no parent above the total; at the end the slot has its quota.
         #[test]
-        fn no_child_is_ever_above_its_parent(
-            steps in proptest::collection::vec((0_u32..4, 1_u64..4000, proptest::bool::weighted(0.1)), 1..60), total in 1_000_u64..300_000,
-        ) {
-            let mut q = Quotas::default();
-            q.set_slots(4);
-            for (slot, cpus, fails) in steps {
-                let plan = q.plan(slot, MilliCpus(cpus), Some(total));
-                prop_assert!(plan.len() <= 2);
-                for w in plan {
-                    q.record(w, !fails);
-                    if fails {
-                        break;
-                    }
-                    let parent = q.executor.unwrap_or(u64::MAX);
-                    prop_assert!(q.executor.is_none_or(|e| e <= total));
-                    prop_assert!(q.slots.iter().flatten().all(|s| *s <= parent.min(total)));
-                }
-                if !fails {
-                    prop_assert_eq!(q.slots[slot as usize], Some(quota_us(MilliCpus(cpus)).min(total)));
-                }
-            }
+        fn no_child_is_ever_above_its_parent(steps in proptest::collection::vec(step(), 1..60), total in 1_000_u64..300_000) {
+            run(steps, total);
         }
     }
 }

@@ -141,7 +141,7 @@ fn threads_are_counted() {
 fn leftovers_of_an_earlier_life_are_removed_but_for_those_to_keep() {
     let Some(mut scratch) = real("stale") else { return };
     scratch.group.make_slots(2).unwrap();
-    let pid = scratch.run("while :; do sleep 1000; done");
+    let pid = scratch.run("read forever");
     scratch.group.place_thread(0, pid).unwrap();
     let keep = ExecutorId::new("kept").unwrap();
     let kept = scratch.cgroups.executor(&keep).unwrap();

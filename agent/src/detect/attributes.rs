@@ -6,8 +6,34 @@ use std::collections::BTreeMap;
 /// Processor features worth choosing an agent by, under the names that /proc/cpuinfo uses. Not the whole flags line: every
 /// attribute of every agent is kept by the master and sent with every offer.
 const FEATURES: &[&str] = &[
-    "sse3", "pni", "ssse3", "sse4_1", "sse4_2", "popcnt", "abm", "avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "aes", "sha_ni", "avx512f",
-    "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "amx_tile", "asimd", "atomics", "crc32", "sha2", "sve", "sve2", "asimddp",
+    "sse3",
+    "pni",
+    "ssse3",
+    "sse4_1",
+    "sse4_2",
+    "popcnt",
+    "abm",
+    "avx",
+    "avx2",
+    "fma",
+    "bmi1",
+    "bmi2",
+    "f16c",
+    "aes",
+    "sha_ni",
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512_vnni",
+    "amx_tile",
+    "asimd",
+    "atomics",
+    "crc32",
+    "sha2",
+    "sve",
+    "sve2",
+    "asimddp",
 ];
 
 /// Attributes of this node, with `more` on top: what the operator says wins.

@@ -119,7 +119,7 @@ fn advertise(overrides: &Overrides, node: Node) -> Detected {
 /// What an ordinary user may still write, in whole MiB.
 fn free_disk(path: &Path) -> std::io::Result<Bytes> {
     let stat = nix::sys::statvfs::statvfs(path)?;
-    let bytes = u64::from(stat.blocks_available()).saturating_mul(stat.fragment_size());
+    let bytes = stat.blocks_available().saturating_mul(stat.fragment_size());
     Ok(Bytes(bytes & !((1 << 20) - 1)))
 }
 

@@ -60,12 +60,8 @@ impl ExecutorLink {
     pub fn new(stream: UnixStream) -> Self {
         let stream = Arc::new(stream);
         let counts = Arc::new(FrameCounts::default());
-        let reader = LinkReader {
-            stream: stream.clone(),
-            decoder: Decoder::new(),
-            buffer: vec![0; READ_BYTES].into(),
-            counts: counts.clone(),
-        };
+        let reader =
+            LinkReader { stream: stream.clone(), decoder: Decoder::new(), buffer: vec![0; READ_BYTES].into(), counts: counts.clone() };
         Self { reader, writer: LinkWriter { stream, buffer: BytesMut::new(), counts } }
     }
 

@@ -38,10 +38,7 @@ fn choose(flag: Option<&Path>, variable: Option<&Path>, program: Option<&Path>) 
     let beside = program.and_then(Path::parent);
     let candidates: Vec<PathBuf> = beside.into_iter().chain(beside.and_then(Path::parent)).map(|dir| dir.join(NAME)).collect();
     let looked: Vec<String> = candidates.iter().map(|c| c.display().to_string()).collect();
-    candidates
-        .into_iter()
-        .find(|c| c.is_file())
-        .ok_or_else(|| LocateError { looked: format!("{} is not there", looked.join(" or ")) })
+    candidates.into_iter().find(|c| c.is_file()).ok_or_else(|| LocateError { looked: format!("{} is not there", looked.join(" or ")) })
 }
 
 #[cfg(test)]

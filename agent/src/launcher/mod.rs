@@ -213,12 +213,12 @@ impl Launcher {
         prepare_directories(&spec, &home)?;
         let group = self.make_group(&spec)?;
         // From here on, leaving early kills and cleans up.
-        let mut guard = process::Guard::new(group.clone());
+        let mut guard = process::Guard::new(group.clone(), home.clone());
         let within = self.options.start_timeout;
         let started = tokio::time::timeout(within, self.get_ready(&spec, &home, &group, &mut guard)).await;
         let (link, hello, warnings) = match started {
             Ok(result) => result?,
-            Err(_) => return Err(Error::TimedOut { id: spec.id, within, last_words: spawn::last_words(&home) }),
+            Err(_) => return Err(Error::TimedOut { id: spec.id, within, last_words: process::last_words(&home) }),
         };
         let Some(process) = guard.disarm() else {
             return Err(implausible(&spec.id, "it has no process"));
@@ -265,12 +265,13 @@ impl Launcher {
             Some(from_executor::Message::Hello(hello)) => hello,
             Some(_) => return Err(implausible(&spec.id, "its first message is no Hello")),
             None => {
-                let words = spawn::last_words(home);
+                let words = process::last_words(home);
                 return Err(implausible(&spec.id, &format!("it closed the connection before its Hello; its last words: {words:?}")));
             }
         };
         if hello.protocol != PROTOCOL_VERSION {
-            let text = format!("it speaks version {} of the protocol, this agent {PROTOCOL_VERSION}: install both together", hello.protocol);
+            let text =
+                format!("it speaks version {} of the protocol, this agent {PROTOCOL_VERSION}: install both together", hello.protocol);
             return Err(implausible(&spec.id, &text));
         }
         threads::place(spec, &hello, process, group)?;

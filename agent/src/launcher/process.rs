@@ -3,10 +3,12 @@
 use crate::cgroup::ExecutorGroup;
 use nix::sys::signal::{Signal as NixSignal, killpg};
 use nix::unistd::Pid as NixPid;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use smalti_executor_protocol::supervision::ExitRecord;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use smalti_executor_protocol::supervision::{ExitRecord, STDERR_NAME};
 use smalti_types::Bytes;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,9 @@ use tokio::io::unix::AsyncFd;
 
 /// How long to try to remove the groups of an executor that has ended.
 const REMOVE_FOR: Duration = Duration::from_secs(10);
+
+/// How much of an executor's stderr an error or a warning shows.
+const LAST_WORDS_BYTES: u64 = 1024;
 
 /// How an executor ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,12 +81,13 @@ impl ProcessHandle {
 #[derive(Debug)]
 pub(super) struct Guard {
     group: Option<ExecutorGroup>,
+    home: PathBuf,
     process: Option<ProcessHandle>,
 }
 
 impl Guard {
-    pub(super) fn new(group: ExecutorGroup) -> Self {
-        Self { group: Some(group), process: None }
+    pub(super) fn new(group: ExecutorGroup, home: PathBuf) -> Self {
+        Self { group: Some(group), home, process: None }
     }
 
     pub(super) fn set(&mut self, process: ProcessHandle) {
@@ -104,7 +110,7 @@ impl Drop for Guard {
         if let Some(process) = &self.process {
             process.kill();
         }
-        remove_later(group);
+        remove_later(group, std::mem::take(&mut self.home));
     }
 }
 
@@ -122,8 +128,14 @@ pub(super) async fn watch(process: ProcessHandle, group: ExecutorGroup, home: Pa
             }
         }
     }
+    // The launcher was its parent; now that is the host's init, which waits for it. In a container that is this process.
+    let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     let exit = find_cause(&home, &group, limit);
-    remove_later(group);
+    let last_words = last_words(&home);
+    if exit.code != Some(0) || !last_words.is_empty() {
+        tracing::warn!(executor = %group.id(), cause = exit.cause, last_words, "an executor ended");
+    }
+    remove_later(group, home);
     exit
 }
 
@@ -152,17 +164,35 @@ fn cause(record: Option<ExitRecord>, out_of_memory: Option<Bytes>) -> Exit {
     Exit { cause, signal: record.signal, code: record.code, oom: out_of_memory.is_some() }
 }
 
-/// Kills what is left in the groups and removes them, in a task of its own: the kernel takes its time with dying processes.
-fn remove_later(group: ExecutorGroup) {
-    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-        let _ = group.remove(Duration::ZERO);
-        return;
-    };
-    runtime.spawn_blocking(move || {
-        if let Err(e) = group.remove(REMOVE_FOR) {
+/// Kills what is left in the groups and removes them and the executor's home (not its tasks' outputs), on a thread of its own:
+/// the kernel takes its time with dying processes.
+fn remove_later(group: ExecutorGroup, home: PathBuf) {
+    let remove = move |within| {
+        if let Err(e) = group.remove(within) {
             tracing::warn!("removing the groups of executor {}: {e}", group.id());
         }
-    });
+        match std::fs::remove_dir_all(&home) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => tracing::warn!("removing {}: {e}", home.display()),
+            _ => {}
+        }
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(move || remove(REMOVE_FOR))),
+        Err(_) => remove(Duration::ZERO),
+    }
+}
+
+/// The end of the executor's stderr, for errors and warnings.
+pub(super) fn last_words(home: &Path) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(home.join(STDERR_NAME))?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(LAST_WORDS_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
 }
 
 #[cfg(test)]

@@ -3,9 +3,7 @@
 use super::process::{Guard, ProcessHandle};
 use super::{Error, ExecutorSpec, Options, implausible, io};
 use crate::cgroup::ExecutorGroup;
-use smalti_executor_protocol::supervision::{Launched, STDERR_NAME};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use smalti_executor_protocol::supervision::Launched;
 use std::path::Path;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -13,8 +11,6 @@ use tokio::process::{Child, Command};
 
 /// Longest line that is read from the launcher.
 const MAX_LINE_BYTES: u64 = 64 << 10;
-/// How much of an executor's stderr an error shows.
-const LAST_WORDS_BYTES: u64 = 1024;
 
 /// Starts the supervisor and hands its process to `guard`. Gives the warnings.
 pub(super) async fn spawn(
@@ -58,24 +54,13 @@ pub(super) async fn spawn(
 async fn let_go(child: &mut Child, spec: &ExecutorSpec, options: &Options) -> Result<Launched, Error> {
     let failed = |what| io(&spec.id, what, &options.executor_path);
     if let Some(stdin) = &mut child.stdin {
-        stdin.write_all(b"g").await.map_err(failed("letting go"))?;
+        // A launcher that is gone already has perhaps said why: that is the better error.
+        let _ = stdin.write_all(b"g").await;
     }
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout.take(MAX_LINE_BYTES)).read_line(&mut line).await.map_err(failed("listening to"))?;
     }
-    Launched::parse(&line).map_err(|e| implausible(&spec.id, &format!("its launcher said {:?}: {e}", line.chars().take(200).collect::<String>())))
-}
-
-/// The end of the executor's stderr, for errors.
-pub(super) fn last_words(home: &Path) -> String {
-    let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(home.join(STDERR_NAME))?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.take(LAST_WORDS_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+    Launched::parse(&line)
+        .map_err(|e| implausible(&spec.id, &format!("its launcher said {:?}: {e}", line.chars().take(200).collect::<String>())))
 }

@@ -9,7 +9,7 @@ use super::download::{FetchError, Fetched, Fetcher, Wanted};
 use super::flight::Flights;
 use super::source::Location;
 use super::{Failure, ReadyDir};
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use smalti_types::{Bytes, Digest, Input, Reason};
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -20,6 +20,10 @@ use std::sync::Arc;
 
 /// Where a task's inputs lie in its directory.
 const INPUTS_DIR: &str = ".inputs";
+/// The same for the objects that an array's splits refer to.
+const SPLITS_DIR: &str = ".splits";
+/// Objects of one array that are fetched at the same time.
+const SPLITS_AT_ONCE: usize = 16;
 /// Where archives' files appear; an input there would hide them.
 pub(crate) const ASSETS_PATH: &str = "/assets";
 
@@ -130,6 +134,38 @@ impl Inputs {
                 dirs.push(ReadyDir { guest_path: parent, dir: Arc::new(opened), writable: false });
             }
             Ok(dirs)
+        })
+        .await
+    }
+
+    /// Fetches the objects that splits refer to and lays them out as files `0`, `1`, … of one directory below `directory`.
+    pub(crate) async fn lay_out_splits(self: &Arc<Self>, inputs: &[Input], directory: &Path) -> Result<Option<Arc<File>>, Failure> {
+        if inputs.is_empty() {
+            return Ok(None);
+        }
+        let base = directory.join(SPLITS_DIR);
+        let (dir, at) = (base.clone(), base.clone());
+        blocking(move || {
+            // What an earlier life of the agent left.
+            let _ = fs::remove_dir_all(&dir);
+            fs::create_dir_all(&dir).map_err(|e| ours("make", &dir, e))
+        })
+        .await?;
+        // A few at a time: each holds a descriptor, and perhaps a connection, until it has its place.
+        let wanted: Vec<(PathBuf, Input)> = inputs.iter().enumerate().map(|(n, input)| (at.join(n.to_string()), input.clone())).collect();
+        futures::stream::iter(wanted.into_iter().map(|(at, input)| {
+            let this = self.clone();
+            async move {
+                let fresh = this.get(&input).await?;
+                blocking(move || place(&fresh.path, &at)).await
+            }
+        }))
+        .buffer_unordered(SPLITS_AT_ONCE)
+        .try_collect::<()>()
+        .await?;
+        blocking(move || {
+            fs::set_permissions(&base, Permissions::from_mode(0o755)).map_err(|e| ours("open up", &base, e))?;
+            File::open(&base).map(|dir| Some(Arc::new(dir))).map_err(|e| ours("open", &base, e))
         })
         .await
     }

@@ -195,8 +195,8 @@ pub struct Ready {
     pub dirs: Vec<ReadyDir>,
     /// Standard input, if it is not empty. `None` for array items that read splits.
     pub stdin: Option<ReadyStdin>,
-    /// One file per entry of [`Request::split_inputs`], in that order.
-    pub split_inputs: Vec<Arc<File>>,
+    /// A directory with one file per entry of [`Request::split_inputs`], named by its index; `None` when there are no entries.
+    pub split_inputs: Option<Arc<File>>,
 }
 
 /// One directory that the guest sees.

@@ -165,13 +165,13 @@ impl Service {
         let Request { framework, spec, split_inputs, directory, fuel, .. } = &request;
         let bundle = self.bundles.get(&spec.bundle, *fuel);
         let inputs = self.inputs.lay_out(&spec.inputs, directory);
-        let splits = futures::future::try_join_all(split_inputs.iter().map(|i| self.inputs.get(i)));
+        let splits = self.inputs.lay_out_splits(split_inputs, directory);
         let stdin = self.outputs.prepare(&spec.stdin, framework, directory, &self.inputs);
         let (bundle, dirs, splits, stdin) = tokio::try_join!(bundle, inputs, splits, stdin)?;
         let mut ready = ready(&bundle, spec);
         ready.dirs.extend(dirs);
         ready.stdin = stdin;
-        ready.split_inputs = splits.into_iter().map(|s| s.file).collect();
+        ready.split_inputs = splits;
         Ok(ready)
     }
 
@@ -201,6 +201,6 @@ fn ready(bundle: &Bundle, spec: &TaskSpec) -> Ready {
         code: bundle.code.clone(),
         dirs: dirs.collect(),
         stdin: None,
-        split_inputs: Vec::new(),
+        split_inputs: None,
     }
 }

@@ -450,7 +450,9 @@ async fn inputs_are_fetched_once_and_lie_in_directories_of_each_task() {
         assert_eq!(ready.dirs.iter().map(|d| d.guest_path.as_str()).collect::<Vec<_>>(), ["/data", "/smalti"]);
         assert_eq!(read(&ready.dirs[0], "a.txt") + &read(&ready.dirs[0], "b.txt") + &read(&ready.dirs[1], "state"), "alphabetastate");
         assert_eq!(ready.stdin.as_ref().map(|s| (s.offset, s.length)), Some((0, 4)));
-        assert_eq!(ready.split_inputs.len(), 1);
+        let splits = ready.split_inputs.as_ref().expect("a directory");
+        let path = format!("/proc/self/fd/{}/0", std::os::fd::AsRawFd::as_raw_fd(&**splits));
+        assert_eq!(std::fs::metadata(path).unwrap().len(), tagged.length);
     }
     assert_eq!(bed.requests(), 4, "one for the bundle and for each input");
 }

@@ -55,7 +55,9 @@ impl Kind {
         if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
             return Ok(Self::Archive(Compression::Zstd));
         }
-        if head.get(257..262) == Some(b"ustar") {
+        // An archive without entries is its end mark alone: zeros. It is refused with that reason where it is unpacked.
+        let empty_tar = head.len() >= 1024 && head.iter().all(|b| *b == 0);
+        if empty_tar || head.get(257..262) == Some(b"ustar") {
             return Ok(Self::Archive(Compression::None));
         }
         if is_wat(head) { Ok(Self::Text) } else { Err(other(head)) }

@@ -13,11 +13,14 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{self, Command};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// What begins the one line on stdout that says that a role is ready.
 const READY: &str = "ready: ";
 /// How long a role may take to become ready.
 const START: Duration = Duration::from_secs(60);
+/// How long the rest of a dead role's stderr is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a role may take to end by itself.
 const END: Duration = Duration::from_secs(5);
 
@@ -29,8 +32,10 @@ pub(crate) struct Child {
     _stdin: Option<process::ChildStdin>,
     /// What follows `ready: <role> `.
     ready: Option<oneshot::Receiver<String>>,
-    /// The last line on stderr: the reason, when it does not become ready.
+    /// Its last error, without the word itself: said once, by us.
     last_words: Arc<Mutex<String>>,
+    /// Ends with its stderr.
+    heard: Option<JoinHandle<()>>,
 }
 
 impl Child {
@@ -53,11 +58,9 @@ impl Child {
         if let Some(stdout) = process.stdout.take() {
             tokio::spawn(listen(stdout, role.name.clone(), Some(said), None));
         }
-        if let Some(stderr) = process.stderr.take() {
-            tokio::spawn(listen(stderr, role.name.clone(), None, Some(last_words.clone())));
-        }
+        let heard = process.stderr.take().map(|stderr| tokio::spawn(listen(stderr, role.name.clone(), None, Some(last_words.clone()))));
         let stdin = process.stdin.take();
-        Ok(Self { name: role.name.clone(), process, _stdin: stdin, ready: Some(ready), last_words })
+        Ok(Self { name: role.name.clone(), process, _stdin: stdin, ready: Some(ready), last_words, heard })
     }
 
     /// Waits for the ready line: gives the address or id in it.
@@ -74,19 +77,25 @@ impl Child {
     }
 
     async fn failed_to_start(&mut self) -> Failure {
-        let status = self.process.wait().await;
-        let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let how = status.map_or_else(|e| io_text(&e), describe);
-        match words.rsplit_once("error: ").map_or(words.as_str(), |(_, text)| text) {
-            "" => Failure::new(format!("the {} did not start: {how}", self.name)),
-            why => Failure::new(format!("the {} did not start ({how}): {why}", self.name)),
-        }
+        let how = self.end().await;
+        Failure::new(format!("the {} did not start: {how}", self.name))
     }
 
     /// Waits for its end and says how it came. Safe to cancel.
     pub(crate) async fn ended(&mut self) -> String {
+        let how = self.end().await;
+        format!("the {} ended: {how}", self.name)
+    }
+
+    async fn end(&mut self) -> String {
         let status = self.process.wait().await;
-        format!("the {} ended: {}", self.name, status.map_or_else(|e| io_text(&e), describe))
+        let how = status.map_or_else(|e| io_text(&e), describe);
+        // It has ended: what it said last is there, or comes at once.
+        if let Some(heard) = self.heard.take() {
+            let _ = tokio::time::timeout(LAST_WORDS, heard).await;
+        }
+        let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if words.is_empty() { how } else { format!("{words} ({how})") }
     }
 
     /// SIGTERM, and SIGKILL when that does not help in time.
@@ -130,9 +139,10 @@ async fn listen(
             continue;
         }
         if let Some(last) = &last
-            && !line.trim().is_empty()
+            && let Some(error) = line.strip_prefix("error: ")
         {
-            last.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&line);
+            error.clone_into(&mut last.lock().unwrap_or_else(PoisonError::into_inner));
+            continue;
         }
         use std::io::Write;
         // Nobody reads our stderr: the cluster goes on.

@@ -93,7 +93,9 @@ mod tests {
 
     #[test]
     fn what_launch_passes_on_init_reads() {
-        let launch = parse(&["launch", "--dir", "/x", "--work-dir", "/y", "--no-namespaces", "--recovery-timeout-ms", "5", "--", "--a", "b"]).unwrap();
+        let launch =
+            parse(&["launch", "--dir", "/x", "--work-dir", "/y", "--no-namespaces", "--recovery-timeout-ms", "5", "--", "--a", "b"])
+                .unwrap();
         assert!(!launch.namespaces);
         let init = Supervisor::parse(launch.for_init()).unwrap();
         assert_eq!(init, Supervisor { verb: Verb::Init, namespaces: true, ..launch });
@@ -101,7 +103,13 @@ mod tests {
 
     #[test]
     fn bad_arguments_are_refused() {
-        for bad in [&["work"][..], &["launch"], &["launch", "--dir", "x"], &["launch", "--dir", "/x", "--recovery-timeout-ms", "a"], &["init", "-x"]] {
+        for bad in [
+            &["work"][..],
+            &["launch"],
+            &["launch", "--dir", "x"],
+            &["launch", "--dir", "/x", "--recovery-timeout-ms", "a"],
+            &["init", "-x"],
+        ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -32,6 +32,7 @@ impl Seen {
 
 impl Agent {
     fn start_array(&mut self, run: u64, slots: &[u32], guest: v1::Guest, total_items: u64, inputs: &[&OwnedFd]) {
+        // `inputs`: at most one, the directory with the one input `0`.
         let directory = format!("a{run}");
         self.task_directory(&directory);
         let split_inputs = u32::try_from(inputs.len()).expect("few");
@@ -134,9 +135,10 @@ fn a_used_memory_shows_nothing_of_the_last_guest() {
 fn items_read_their_split_and_know_who_they_are() {
     let mut agent = Agent::start(2);
     let cat = agent.load(guests::CAT);
-    let mut file = tempfile::tempfile().expect("a file");
-    file.write_all(b"aabbbc").expect("written");
-    agent.start_array(1, &[0], guest(cat), 4, &[&file.into()]);
+    let inputs = tempfile::tempdir().expect("a directory");
+    std::fs::write(inputs.path().join("0"), b"aabbbc").expect("written");
+    let directory = std::fs::File::open(inputs.path()).expect("opened");
+    agent.start_array(1, &[0], guest(cat), 4, &[&directory.into()]);
     let split = |item, offset, length| v1::Split { item, input: 0, offset, length };
     let splits = vec![split(0, 0, 2), split(1, 2, 3), split(2, 5, 1), v1::Split { item: 4, input: 9, offset: 0, length: 1 }];
     let items = vec![v1::ItemRange { first: 0, end: 5 }];

@@ -38,6 +38,8 @@ pub(crate) struct Attempt {
     first: u64,
     /// Numbers below `first` that came after it.
     late: Vec<u64>,
+    /// The number of the terminal update; 0 when it was the master's word or this client's.
+    end: u64,
     /// Since when an update waits for one that is missing.
     gap: Option<Time>,
     /// Delivered, and the handler has not said anything yet.
@@ -127,16 +129,20 @@ impl Attempt {
             Some(state) if !state.may_become(update.state) => update.state = state,
             _ => self.state = Some(update.state),
         }
+        if update.state.is_terminal() {
+            self.end = seq;
+        }
         self.next = self.next.max(Some(seq + 1));
         self.gap = None;
         self.pending.push(seq);
         Verdict::Deliver
     }
 
-    /// Whether `update` shows that an attempt which ended for the handler is alive all the same.
+    /// Whether `update` shows that an attempt which ended for the handler is alive all the same. After the agent's own word on
+    /// its end, an earlier update is a mere repeat; after anybody else's it is a sign of life.
     pub(crate) fn is_undead(&self, update: &StatusUpdate) -> bool {
-        let new = update.key.seq == 0 || self.next.is_none_or(|next| update.key.seq >= next);
-        self.is_ended() && new && !update.state.is_terminal() && update.state != TaskState::Unknown
+        let seq = update.key.seq;
+        self.is_ended() && (seq == 0 || seq > self.end) && !update.state.is_terminal() && update.state != TaskState::Unknown
     }
 
     /// The handler has taken update `seq`. Returns what may be acknowledged now.

@@ -96,28 +96,34 @@ impl Client {
         }
         let held: Vec<(OfferId, AgentId)> = offers.iter().filter_map(|o| self.offers.remove_entry(o)).collect();
         let valid = held.len() == offers.len() && !offers.is_empty() && held.windows(2).all(|w| w[0].1 == w[1].1);
+        let agent = held.first().map(|(_, agent)| agent.clone());
         let mut launched = Vec::new();
         operations.retain(|operation| {
             let key = key_of(operation);
-            match self.may_launch(&key) {
-                Ok(()) => {
-                    let part = match operation {
-                        Operation::Launch(_) => None,
-                        Operation::LaunchArray(l) => Some(Part::new(l.batch.clone(), l.open, now)),
-                    };
-                    if part.is_some() {
-                        self.parts.insert(key.clone());
-                    }
-                    let agent = held.first().map(|(_, agent)| agent.clone());
-                    self.attempts.insert(key.clone(), Attempt::launched(agent, part));
-                    launched.push(key);
-                    true
-                }
+            let earlier = match self.may_launch(&key) {
+                Ok(earlier) => earlier,
                 Err(message) => {
                     out.send(refused("accept", message));
-                    false
+                    return false;
+                }
+            };
+            let part = match operation {
+                Operation::LaunchArray(l) if earlier.is_none() => Some(Part::new(l.batch.clone(), l.open, now)),
+                _ => None,
+            };
+            if part.is_some() {
+                self.parts.insert(key.clone());
+            }
+            self.attempts.insert(key.clone(), Attempt::launched(agent.clone(), part));
+            match earlier {
+                None => launched.push(key),
+                Some(other) => {
+                    let why = format!("attempt {other} of it lives, whatever was said before: the launch was not sent");
+                    self.end_locally(now, &key, TaskState::Dropped, Reason::LaunchFailed, &why, out);
+                    return false;
                 }
             }
+            true
         });
         if valid {
             for key in launched {
@@ -136,17 +142,19 @@ impl Client {
         }
     }
 
-    /// An id starts again only as a higher attempt, when no earlier one can still be running where it can be reached.
-    fn may_launch(&self, key: &Key) -> Result<(), String> {
+    /// An id starts again only as a higher attempt; `Err` says that this one is not. `Some` names an earlier one that still
+    /// runs where it can be reached: an agent brought it back after its end was told in an earlier life of this process.
+    fn may_launch(&self, key: &Key) -> Result<Option<u32>, String> {
         let (task, attempt) = key;
+        let mut alive = None;
         for ((_, other), a) in self.attempts.range((task.clone(), 0)..=(task.clone(), u32::MAX)) {
             if *other >= *attempt {
                 return Err(format!("{task}#{attempt} comes after {task}#{other}, which was launched before: use a higher attempt"));
             }
             if !a.is_ended() && a.state != Some(TaskState::Unreachable) {
-                return Err(format!("{task}#{attempt} cannot start: {task}#{other} has not ended"));
+                alive = Some(*other);
             }
         }
-        Ok(())
+        Ok(alive)
     }
 }

@@ -268,17 +268,21 @@ fn an_id_starts_again_only_as_a_higher_attempt_after_the_end_of_the_one_before()
     let try_launch = |b: &mut Bench, attempt| {
         let offer = b.offer();
         b.take_deliveries();
+        b.take_sent();
         b.accept(vec![offer], vec![launch("t", attempt)]);
-        !b.take_deliveries().iter().any(|d| matches!(d, Delivery::Refused { .. }))
+        let refused = b.delivered.iter().any(|d| matches!(d, Delivery::Refused { .. }));
+        let sent = b.take_sent().iter().any(|c| matches!(c, Call::Accept { operations, .. } if !operations.is_empty()));
+        (sent, refused, b.take_updates())
     };
-    assert!(try_launch(&mut b, 1));
-    assert!(!try_launch(&mut b, 1));
-    assert!(!try_launch(&mut b, 0));
-    assert!(!try_launch(&mut b, 2));
+    let (started, refused) = ((true, false, vec![]), (false, true, vec![]));
+    assert_eq!(try_launch(&mut b, 1), started);
+    assert_eq!(try_launch(&mut b, 1), refused);
+    assert_eq!(try_launch(&mut b, 0), refused);
+    assert_eq!(try_launch(&mut b, 2), (false, false, vec![(2, 0, TaskState::Dropped)]), "attempt 1 lives");
     b.updates(vec![update("t", 1, 0, TaskState::Unreachable)]);
-    assert!(try_launch(&mut b, 2));
-    b.updates(vec![update("t", 1, 1, TaskState::Finished), update("t", 2, 1, TaskState::Failed)]);
-    assert!(try_launch(&mut b, 3));
+    assert_eq!(try_launch(&mut b, 3), started);
+    b.updates(vec![update("t", 1, 1, TaskState::Finished), update("t", 3, 1, TaskState::Failed)]);
+    assert_eq!(try_launch(&mut b, 4), started);
 }
 
 #[test]

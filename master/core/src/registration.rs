@@ -203,6 +203,8 @@ impl Master {
         let Some(fx) = self.frameworks.find(&key.framework) else { return };
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
         let attempt = (key.task.clone(), key.attempt);
+        // An earlier life of the master may have told the framework that it ended: only the framework can say.
+        let is_news = !framework.tasks.contains_key(&attempt);
         let fresh = || Task::staging(id.clone(), Resources::default(), None, 0);
         let task = framework.tasks.entry(attempt).or_insert_with(fresh);
         let was_unreachable = task.state == TaskState::Unreachable;
@@ -215,7 +217,7 @@ impl Master {
             let kill = AgentCommand::Kill { task: key.clone(), grace };
             out.send(Message::ToAgent { conn, message: AgentMessage::Command(kill) });
         }
-        if was_unreachable && !told {
+        if (was_unreachable || is_news) && !told {
             let verdict = (state, Reason::Reconciliation, format!("agent {id} is back"));
             self.report(now, key, Some(&id), verdict, out);
         }

@@ -53,6 +53,20 @@ fn words_are_counted_right_whatever_the_text_and_the_split() -> Result {
 }
 
 #[test]
+fn a_map_reads_more_files_than_a_message_may_carry_descriptors() -> Result {
+    let c = cluster()?;
+    let dir = c.dir().join("many");
+    std::fs::create_dir(&dir)?;
+    for n in 0..300 {
+        std::fs::write(dir.join(format!("{n:03}")), format!("file {n}\n"))?;
+    }
+    let guest = guest(&c, "hello")?;
+    let out = c.ok(&["map", &guest, "--inputs", &dir.display().to_string(), "--", "cat"])?;
+    assert_eq!(out, (0..300).map(|n| format!("file {n}\n")).collect::<String>());
+    Ok(())
+}
+
+#[test]
 fn every_item_has_a_fresh_instance_and_stdout_comes_in_item_order() -> Result {
     let c = cluster()?;
     let out = c.ok(&["map", &guest(&c, "whoami")?, "--items", "500", "--", "--counter"])?;

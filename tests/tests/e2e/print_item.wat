@@ -32,9 +32,11 @@
           (then
             (i32.store (i32.const 64) (i32.add (local.get $p) (i32.const 12)))
             (i32.store (i32.const 68) (call $length (i32.add (local.get $p) (i32.const 12))))
-            (i32.store (i32.const 72) (i32.const 32))
-            (i32.store (i32.const 76) (i32.const 1))
-            (drop (call $write (i32.const 1) (i32.const 64) (i32.const 2) (i32.const 8)))
+            (drop (call $write (i32.const 1) (i32.const 64) (i32.const 1) (i32.const 8)))
+            ;; One call each: a host may write the first buffer only.
+            (i32.store (i32.const 64) (i32.const 32))
+            (i32.store (i32.const 68) (i32.const 1))
+            (drop (call $write (i32.const 1) (i32.const 64) (i32.const 1) (i32.const 8)))
             (return)))
         (local.set $i (i32.add (local.get $i) (i32.const 1)))
         (br $next)))

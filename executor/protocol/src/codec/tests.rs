@@ -123,7 +123,14 @@ fn small_frames_before_one_with_descriptors_arrive_in_one_read() {
     for run in 0..13 {
         let (m, fds) = reader.recv::<FromExecutor>().unwrap().unwrap();
         assert_eq!(m, message(run));
-        assert_eq!(fds.len(), match run { 10 => 2, 12 => 1, _ => 0 });
+        assert_eq!(
+            fds.len(),
+            match run {
+                10 => 2,
+                12 => 1,
+                _ => 0,
+            }
+        );
         for fd in fds {
             let fd = File::from(fd);
             assert_eq!(fd.metadata().unwrap().ino(), file.metadata().unwrap().ino());
