@@ -5,7 +5,14 @@ pub mod convert;
 pub mod version;
 
 /// Generated from `proto/smalti/v1/*.proto`.
-#[allow(clippy::all, clippy::pedantic, missing_debug_implementations, unreachable_pub, reason = "generated code")]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "generated code"
+)]
 pub mod v1 {
     tonic::include_proto!("smalti.v1");
 }

@@ -7,6 +7,7 @@
 //!
 //! Deliberately absent: threads, clocks, sockets, files; the shells of the processes (they have tests of their own).
 
+mod batch;
 mod checks;
 mod executor;
 mod log;

@@ -3,7 +3,7 @@
 
 use crate::nodes::bundle;
 use crate::rng::Rng;
-use smalti_framework_sdk_core::Delivery;
+use smalti_framework_sdk_core::{Delivery, UpdateId};
 use smalti_types::protocol::Call;
 use smalti_types::{
     AgentId, ArrayTemplate, BundleRef, Bytes, DurationMs, Filters, Isolation, ItemBatch, ItemSet, Launch, LaunchArray, Limits, MilliCpus,
@@ -46,6 +46,13 @@ struct Array {
     done: ItemSet,
     parts: BTreeMap<TaskId, Part>,
     next_part: u32,
+}
+
+/// What a handler says to its SDK.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    pub(crate) calls: Vec<Call>,
+    pub(crate) handled: Vec<UpdateId>,
 }
 
 /// All that the script wants, and how far it is. Durable.
@@ -135,11 +142,15 @@ impl Script {
     }
 
     /// Something was delivered.
-    pub(crate) fn take(&mut self, delivery: Delivery, rng: &mut Rng, calls: &mut Vec<Call>) {
+    pub(crate) fn take(&mut self, delivery: Delivery, rng: &mut Rng, answers: &mut Answers) {
+        let calls = &mut answers.calls;
         match delivery {
             Delivery::Subscribed { .. } if std::mem::take(&mut self.restored) => self.resume(calls),
             Delivery::Offers(offers) => offers.into_iter().for_each(|o| self.offered(&o, rng, calls)),
             Delivery::Update { update, .. } => {
+                if update.key.seq > 0 {
+                    answers.handled.push(UpdateId::of(&update));
+                }
                 let before = self.wants();
                 self.updated(&update, rng, calls);
                 if self.wants() && !before {
@@ -151,7 +162,8 @@ impl Script {
     }
 
     /// Time passes.
-    pub(crate) fn tick(&mut self, calm: bool, rng: &mut Rng, calls: &mut Vec<Call>) {
+    pub(crate) fn tick(&mut self, calm: bool, rng: &mut Rng, answers: &mut Answers) {
+        let calls = &mut answers.calls;
         if self.wants() && rng.chance(5) {
             calls.push(Call::Revive);
         }

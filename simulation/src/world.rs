@@ -84,7 +84,7 @@ impl World {
     pub(crate) fn new(seed: u64, config: &Config) -> Self {
         let mut rng = Rng::new(seed);
         let agents = (0..config.agents).map(|i| AgentNode::new(i, &mut rng)).collect();
-        let frameworks = (0..config.frameworks).map(|i| FrameworkNode::new(i, config, &mut rng)).collect();
+        let frameworks = (0..config.frameworks).map(|i| FrameworkNode::new(i, &mut rng)).collect();
         let mut world = Self {
             now: Time(1_000_000),
             rng,

@@ -24,6 +24,8 @@ pub(crate) struct AgentView {
     pub(crate) tasks: u32,
     pub(crate) registered_at: Option<String>,
     pub(crate) boot_id: String,
+    /// What the master and the agent count: frames of each kind, items.
+    pub(crate) counters: BTreeMap<String, u64>,
 }
 
 impl From<v1::AgentStatus> for AgentView {
@@ -43,6 +45,7 @@ impl From<v1::AgentStatus> for AgentView {
             tasks: status.tasks,
             registered_at: rfc3339(status.registered_us),
             boot_id: info.boot_id,
+            counters: status.counters.into_iter().collect(),
         }
     }
 }

@@ -9,7 +9,14 @@ pub mod codec;
 pub mod supervision;
 
 /// Generated from `proto/executor.proto`.
-#[allow(clippy::all, clippy::pedantic, missing_debug_implementations, unreachable_pub, reason = "generated code")]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "generated code"
+)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/smalti.executor.v1.rs"));
 }

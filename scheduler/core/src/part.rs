@@ -1,7 +1,7 @@
 //! One part of an array: what was handed to one agent with one launch, and how fast it gets on.
 
 use serde::{Deserialize, Serialize};
-use smalti_types::{AgentId, ArrayDelta, ItemSet, Reason, StatusUpdate, TaskState, Time, Usage};
+use smalti_types::{AgentId, ArrayDelta, DurationMs, ItemSet, Reason, StatusUpdate, TaskState, Time, Usage};
 
 /// A part, from its launch until its array is forgotten.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +34,13 @@ pub struct Part {
     pub pace: Pace,
     /// Items were asked back at this time and have not come yet.
     pub asked_back: Option<Time>,
+    /// Its agent was out of reach: no items before this time, or they would come straight back, again and again.
+    #[serde(default)]
+    pub away_until: Time,
 }
+
+/// How long a part gets no items after the master gave some back because its agent was out of reach.
+const AWAY_WAIT: DurationMs = DurationMs(500);
 
 /// The measured speed of a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -68,6 +74,7 @@ impl Part {
             usage: Usage::default(),
             launched: now,
             asked_back: None,
+            away_until: Time(0),
         }
     }
 
@@ -101,6 +108,8 @@ impl Part {
         self.state = update.state;
         self.reason = update.reason;
         self.message.clone_from(&update.message);
+        let is_away = update.key.seq == 0 && update.reason == Reason::AgentDisconnected;
+        self.away_until = if is_away { now.after(AWAY_WAIT) } else { Time(0) };
         if update.key.seq > 0 {
             self.usage = update.usage;
         }

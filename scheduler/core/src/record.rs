@@ -7,7 +7,7 @@ use crate::pool::Pool;
 use crate::scheduler::{Out, RoleState, Scheduler};
 use crate::spec::JobSpec;
 use smalti_types::protocol::Call;
-use smalti_types::{ItemSet, Time};
+use smalti_types::{ItemBatch, ItemSet, Time};
 use std::sync::Arc;
 
 impl Scheduler {
@@ -89,7 +89,11 @@ impl Job {
             classes.push((0, rest));
             for (attempt, items) in classes.into_iter().filter(|(_, items)| !items.is_empty()) {
                 let batch = self.batch(attempt, items);
-                self.call(Call::AssignItems { task: self.part_id(*number), attempt: 0, batch, open: part.open }, out);
+                self.call(Call::AssignItems { task: self.part_id(*number), attempt: 0, batch, open: true }, out);
+            }
+            // Last, and by itself: a part that never hears it would wait for items for ever.
+            if !part.open {
+                self.call(Call::AssignItems { task: self.part_id(*number), attempt: 0, batch: ItemBatch::default(), open: false }, out);
             }
         }
     }

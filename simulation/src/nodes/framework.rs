@@ -1,16 +1,59 @@
 //! A framework's process: the SDK's core and a handler above it. The handler's state is durable, as if every batch that
 //! it handles were one transaction of its store; the SDK's state dies with the process.
 
+use crate::batch::Batch;
 use crate::network::ToMaster;
-use crate::report::Config;
 use crate::rng::Rng;
-use crate::script::Script;
+use crate::script::{Answers, Script};
 use crate::world::{Happening, Node, Peer, World};
-use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record, UpdateId};
-use smalti_types::protocol::Call;
-use smalti_types::{DurationMs, FrameworkId, FrameworkInfo, Role, TaskId, TaskState};
+use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record};
+use smalti_types::{DurationMs, FrameworkId, FrameworkInfo, Role, TaskId, TaskState, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+
+/// What sits above the SDK.
+#[derive(Debug)]
+enum Handler {
+    Script(Script),
+    Batch(Box<Batch>),
+}
+
+impl Handler {
+    fn restarted(&mut self, now: Time) {
+        match self {
+            Self::Script(script) => script.restarted(),
+            Self::Batch(batch) => batch.restarted(now),
+        }
+    }
+
+    fn unsettled(&self) -> Option<String> {
+        match self {
+            Self::Script(script) => script.unsettled(),
+            Self::Batch(batch) => batch.unsettled(),
+        }
+    }
+
+    fn take(&mut self, now: Time, delivery: Delivery, rng: &mut Rng, answers: &mut Answers) {
+        match self {
+            Self::Script(script) => script.take(delivery, rng, answers),
+            Self::Batch(batch) => batch.take(now, delivery, rng, answers),
+        }
+    }
+
+    fn tick(&mut self, now: Time, calm: bool, rng: &mut Rng, answers: &mut Answers) {
+        match self {
+            Self::Script(script) => script.tick(calm, rng, answers),
+            Self::Batch(batch) => batch.tick(now, calm, rng, answers),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Script(script) => script.check(),
+            Self::Batch(batch) => batch.check().map_err(|e| format!("scheduler: {e}")),
+        }
+    }
+}
 
 /// A framework, or the place where it was.
 #[derive(Debug)]
@@ -22,15 +65,17 @@ pub(crate) struct FrameworkNode {
     /// Durable.
     id: Option<FrameworkId>,
     /// Durable.
-    script: Script,
+    handler: Handler,
     inbox: VecDeque<Delivery>,
     /// The last state delivered of each attempt, in this life.
     seen: BTreeMap<(TaskId, u32), TaskState>,
 }
 
 impl FrameworkNode {
-    pub(crate) fn new(index: usize, _config: &Config, rng: &mut Rng) -> Self {
-        Self { index, client: None, life: 0, conn: None, id: None, script: Script::new(rng), inbox: VecDeque::new(), seen: BTreeMap::new() }
+    pub(crate) fn new(index: usize, rng: &mut Rng) -> Self {
+        // Every second one is the batch scheduler.
+        let handler = if index % 2 == 1 { Handler::Batch(Box::new(Batch::new())) } else { Handler::Script(Script::new(rng)) };
+        Self { index, client: None, life: 0, conn: None, id: None, handler, inbox: VecDeque::new(), seen: BTreeMap::new() }
     }
 
     pub(crate) fn crash(&mut self) {
@@ -43,7 +88,7 @@ impl FrameworkNode {
     /// What keeps it from being at rest.
     pub(crate) fn unsettled(&self) -> Option<String> {
         let Some(client) = &self.client else { return Some(format!("framework {} is down", self.index)) };
-        if let Some(problem) = self.script.unsettled() {
+        if let Some(problem) = self.handler.unsettled() {
             return Some(format!("framework {}: {problem}", self.index));
         }
         let open = client.open_attempts();
@@ -82,7 +127,7 @@ impl World {
             services: BTreeMap::new(),
         };
         node.client = Some(Client::new(info, node.id.clone()));
-        node.script.restarted();
+        node.handler.restarted(self.now);
         Ok(())
     }
 
@@ -127,33 +172,30 @@ impl World {
             return Ok(());
         }
         let node = &mut self.frameworks[i];
-        let (mut calls, mut handled) = (Vec::new(), Vec::new());
+        let mut answers = Answers::default();
         for delivery in std::mem::take(&mut node.inbox) {
-            if let Delivery::Update { update, .. } = &delivery
-                && update.key.seq > 0
-            {
-                handled.push(UpdateId::of(update));
-            }
-            node.script.take(delivery, &mut self.rng, &mut calls);
+            node.handler.take(self.now, delivery, &mut self.rng, &mut answers);
         }
-        node.script.check().map_err(|e| format!("framework {i}: {e}"))?;
+        node.handler.check().map_err(|e| format!("framework {i}: {e}"))?;
         // Durable, but nobody was told.
         if !self.calm && self.rng.chance(1) {
             self.crash(Node::Peer(Peer::Framework(i)));
             return Ok(());
         }
-        self.client_step(i, Event::Handled(handled))?;
-        self.calls(i, calls)
+        self.answer(i, answers)
     }
 
     pub(crate) fn framework_tick(&mut self, i: usize) -> Result<(), String> {
         self.client_step(i, Event::Tick)?;
-        let mut calls = Vec::new();
-        self.frameworks[i].script.tick(self.calm, &mut self.rng, &mut calls);
-        self.calls(i, calls)
+        let mut answers = Answers::default();
+        let node = &mut self.frameworks[i];
+        node.handler.tick(self.now, self.calm, &mut self.rng, &mut answers);
+        node.handler.check().map_err(|e| format!("framework {i}: {e}"))?;
+        self.answer(i, answers)
     }
 
-    fn calls(&mut self, i: usize, calls: Vec<Call>) -> Result<(), String> {
-        calls.into_iter().try_for_each(|call| self.client_step(i, Event::Call(call)))
+    fn answer(&mut self, i: usize, answers: Answers) -> Result<(), String> {
+        self.client_step(i, Event::Handled(answers.handled))?;
+        answers.calls.into_iter().try_for_each(|call| self.client_step(i, Event::Call(call)))
     }
 }

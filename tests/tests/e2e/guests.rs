@@ -115,7 +115,7 @@ fn a_guest_knows_itself_reports_progress_and_returns_a_value() -> Result {
     let job = job.trim();
     assert_eq!(c.smalti(&["wait", job])?.code, 0);
     let out = c.ok(&["logs", job])?;
-    assert!(out.contains(&format!("{job}")), "{out}");
+    assert!(out.contains(job), "{out}");
     let tasks = c.json(&["ps", "--all"])?;
     let task = &tasks.as_array().expect("a list")[0];
     assert_eq!(task["state"], "FINISHED");
