@@ -15,7 +15,7 @@ use smalti_types::{Effects, ExecutorId, MasterEpoch, Reason, StatusUpdate, Time}
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 /// Events waiting for the loop.
@@ -110,17 +110,16 @@ impl Figures {
 #[derive(Debug)]
 struct Clock {
     began: Instant,
-    began_us: u64,
+    began_at: Time,
 }
 
 impl Clock {
     fn new() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { began: Instant::now(), began_us: u64::try_from(since.as_micros()).unwrap_or(u64::MAX) }
+        Self { began: Instant::now(), began_at: SystemTime::now().into() }
     }
 
     fn now(&self) -> Time {
-        Time(self.began_us.saturating_add(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)))
+        Time(self.began_at.0.saturating_add(u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)))
     }
 }
 

@@ -34,11 +34,11 @@ use prepare::Preparer;
 use reads::Reads;
 use sandbox::Sandboxes;
 use smalti_agent_core::{Agent, Parameters};
-use smalti_types::{AgentId, AgentInfo, Bytes};
+use smalti_types::{AgentId, AgentInfo, Bytes, Time};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 
 /// How long the start may take to end what an earlier run left, and the end to remove groups.
@@ -58,8 +58,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     leftovers::end(&cgroups, &executors_dir, CLEANUP_WITHIN).await?;
     let detected = detect::resources(&options.overrides(), &data_dir)?;
     cgroups.set_total_cpus(detected.total.cpus).context("limiting the cpu time of all executors")?;
-    let (sandboxes, collector) =
-        Sandboxes::start(&data_dir, options.sandbox_budget).with_context(|| format!("emptying {}", data_dir.join("sandboxes").display()))?;
+    let (sandboxes, collector) = Sandboxes::start(&data_dir, options.sandbox_budget)
+        .with_context(|| format!("emptying {}", data_dir.join("sandboxes").display()))?;
     let collector = tokio::spawn(collector);
 
     let compile_command: Vec<OsString> = vec![std::env::current_exe().context("finding this program")?.into(), "compiler".into()];
@@ -123,7 +123,7 @@ fn open_cgroups(options: &Options, id: &AgentId) -> anyhow::Result<(Cgroups, BTr
 
 /// The start time in microseconds: a later life has a greater one.
 fn incarnation() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+    Time::from(SystemTime::now()).0
 }
 
 /// The one line on stdout that parents wait for.

@@ -9,9 +9,9 @@ use smalti_proto::convert::MAX_FRAME_LEN;
 use smalti_proto::v1::{self, agent_service_client::AgentServiceClient, agent_to_master, master_to_agent};
 use smalti_proto::{client, version};
 use smalti_types::protocol::{AgentCommand, Registration};
-use smalti_types::{AgentInfo, MasterEpoch};
+use smalti_types::{AgentInfo, MasterEpoch, Time};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -192,7 +192,7 @@ impl MasterLink {
                     Err(status) => return End::Again(describe(&status)),
                 },
                 _ = heartbeat.tick() => {
-                    let beat = v1::Heartbeat { time_us: now_us(), counters: self.figures.counters() };
+                    let beat = v1::Heartbeat { time_us: Time::from(SystemTime::now()).0, counters: self.figures.counters() };
                     // When the network is behind, what waits is sign of life enough.
                     let _ = outbound.try_send(v1::AgentToMaster { message: Some(agent_to_master::Message::Heartbeat(beat)) });
                 }
@@ -254,10 +254,6 @@ pub(crate) async fn ended(shutdown: &mut watch::Receiver<bool>) {
 fn describe(status: &tonic::Status) -> String {
     let text = status.message();
     if text.is_empty() { status.code().description().to_owned() } else { text.to_owned() }
-}
-
-fn now_us() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Between 0.5 and 1: agents that lost their master together do not come back together.

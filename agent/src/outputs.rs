@@ -1,21 +1,15 @@
 //! Reads what tasks and items wrote: a task's two files, and the slots' files that a part's ledgers point into.
 //!
-//! Owns the reading side of the ledger's layout (the executor writes it). Trusts nothing: records are checked and ranges are cut to what
-//! the files hold. Runs on threads that may block; deliberately absent: who asked, and sending.
+//! Trusts nothing that an executor wrote: records are checked, and ranges end where the files do. Runs on threads that may block; deliberately absent: who asked, and sending.
 
 use crate::sandbox::{Error as SandboxError, Sandboxes};
+use smalti_executor_protocol::ledger::{RECORD_LEN, Record};
 use smalti_types::{ItemSet, TaskKey};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Length of a ledger's record.
-const RECORD_LEN: usize = 96;
-const MAGIC: u32 = 0x534d_4c31;
-const VERSION: u16 = 1;
-/// The checksum covers the bytes before it.
-const CHECKED: usize = 88;
 /// Bytes handed on at a time.
 pub(crate) const CHUNK: usize = 64 << 10;
 /// Records taken into memory for one read, at most.
@@ -148,7 +142,7 @@ fn tail_start(file: &File, lines: u64) -> io::Result<u64> {
 
 /// Where one item's output lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Record {
+struct Place {
     slot: u32,
     item: u64,
     attempt: u32,
@@ -156,17 +150,9 @@ struct Record {
     err: (u64, u64),
 }
 
-impl Record {
-    /// `None` unless magic, version and checksum are right.
-    fn decode(slot: u32, bytes: &[u8]) -> Option<Self> {
-        let long = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
-        let int = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
-        let sum = blake3::hash(bytes.get(..CHECKED)?);
-        let good = int(0)? == MAGIC
-            && u16::try_from(int(4)? & 0xffff).is_ok_and(|v| v == VERSION)
-            && bytes.get(CHECKED..RECORD_LEN)? == &sum.as_bytes()[..RECORD_LEN - CHECKED];
-        good.then_some(())?;
-        Some(Self { slot, item: long(8)?, attempt: int(16)?, out: (long(24)?, long(32)?), err: (long(40)?, long(48)?) })
+impl Place {
+    const fn new(slot: u32, r: &Record) -> Self {
+        Self { slot, item: r.item, attempt: r.attempt, out: (r.out_offset, r.out_length), err: (r.err_offset, r.err_length) }
     }
 }
 
@@ -204,16 +190,16 @@ impl PartOutput {
     /// Hands on the items that are new, in ascending order. An item with several attempts gives its last one.
     pub(crate) fn poll(&mut self, sandboxes: &Sandboxes, sink: &mut Sink<'_>) -> Result<(), Error> {
         self.find_slots(sandboxes)?;
-        let mut fresh: BTreeMap<u64, Record> = BTreeMap::new();
+        let mut fresh: BTreeMap<u64, Place> = BTreeMap::new();
         let slots: Vec<u32> = self.slots.keys().copied().collect();
         for slot in slots {
             self.read_ledger(slot, &mut fresh)?;
         }
-        for record in fresh.values() {
+        for place in fresh.values() {
             for stream in self.streams.clone() {
-                self.give(sandboxes, record, stream, sink)?;
+                self.give(sandboxes, place, stream, sink)?;
             }
-            self.given.insert(record.item);
+            self.given.insert(place.item);
         }
         Ok(())
     }
@@ -232,7 +218,7 @@ impl PartOutput {
         Ok(())
     }
 
-    fn read_ledger(&mut self, slot: u32, fresh: &mut BTreeMap<u64, Record>) -> Result<(), Error> {
+    fn read_ledger(&mut self, slot: u32, fresh: &mut BTreeMap<u64, Place>) -> Result<(), Error> {
         let key = self.key.clone();
         let Some(files) = self.slots.get_mut(&slot) else { return Ok(()) };
         let mut buffer = vec![0; RECORD_LEN * 512];
@@ -242,38 +228,39 @@ impl PartOutput {
                 file: format!("slot-{slot}.ledger"),
                 source,
             })?;
-            let whole = n / RECORD_LEN * RECORD_LEN;
-            for bytes in buffer[..whole].chunks_exact(RECORD_LEN) {
+            let (records, rest) = buffer[..n].as_chunks::<RECORD_LEN>();
+            for bytes in records {
                 // A damaged record names nothing that could be read; its item has then no output here.
-                let Some(record) = Record::decode(slot, bytes) else { continue };
+                let Some(record) = Record::decode(bytes) else { continue };
                 if self.wanted.as_ref().is_some_and(|w| !w.contains(record.item)) || self.given.contains(record.item) {
                     continue;
                 }
-                let entry = fresh.entry(record.item).or_insert(record);
-                if record.attempt >= entry.attempt {
-                    *entry = record;
+                let place = Place::new(slot, &record);
+                let entry = fresh.entry(record.item).or_insert(place);
+                if place.attempt >= entry.attempt {
+                    *entry = place;
                 }
             }
-            files.at += whole as u64;
+            files.at += (n - rest.len()) as u64;
             if fresh.len() > MOST_RECORDS {
                 return Err(Error::TooMany(key));
             }
-            if whole < buffer.len() {
+            if n < buffer.len() {
                 return Ok(());
             }
         }
     }
 
-    fn give(&mut self, sandboxes: &Sandboxes, record: &Record, stream: Stream, sink: &mut Sink<'_>) -> Result<(), Error> {
+    fn give(&mut self, sandboxes: &Sandboxes, place: &Place, stream: Stream, sink: &mut Sink<'_>) -> Result<(), Error> {
         let (mut at, mut left) = match stream {
-            Stream::Out => record.out,
-            Stream::Err => record.err,
+            Stream::Out => place.out,
+            Stream::Err => place.err,
         };
         if left == 0 {
             return Ok(());
         }
-        let name = format!("slot-{}.{}", record.slot, stream.suffix());
-        let Some(files) = self.slots.get_mut(&record.slot) else { return Ok(()) };
+        let name = format!("slot-{}.{}", place.slot, stream.suffix());
+        let Some(files) = self.slots.get_mut(&place.slot) else { return Ok(()) };
         let file = match stream {
             Stream::Out => &mut files.out,
             Stream::Err => &mut files.err,
@@ -288,11 +275,11 @@ impl PartOutput {
             let n =
                 file.read_at(&mut buffer[..most], at).map_err(|source| Error::Io { key: self.key.clone(), file: name.clone(), source })?;
             if n == 0 {
-                return Err(Error::Damaged { key: self.key.clone(), item: record.item });
+                return Err(Error::Damaged { key: self.key.clone(), item: place.item });
             }
             at = at.saturating_add(n as u64);
             left -= n as u64;
-            sink(Some(record.item), stream, &buffer[..n])?;
+            sink(Some(place.item), stream, &buffer[..n])?;
         }
         Ok(())
     }
@@ -320,20 +307,8 @@ mod tests {
         TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new("t").unwrap(), attempt: 0 }
     }
 
-    fn record(item: u64, attempt: u32, out: (u64, u64)) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(MAGIC.to_le_bytes());
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend(1_u16.to_le_bytes());
-        bytes.extend(item.to_le_bytes());
-        bytes.extend(attempt.to_le_bytes());
-        bytes.extend(0_i32.to_le_bytes());
-        for n in [out.0, out.1, 0, 0, 1, 1, 1, 0] {
-            bytes.extend(n.to_le_bytes());
-        }
-        let sum = blake3::hash(&bytes);
-        bytes.extend(&sum.as_bytes()[..8]);
-        bytes
+    fn record(item: u64, attempt: u32, (out_offset, out_length): (u64, u64)) -> Vec<u8> {
+        Record { item, attempt, exit_code: Some(0), out_offset, out_length, ..Record::default() }.encode().to_vec()
     }
 
     fn sandboxes(dir: &Path) -> (Sandboxes, std::path::PathBuf) {
@@ -382,7 +357,7 @@ mod tests {
         std::fs::write(path.join("slot-0.out"), "x").unwrap();
         let mut flipped = record(0, 0, (0, 1));
         flipped[8] = 9;
-        std::fs::write(path.join("slot-0.ledger"), [flipped, record(1, 0, (u64::MAX, 1))].concat()).unwrap();
+        std::fs::write(path.join("slot-0.ledger"), [flipped, record(u64::MAX, 0, (0, 1)), record(1, 0, (u64::MAX, 1))].concat()).unwrap();
         let mut part = PartOutput::new(key(), None, vec![Stream::Out]);
         assert!(matches!(items(&mut part, &all), Err(Error::Damaged { item: 1, .. } | Error::Io { .. })));
     }

@@ -171,15 +171,7 @@ impl World {
     fn spec(&self, name: &str, text: &str) -> TaskSpec {
         let path = self.dir.path().join(format!("{name}.wat"));
         std::fs::write(&path, text).unwrap();
-        TaskSpec {
-            bundle: BundleRef { digest: Digest::of(text.as_bytes()), uri: Some(format!("file://{}", path.display())) },
-            args: vec![],
-            env: vec![],
-            stdin: Stdin::Empty,
-            inputs: vec![],
-            limits: Limits::default(),
-            isolation: Isolation::Instance,
-        }
+        TaskSpec::new(BundleRef { digest: Digest::of(text.as_bytes()), uri: Some(format!("file://{}", path.display())) })
     }
 
     async fn launch(&self, name: &str, text: &str) {

@@ -26,7 +26,8 @@ pub(crate) fn measure(cluster: &Cluster, effort: Effort, figures: &mut Figures) 
             if done.code != 0 {
                 bail!("the floor failed: {}", done.stderr);
             }
-            let value: serde_json::Value = serde_json::from_str(&done.stdout).with_context(|| format!("the floor printed {:?}", done.stdout))?;
+            let value: serde_json::Value =
+                serde_json::from_str(&done.stdout).with_context(|| format!("the floor printed {:?}", done.stdout))?;
             rates.push(value["items_per_s"].as_f64().context("items_per_s")?);
             if rates.len() == 1 {
                 println!("floor with {threads} threads: allocator {}, reset {}", value["allocator"], value["reset"]);

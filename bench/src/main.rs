@@ -4,8 +4,8 @@
 //! judged here.
 
 mod array;
-mod floor;
 mod figures;
+mod floor;
 mod rpc;
 mod single;
 
@@ -49,7 +49,9 @@ fn main() -> Result<()> {
     let agent = AgentConfig { cpus: "2".into(), mem: "4GiB".into(), flags: Vec::new() };
     let cluster = Cluster::start(Config { agents: vec![agent], env: vec![("RUST_LOG".into(), "warn".into())], ..Config::default() })?;
     let guest = cluster.paths.guest("empty")?.display().to_string();
-    println!("settings: 1 agent, 2 slots of 1 cpu, isolation auto, accounting, output and acknowledgements on, guest `empty` (Rust, wasip1)");
+    println!(
+        "settings: 1 agent, 2 slots of 1 cpu, isolation auto, accounting, output and acknowledgements on, guest `empty` (Rust, wasip1)"
+    );
     let digest = rpc::push(&cluster, &guest)?;
     cluster.ok(&["run", &digest])?; // fetched, compiled, executor started
 

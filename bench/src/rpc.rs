@@ -17,15 +17,7 @@ pub(crate) fn push(cluster: &Cluster, guest: &str) -> Result<String> {
 
 /// What every task of the benchmarks runs.
 pub(crate) fn spec(digest: &str) -> Result<TaskSpec> {
-    Ok(TaskSpec {
-        bundle: BundleRef { digest: digest.parse::<Digest>()?, uri: None },
-        args: Vec::new(),
-        env: Vec::new(),
-        stdin: Stdin::Empty,
-        inputs: Vec::new(),
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    })
+    Ok(TaskSpec::new(BundleRef { digest: digest.parse::<Digest>()?, uri: None }))
 }
 
 /// What every task of the benchmarks takes.

@@ -18,7 +18,6 @@ mod floor;
 mod host;
 mod inputs;
 mod instance;
-mod ledger;
 mod limits;
 mod link;
 mod modules;

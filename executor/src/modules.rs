@@ -114,8 +114,8 @@ fn core_linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
 
 #[expect(unsafe_code, reason = "loading compiled code is unsafe by nature; see the comment")]
 fn load_component(engine: &Engine, linkers: &mut Linkers, code: OwnedFd) -> Result<Code, Failure> {
-    let bytes = read_whole(&File::from(code))
-        .map_err(|e| Failure::new(Reason::LaunchFailed, format!("the compiled code cannot be read: {e}")))?;
+    let bytes =
+        read_whole(&File::from(code)).map_err(|e| Failure::new(Reason::LaunchFailed, format!("the compiled code cannot be read: {e}")))?;
     // SAFETY: as in `load_core`.
     let component = unsafe { Component::deserialize(engine, &bytes) }.map_err(|e| not_loadable(&e))?;
     let linker = match &mut linkers.component {

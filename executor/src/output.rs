@@ -5,9 +5,9 @@
 //! the executor's directory by descriptor; nothing here follows a symbolic link or replaces a file. Does not count limits:
 //! that is [`crate::streams`].
 
-use crate::ledger::{RECORD_LEN, Record};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
+use smalti_executor_protocol::ledger::{RECORD_LEN, Record};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};

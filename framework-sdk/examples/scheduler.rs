@@ -17,15 +17,7 @@ async fn main() -> anyhow::Result<()> {
     let count: u32 = count.parse().context(usage)?;
     let bundle =
         if bundle.starts_with("blake3:") { BundleRef { digest: bundle.parse()?, uri: None } } else { push_bundle(&master, bundle).await? };
-    let spec = TaskSpec {
-        bundle,
-        args: args.collect(),
-        env: Vec::new(),
-        stdin: Stdin::Empty,
-        inputs: Vec::new(),
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    };
+    let spec = TaskSpec { args: args.collect(), ..TaskSpec::new(bundle) };
     let wanted = Resources::new(MilliCpus(100), Bytes::mib(64));
 
     let (handle, mut events) = Framework::connect(Options::new(master, "example-scheduler")).await?;

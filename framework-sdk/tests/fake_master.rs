@@ -74,15 +74,7 @@ fn update(task: &str, seq: u64, state: TaskState) -> StatusUpdate {
 }
 
 fn launch(task: &str) -> Operation {
-    let spec = TaskSpec {
-        bundle: BundleRef { digest: Digest::of(b"x"), uri: None },
-        args: Vec::new(),
-        env: Vec::new(),
-        stdin: Stdin::Empty,
-        inputs: Vec::new(),
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    };
+    let spec = TaskSpec::new(BundleRef { digest: Digest::of(b"x"), uri: None });
     let resources = Resources::new(MilliCpus(100), Bytes::mib(16));
     Operation::Launch(Launch { task: TaskId::new(task).unwrap(), attempt: 0, resources, spec })
 }

@@ -11,9 +11,9 @@ use smalti_framework_sdk::Ack;
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, Message, Record, Scheduler};
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{Effects, Role, Time};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 /// What waits for the loop.
@@ -110,6 +110,8 @@ pub(crate) struct EventLoop {
     inbox: mpsc::Receiver<Input>,
     /// Of updates that were given to the core, in that order.
     acks: VecDeque<Ack>,
+    /// What may be lost and is kept with the next commit.
+    noted: BTreeSet<Record>,
 }
 
 /// What a batch leaves to do once it is durable.
@@ -133,7 +135,10 @@ impl EventLoop {
         frameworks.connect(&options.role()?);
         core.roles().for_each(|role| frameworks.connect(role));
         let watchers = Watchers::default();
-        Ok((handle.clone(), Self { core, store, frameworks, watchers, cluster, handle, inbox, acks: VecDeque::new() }))
+        Ok((
+            handle.clone(),
+            Self { core, store, frameworks, watchers, cluster, handle, inbox, acks: VecDeque::new(), noted: BTreeSet::new() },
+        ))
     }
 
     /// Runs for ever, or until the store fails: what cannot be kept must not be done.
@@ -192,10 +197,15 @@ impl EventLoop {
     }
 
     async fn finish(&mut self, batch: Batch) -> Result<(), StoreError> {
-        let (core, store) = (&self.core, &self.store);
-        let messages = batch
-            .effects
-            .commit(|records| if records.is_empty() { Ok(()) } else { tokio::task::block_in_place(|| store.write(core, &records)) })?;
+        let (core, store, noted) = (&self.core, &self.store, &mut self.noted);
+        let messages = batch.effects.commit(|mut records| {
+            if records.iter().all(|r| matches!(r, Record::Noted(_))) {
+                noted.extend(records);
+                return Ok(());
+            }
+            records.extend(std::mem::take(noted));
+            tokio::task::block_in_place(|| store.write(core, &records))
+        })?;
         self.act(messages).await;
         for (reply, result) in batch.submitted {
             // A client that has gone asks again with the same request id.
@@ -241,6 +251,5 @@ impl EventLoop {
 
 /// Microseconds since 1970.
 pub(crate) fn now() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    SystemTime::now().into()
 }

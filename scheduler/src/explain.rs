@@ -16,6 +16,7 @@ pub(crate) struct Facts {
     view: JobView,
     waits: bool,
     needs: Needs,
+    tasks: Vec<String>,
 }
 
 /// What the next task or slot needs.
@@ -42,6 +43,34 @@ impl Needs {
     }
 }
 
+/// What agents have of the job, a line each.
+fn places(job: &Job) -> Vec<String> {
+    let run = job.state.run.iter().filter(|r| r.is_placed()).map(|r| {
+        let agent = r.agent.as_ref().map(ToString::to_string).unwrap_or_default();
+        format!("{} (attempt {}) is {} on agent {agent}", r.task, r.attempt(), r.state)
+    });
+    let waiting = job.state.run.iter().filter(|r| r.attempt() > 0 && r.next_wake().is_some()).map(|r| {
+        format!(
+            "{}: attempt {} failed ({}: {}); the next follows after a pause",
+            r.task,
+            r.attempt().saturating_sub(1),
+            r.reason,
+            r.message
+        )
+    });
+    let parts = job.state.pool.iter().flat_map(|p| p.parts()).filter(|(_, p)| p.is_live()).map(|(_, p)| {
+        format!(
+            "agent {}: {}, {} slots, {} items handed out, {} finished",
+            p.agent,
+            p.state,
+            p.slots,
+            p.outstanding.len(),
+            p.finished.len()
+        )
+    });
+    run.chain(waiting).chain(parts).take(MOST_AGENTS).collect()
+}
+
 fn resources(wire: Option<smalti_proto::v1::Resources>) -> Resources {
     wire.and_then(|r| Resources::try_from(r).ok()).unwrap_or_default()
 }
@@ -63,7 +92,7 @@ impl Facts {
         let waiting_task =
             matches!(job.state.stage, Stage::Single | Stage::Reduce) && !job.state.run.as_ref().is_some_and(|r| r.is_placed());
         let waiting_items = job.state.stage == Stage::Map && job.state.pool.as_ref().is_some_and(|p| p.ready() > 0 && p.slots() == 0);
-        Self { view: job.view(), waits: waiting_task || waiting_items, needs: Needs::of(&job.request()) }
+        Self { view: job.view(), waits: waiting_task || waiting_items, needs: Needs::of(&job.request()), tasks: places(job) }
     }
 
     /// The explanation: text, and the same as JSON.
@@ -91,6 +120,9 @@ impl Facts {
                 if view.reason.as_str().is_empty() { String::new() } else { format!("{}: ", view.reason) },
                 view.message
             );
+        }
+        for task in &self.tasks {
+            let _ = write!(text, "\n  {task}");
         }
         if self.waits && view.exit_code.is_none() {
             let agents = self.agents(cluster, &mut text).await;

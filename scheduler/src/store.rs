@@ -131,7 +131,7 @@ impl Store {
                             specs.insert(id.to_string().as_str(), json(id, spec)?.as_slice()).map_err(failed(doing))?;
                         }
                     }
-                    Record::Changed(id) => {
+                    Record::Changed(id) | Record::Noted(id) => {
                         if let Some((_, state)) = scheduler.record(id) {
                             states.insert(id.to_string().as_str(), json(id, state)?.as_slice()).map_err(failed(doing))?;
                         }

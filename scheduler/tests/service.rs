@@ -75,7 +75,11 @@ fn spec() -> Option<v1::TaskSpec> {
     // A bundle with a URI: the cluster's store is not asked.
     let digest = bytes::Bytes::copy_from_slice(Digest::of(b"guest").as_bytes());
     let bundle = v1::BundleRef { digest, uri: Some("file:///guest.wasm".into()) };
-    Some(v1::TaskSpec { bundle: Some(bundle), limits: Some(v1::Limits { output_bytes: 1 << 20, ..Default::default() }), ..Default::default() })
+    Some(v1::TaskSpec {
+        bundle: Some(bundle),
+        limits: Some(v1::Limits { output_bytes: 1 << 20, ..Default::default() }),
+        ..Default::default()
+    })
 }
 
 fn resources(milli_cpus: u64) -> Option<v1::Resources> {

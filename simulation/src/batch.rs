@@ -8,7 +8,7 @@ use smalti_scheduler_core::spec::ReduceSpec;
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, JobState, MapSpec, Message, Policy, Record, Scheduler, SingleSpec, Work};
 use smalti_types::protocol::FrameworkEvent;
 use smalti_types::{ArrayTemplate, BundleRef, Bytes, Effects, Input, Isolation, Limits, MilliCpus, Resources, Role, Stdin, TaskSpec, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -24,20 +24,14 @@ pub(crate) struct Batch {
     /// Durable.
     next_number: u64,
     submitted: u64,
+    /// Changes that are kept with the next one that must be; lost with the process.
+    noted: BTreeSet<JobId>,
     /// Answers of the cluster's store that are on their way.
     stored: Vec<(Time, Event)>,
 }
 
 fn spec(rng: &mut Rng) -> TaskSpec {
-    TaskSpec {
-        bundle: BundleRef { digest: bundle(rng.below(4)), uri: None },
-        args: Vec::new(),
-        env: Vec::new(),
-        stdin: Stdin::Empty,
-        inputs: Vec::new(),
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    }
+    TaskSpec::new(BundleRef { digest: bundle(rng.below(4)), uri: None })
 }
 
 fn resources(rng: &mut Rng) -> Resources {
@@ -70,13 +64,14 @@ fn job(id: JobId, rng: &mut Rng) -> JobSpec {
 
 impl Batch {
     pub(crate) fn new() -> Self {
-        Self { core: Scheduler::new(), store: BTreeMap::new(), next_number: 1, submitted: 0, stored: Vec::new() }
+        Self { core: Scheduler::new(), store: BTreeMap::new(), next_number: 1, submitted: 0, noted: BTreeSet::new(), stored: Vec::new() }
     }
 
     /// The process starts again from its store.
     pub(crate) fn restarted(&mut self, now: Time) {
         self.core = Scheduler::restore(now, self.next_number, self.store.values().cloned().collect());
         self.stored.clear();
+        self.noted.clear();
     }
 
     pub(crate) fn unsettled(&self) -> Option<String> {
@@ -129,15 +124,25 @@ impl Batch {
 
     fn commit(&mut self, now: Time, effects: Effects<Record, Message>, rng: &mut Rng, answers: &mut Answers) {
         let persist = |records: Vec<Record>| {
+            let mut must = false;
             for record in records {
                 match record {
                     Record::Submitted(id) | Record::Changed(id) => {
-                        if let Some((spec, state)) = self.core.record(id) {
-                            self.store.insert(id, (spec.clone(), state.clone()));
-                        }
+                        self.noted.insert(id);
+                        must = true;
+                    }
+                    Record::Noted(id) => {
+                        self.noted.insert(id);
                     }
                     Record::Forgotten(id) => {
                         self.store.remove(&id);
+                    }
+                }
+            }
+            if must || rng.chance(20) {
+                for id in std::mem::take(&mut self.noted) {
+                    if let Some((spec, state)) = self.core.record(id) {
+                        self.store.insert(id, (spec.clone(), state.clone()));
                     }
                 }
             }

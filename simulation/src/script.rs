@@ -65,15 +65,7 @@ pub(crate) struct Script {
 }
 
 fn spec(n: u64) -> TaskSpec {
-    TaskSpec {
-        bundle: BundleRef { digest: bundle(n), uri: None },
-        args: Vec::new(),
-        env: Vec::new(),
-        stdin: Stdin::Empty,
-        inputs: Vec::new(),
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    }
+    TaskSpec::new(BundleRef { digest: bundle(n), uri: None })
 }
 
 fn task(text: String) -> TaskId {

@@ -12,7 +12,8 @@ pub struct ItemRange {
     pub end: u64,
 }
 
-/// A set of item indices. Invariant: ranges are sorted, not empty, disjoint and not adjacent.
+/// A set of item indices. Invariant: ranges are sorted, not empty, disjoint and not adjacent. `u64::MAX` is no index (a range could
+/// not end behind it) and is left out.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(from = "Vec<ItemRange>", into = "Vec<ItemRange>")]
 pub struct ItemSet {
@@ -48,7 +49,7 @@ impl FromIterator<ItemRange> for ItemSet {
 
 impl FromIterator<u64> for ItemSet {
     fn from_iter<I: IntoIterator<Item = u64>>(iter: I) -> Self {
-        iter.into_iter().map(|i| ItemRange { first: i, end: i + 1 }).collect()
+        iter.into_iter().map(|i| ItemRange { first: i, end: i.saturating_add(1) }).collect()
     }
 }
 
@@ -118,6 +119,9 @@ impl ItemSet {
 
     /// Adds one item; cheap when it continues a range.
     pub fn insert(&mut self, item: u64) {
+        if item == u64::MAX {
+            return;
+        }
         let i = self.ranges.partition_point(|r| r.end < item);
         match self.ranges.get_mut(i) {
             Some(r) if r.first <= item && item < r.end => {}

@@ -109,6 +109,22 @@ pub struct TaskSpec {
     pub isolation: Isolation,
 }
 
+impl TaskSpec {
+    /// A run of `bundle` without arguments, environment and inputs, with the default limits. Set what differs.
+    #[must_use]
+    pub fn new(bundle: BundleRef) -> Self {
+        Self {
+            bundle,
+            args: Vec::new(),
+            env: Vec::new(),
+            stdin: Stdin::Empty,
+            inputs: Vec::new(),
+            limits: Limits::default(),
+            isolation: Isolation::Instance,
+        }
+    }
+}
+
 /// One task to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {

@@ -20,6 +20,14 @@ impl Time {
     }
 }
 
+impl From<std::time::SystemTime> for Time {
+    /// What a clock showed; zero for what lies before the epoch.
+    fn from(shown: std::time::SystemTime) -> Self {
+        let since = shown.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
 /// A span of time in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct DurationMs(pub u64);

@@ -17,7 +17,8 @@ pub(crate) fn cargo(verb: &str) -> Command {
 
 /// Runs `command` and fails with its name if it fails.
 pub(crate) fn run(mut command: Command) -> Result<()> {
-    let shown = format!("{} {}", command.get_program().display(), command.get_args().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" "));
+    let shown =
+        format!("{} {}", command.get_program().display(), command.get_args().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" "));
     let status = command.status().with_context(|| format!("starting `{shown}`"))?;
     if !status.success() {
         bail!("`{shown}` failed: {status}");
@@ -79,7 +80,9 @@ fn c_guest() -> Result<()> {
         return Ok(());
     }
     if !has_clang() && !install(&["clang", "lld", "wasi-libc", "libclang-rt-14-dev-wasm32"])? {
-        eprintln!("warning: no clang with wasi-libc: the C example is not built. On Debian: apt install clang lld wasi-libc libclang-rt-14-dev-wasm32");
+        eprintln!(
+            "warning: no clang with wasi-libc: the C example is not built. On Debian: apt install clang lld wasi-libc libclang-rt-14-dev-wasm32"
+        );
         return Ok(());
     }
     let mut c = Command::new("clang");

@@ -44,11 +44,12 @@ pub(crate) fn run(text: Option<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// What the agents say of cgroups, from their own report.
+/// Which limits the kernel enforces, from the agents' own reports.
 fn say_isolation(cluster: &Cluster) -> Result<()> {
     for agent in cluster.json(&["agents"])?.as_array().context("`smalti agents` printed no list")? {
-        let word = agent["isolation"]["cgroup"].as_str().unwrap_or("not reported");
-        println!("agent {} on {}: cgroups: {word}", agent["id"].as_str().unwrap_or("?"), agent["hostname"].as_str().unwrap_or("?"));
+        let layers = agent["isolation"].as_object().context("an agent does not report its isolation")?;
+        let said: Vec<String> = layers.iter().map(|(layer, state)| format!("{layer} {}", state.as_str().unwrap_or("?"))).collect();
+        println!("agent {}: {}", agent["id"].as_str().unwrap_or("?"), said.join(", "));
     }
     Ok(())
 }

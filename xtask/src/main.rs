@@ -51,6 +51,11 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    // Ctrl-C reaches every process of the terminal's group. This one goes on to its next error, and so stops what it
+    // started and removes what it made.
+    if let Err(error) = ctrlc::set_handler(|| {}) {
+        eprintln!("warning: Ctrl-C will not clean up: {error}");
+    }
     let result = match Args::parse().verb {
         Verb::Build => build::everything(),
         Verb::Demo { text } => demo::run(text),

@@ -7,8 +7,18 @@ use std::process::Command;
 
 /// What the pure cores may depend on: no runtime, no I/O, no clock, no randomness (design: "Cargo enforces the purity").
 const PURE_DEPENDENCIES: [&str; 12] = [
-    "smalti-types", "smalti-framework-sdk-core", "thiserror", "thiserror-impl", "serde", "serde_core", "serde_derive", "blake3", "proc-macro2",
-    "quote", "syn", "unicode-ident",
+    "smalti-types",
+    "smalti-framework-sdk-core",
+    "thiserror",
+    "thiserror-impl",
+    "serde",
+    "serde_core",
+    "serde_derive",
+    "blake3",
+    "proc-macro2",
+    "quote",
+    "syn",
+    "unicode-ident",
 ];
 /// What BLAKE3 itself is built from.
 const PURE_LEAVES: [&str; 7] = ["arrayref", "arrayvec", "cfg-if", "constant_time_eq", "cpufeatures", "libc", "rustversion"];

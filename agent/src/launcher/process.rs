@@ -11,6 +11,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -41,13 +42,15 @@ pub struct ProcessHandle {
     pid_namespace: bool,
     pidfd: Arc<OwnedFd>,
     group: ExecutorGroup,
+    /// Whether its end was asked for: then it is no news.
+    killed: Arc<AtomicBool>,
 }
 
 impl ProcessHandle {
     /// Names a supervisor that is surely alive or not yet waited for.
     pub(super) fn open(pid: i32, pid_namespace: bool, group: ExecutorGroup) -> std::io::Result<Self> {
         let raw = Pid::from_raw(pid).ok_or_else(|| std::io::Error::other(format!("{pid} is no process id")))?;
-        Ok(Self { pid, pid_namespace, pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?), group })
+        Ok(Self { pid, pid_namespace, pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?), group, killed: Arc::default() })
     }
 
     /// The supervisor's pid, as the agent sees it.
@@ -64,6 +67,7 @@ impl ProcessHandle {
 
     /// Kills everything of the executor at once: its namespace ends with its init, else its group or session.
     pub fn kill(&self) {
+        self.killed.store(true, Ordering::Relaxed);
         if !self.pid_namespace {
             // The supervisor leads the session; while its pidfd can be signalled, its id is not somebody else's.
             if pidfd_send_signal(&*self.pidfd, Signal::STOP).is_ok() {
@@ -132,7 +136,9 @@ pub(super) async fn watch(process: ProcessHandle, group: ExecutorGroup, home: Pa
     let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     let exit = find_cause(&home, &group, limit);
     let last_words = last_words(&home);
-    if exit.code != Some(0) || !last_words.is_empty() {
+    if process.killed.load(Ordering::Relaxed) {
+        tracing::info!(executor = %group.id(), cause = exit.cause, last_words, "an executor was ended");
+    } else if exit.code != Some(0) || !last_words.is_empty() {
         tracing::warn!(executor = %group.id(), cause = exit.cause, last_words, "an executor ended");
     }
     remove_later(group, home);

@@ -102,12 +102,16 @@ pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path) -> Result<(
 fn survey(archive: &mut Archive<impl Read>, most: u64) -> Result<(), Failure> {
     let (mut entries, mut bytes) = (0_u64, 0_u64);
     for entry in archive.entries().map_err(invalid)?.raw(true) {
-        let entry = entry.map_err(invalid)?;
+        let mut entry = entry.map_err(invalid)?;
         let size = entry.header().entry_size().map_err(invalid)?;
         entries += 1;
         bytes = bytes.saturating_add(size);
+        let kind = entry.header().entry_type();
+        if matches!(kind, EntryType::XHeader | EntryType::XGlobalHeader) && size <= MAX_EXTENSION {
+            check_extension(&mut entry)?;
+        }
         let name = || String::from_utf8_lossy(&entry.path_bytes()).chars().take(200).collect::<String>();
-        match entry.header().entry_type() {
+        match kind {
             EntryType::Regular | EntryType::Continuous | EntryType::Directory => {}
             EntryType::GNULongName | EntryType::XHeader | EntryType::XGlobalHeader if size <= MAX_EXTENSION => {}
             EntryType::GNULongName | EntryType::XHeader | EntryType::XGlobalHeader => {
@@ -126,6 +130,19 @@ fn survey(archive: &mut Archive<impl Read>, most: u64) -> Result<(), Failure> {
         }
     }
     if entries == 0 { Err(invalid("it is empty")) } else { Ok(()) }
+}
+
+/// A size in an extension would take precedence over the header's when unpacking: the entries behind it would be others than those
+/// surveyed. Only files beyond 8 GiB need one.
+fn check_extension(entry: &mut impl Read) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    entry.read_to_end(&mut text).map_err(invalid)?;
+    for extension in tar::PaxExtensions::new(&text) {
+        if extension.map_err(invalid)?.key_bytes() == b"size" {
+            return Err(invalid("a header extension gives a size"));
+        }
+    }
+    Ok(())
 }
 
 fn open(bundle: &Path, packing: Packing, most: u64) -> Result<Box<dyn Read>, Failure> {
@@ -311,6 +328,9 @@ pub(crate) mod tests {
         refused(&tar(&[("main.wasm", b"1"), ("main.wasm", b"2")]), "twice");
         let many: Vec<_> = (0..=MAX_ENTRIES).map(|i| format!("f{i}")).collect();
         refused(&tar(&many.iter().map(|n| (n.as_str(), &b""[..])).collect::<Vec<_>>()), "entries");
-        refused(&tar_of([("x", EntryType::XHeader, vec![b'a'; 100_000].as_slice())]), "header extension");
+        refused(&tar_of([("x", EntryType::XHeader, vec![b'a'; 100_000].as_slice())]), "header extension is larger");
+        // The data of `main.wasm` begins where a reader of the header alone sees the next entry.
+        let shifted = [("x", EntryType::XHeader, &b"12 size=512\n"[..]), ("main.wasm", EntryType::Regular, b""), ("b", EntryType::Regular, b"1")];
+        refused(&tar_of(shifted), "gives a size");
     }
 }

@@ -143,15 +143,7 @@ impl Bed {
     }
 
     fn request(&self, ticket: u64, bundle: BundleRef) -> Request {
-        let spec = TaskSpec {
-            bundle,
-            args: vec![],
-            env: vec![],
-            stdin: Stdin::Empty,
-            inputs: vec![],
-            limits: Limits::default(),
-            isolation: Isolation::Instance,
-        };
+        let spec = TaskSpec::new(bundle);
         let directory = self.data.path().join(format!("task-{ticket}"));
         Request { ticket, framework: FrameworkId::new("F1-1").unwrap(), spec, split_inputs: vec![], directory, fuel: false }
     }

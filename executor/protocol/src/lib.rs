@@ -1,11 +1,13 @@
 //! Framed messages between an agent and its executors.
 //!
 //! [`codec`] is the pure part that both sides share, [`blocking`] moves frames over a unix socket in the executor (the agent's
-//! side is async and lives in the agent), [`supervision`] is what the supervisor tells the agent outside of the socket.
+//! side is async and lives in the agent), [`supervision`] is what the supervisor tells the agent outside of the socket, and
+//! [`ledger`] says how the outcomes of items lie in files.
 //! Deliberately absent: what the messages mean.
 
 pub mod blocking;
 pub mod codec;
+pub mod ledger;
 pub mod supervision;
 
 /// Generated from `proto/executor.proto`.

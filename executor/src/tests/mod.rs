@@ -5,8 +5,8 @@ mod guests;
 mod speed;
 mod tasks;
 
-use crate::ledger::{RECORD_LEN, Record};
 use crate::worker::Worker;
+use smalti_executor_protocol::ledger::{RECORD_LEN, Record};
 use smalti_executor_protocol::v1::{self, FromExecutor, ToExecutor, from_executor::Message as From, to_executor::Message as To};
 use smalti_executor_protocol::{PROTOCOL_VERSION, Reader, Writer, blocking};
 use std::fs::File;

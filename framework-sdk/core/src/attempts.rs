@@ -25,6 +25,36 @@ pub(crate) enum Verdict {
     Drop,
 }
 
+/// First wait before a kill is said again; it doubles up to [`LAST_KILL_WAIT`]. A master that has just started does not know
+/// the task yet, an agent may be out of its reach.
+const FIRST_KILL_WAIT: DurationMs = DurationMs(2_000);
+const LAST_KILL_WAIT: DurationMs = DurationMs(30_000);
+
+/// A kill that has not taken effect.
+#[derive(Debug)]
+pub(crate) struct Kill {
+    /// Overrides the grace period of the task's limits.
+    pub(crate) grace: Option<DurationMs>,
+    again: Time,
+    wait: DurationMs,
+}
+
+impl Kill {
+    pub(crate) fn new(grace: Option<DurationMs>, now: Time) -> Self {
+        Self { grace, again: now.after(FIRST_KILL_WAIT), wait: FIRST_KILL_WAIT }
+    }
+
+    /// Whether to say it again now.
+    pub(crate) fn is_due(&mut self, now: Time) -> bool {
+        let due = now >= self.again;
+        if due {
+            self.wait = DurationMs((self.wait.0 * 2).min(LAST_KILL_WAIT.0));
+            self.again = now.after(self.wait);
+        }
+        due
+    }
+}
+
 /// What is known of one attempt.
 #[derive(Debug, Default)]
 pub(crate) struct Attempt {
@@ -48,8 +78,8 @@ pub(crate) struct Attempt {
     done: Vec<u64>,
     /// Delivered, and the handler has let go of it.
     again: Vec<u64>,
-    /// A kill that the handler wants, with its grace period.
-    pub(crate) kill: Option<Option<DurationMs>>,
+    /// A kill that the handler wants.
+    pub(crate) kill: Option<Kill>,
     /// For array parts, what was handed to it.
     pub(crate) part: Option<Part>,
 }

@@ -1,6 +1,6 @@
 //! What the handler asks: launches are checked and remembered, kills and items kept until they took effect.
 
-use crate::attempts::{Attempt, Key};
+use crate::attempts::{Attempt, Key, Kill};
 use crate::client::{Client, Link, Out};
 use crate::event::{Delivery, Message};
 use crate::part::Part;
@@ -41,7 +41,8 @@ impl Client {
                 if known.is_ended() {
                     return;
                 }
-                known.kill = Some(grace);
+                known.kill = Some(Kill::new(grace, now));
+                self.kills.insert((task.clone(), attempt));
                 self.pass_on(Call::Kill { task, attempt, grace }, out);
             }
             Call::AssignItems { task, attempt, batch, open } => self.assign(now, (task, attempt), batch, open, out),

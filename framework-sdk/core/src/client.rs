@@ -1,6 +1,6 @@
 //! The client: subscription, delivery and acknowledgement. What calls and reconciliation do is in `calls` and `doubt`.
 
-use crate::attempts::{Attempt, Key, Verdict};
+use crate::attempts::{Attempt, Key, Kill, Verdict};
 use crate::doubt::Doubt;
 use crate::event::{Delivery, Event, Message, Record, UpdateId};
 use smalti_types::protocol::{Call, FrameworkEvent, Subscription};
@@ -48,6 +48,8 @@ pub struct Client {
     pub(crate) attempts: BTreeMap<Key, Attempt>,
     /// Array parts that are not ended.
     pub(crate) parts: BTreeSet<Key>,
+    /// Attempts with a kill that has not taken effect.
+    pub(crate) kills: BTreeSet<Key>,
     /// Ended attempts, oldest first.
     ended: VecDeque<Key>,
     pub(crate) doubt: Doubt,
@@ -70,6 +72,7 @@ impl Client {
             offers: BTreeMap::new(),
             attempts: BTreeMap::new(),
             parts: BTreeSet::new(),
+            kills: BTreeSet::new(),
             ended: VecDeque::new(),
             doubt: Doubt::default(),
             unsent: Vec::new(),
@@ -202,7 +205,9 @@ impl Client {
             if a.is_ended() {
                 continue;
             }
-            if let Some(grace) = a.kill {
+            if let Some(kill) = &mut a.kill {
+                *kill = Kill::new(kill.grace, now);
+                let grace = kill.grace;
                 out.send(Message::ToMaster(Call::Kill { task: task.clone(), attempt: *attempt, grace }));
             }
             if let Some(part) = &mut a.part {
@@ -268,8 +273,9 @@ impl Client {
             self.doubt.remove(&key)
         }
         if ended && !was_ended {
-            attempt.part = None;
+            (attempt.part, attempt.kill) = (None, None);
             self.parts.remove(&key);
+            self.kills.remove(&key);
             self.ended.push_back(key);
             self.forget_ended();
         }
@@ -355,8 +361,8 @@ impl Client {
             if attempt.is_ended() && (attempt.part.is_some() || self.parts.contains(key) || self.doubt.contains(key)) {
                 return Err(format!("{}#{} has ended and is still waited for", key.0, key.1));
             }
-            if attempt.part.is_some() != self.parts.contains(key) {
-                return Err(format!("{}#{} is half a part", key.0, key.1));
+            if attempt.part.is_some() != self.parts.contains(key) || attempt.kill.is_some() != self.kills.contains(key) {
+                return Err(format!("{}#{} has a part or a kill by halves", key.0, key.1));
             }
         }
         let ended = self.attempts.values().filter(|a| a.is_ended()).count();

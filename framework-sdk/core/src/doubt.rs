@@ -87,6 +87,14 @@ impl Client {
         } else if now >= self.doubt.ask {
             self.ask(now, out);
         }
+        for key in &self.kills {
+            let kill = self.attempts.get_mut(key).and_then(|a| a.kill.as_mut());
+            if let Some(kill) = kill
+                && kill.is_due(now)
+            {
+                out.send(Message::ToMaster(Call::Kill { task: key.0.clone(), attempt: key.1, grace: kill.grace }));
+            }
+        }
         for key in &self.parts {
             let part = self.attempts.get_mut(key).filter(|a| a.state.is_some()).and_then(|a| a.part.as_mut());
             for call in part.map(|p| p.due(key, now)).unwrap_or_default() {

@@ -23,15 +23,7 @@ fn task(name: &str) -> TaskId {
 }
 
 fn spec() -> TaskSpec {
-    TaskSpec {
-        bundle: BundleRef { digest: Digest::of(b"x"), uri: None },
-        args: Vec::new(),
-        env: Vec::new(),
-        stdin: Stdin::Empty,
-        inputs: Vec::new(),
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    }
+    TaskSpec::new(BundleRef { digest: Digest::of(b"x"), uri: None })
 }
 
 fn resources() -> Resources {
@@ -393,6 +385,24 @@ fn kills_and_items_survive_a_lost_connection() {
         .flat_map(|s| s.iter().collect::<Vec<_>>())
         .collect();
     assert_eq!(items, ItemSet::range(4, 8), "the first ones went with the launch");
+}
+
+#[test]
+fn a_kill_is_said_again_until_the_attempt_has_ended() {
+    let mut b = Bench::new();
+    let offer = b.offer();
+    b.accept(vec![offer], vec![launch("t", 0)]);
+    b.updates(vec![update("t", 0, 1, TaskState::Running)]);
+    b.step(Event::Call(Call::Kill { task: task("t"), attempt: 0, grace: None }));
+    let kills = |b: &mut Bench| b.take_sent().iter().filter(|c| matches!(c, Call::Kill { .. })).count();
+    assert_eq!(kills(&mut b), 1);
+    b.later(1);
+    assert_eq!(kills(&mut b), 0);
+    b.later(1);
+    assert_eq!(kills(&mut b), 1);
+    b.updates(vec![update("t", 0, 2, TaskState::Killed)]);
+    b.later(60);
+    assert_eq!(kills(&mut b), 0);
 }
 
 #[test]

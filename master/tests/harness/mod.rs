@@ -27,13 +27,9 @@ pub(crate) fn res(cpus: u64, gib: u64) -> Resources {
 
 pub(crate) fn launch(name: &str, resources: Resources) -> Launch {
     let spec = TaskSpec {
-        bundle: BundleRef { digest: Digest::of(b"guest"), uri: None },
         args: vec!["a".into()],
         env: vec![("K".into(), "V".into())],
-        stdin: Stdin::Empty,
-        inputs: vec![],
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
+        ..TaskSpec::new(BundleRef { digest: Digest::of(b"guest"), uri: None })
     };
     Launch { task: TaskId::new(name).unwrap(), attempt: 0, resources, spec }
 }

@@ -84,6 +84,8 @@ pub enum Record {
     Submitted(JobId),
     /// Its state changed.
     Changed(JobId),
+    /// Its state changed in a way that may be lost: it is enough when this is kept with the next record that must be.
+    Noted(JobId),
     /// It left the history.
     Forgotten(JobId),
 }

@@ -60,7 +60,8 @@ impl Pool {
     /// Decides what the parts are told now. Called after everything that may have changed the pool.
     pub fn feed(&mut self, now: Time) -> Vec<Order> {
         let mut orders = Vec::new();
-        let mut open: Vec<u32> = self.parts.iter().filter(|(_, p)| p.open && p.is_running() && p.away_until <= now).map(|(n, _)| *n).collect();
+        let mut open: Vec<u32> =
+            self.parts.iter().filter(|(_, p)| p.open && p.is_running() && p.away_until <= now).map(|(n, _)| *n).collect();
         // The neediest first: returned items must reach the part that stands idle.
         open.sort_by_key(|n| self.parts.get(n).map_or(0, |p| p.outstanding.len() * 1_000 / u64::from(p.slots.max(1))));
         for part in open {

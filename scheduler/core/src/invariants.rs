@@ -27,6 +27,9 @@ impl Scheduler {
                 }
             }
         }
+        if let Some(id) = self.hungry.keys().find(|id| !self.live.contains(id)) {
+            return Err(format!("job {id} is hungry and over"));
+        }
         Ok(())
     }
 }

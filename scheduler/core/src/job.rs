@@ -399,7 +399,7 @@ impl Job {
         out.push(Message::Call { role: self.spec.role.clone(), call });
     }
 
-    fn send_order(&self, order: Order, out: &mut Vec<Message>) {
+    pub(crate) fn send_order(&self, order: Order, out: &mut Vec<Message>) {
         let call = match order {
             Order::Assign { part, attempt, items, open } => {
                 Call::AssignItems { task: self.part_id(part), attempt: 0, batch: self.batch(attempt, items), open }

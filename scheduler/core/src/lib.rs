@@ -21,6 +21,7 @@ pub mod run;
 pub mod scheduler;
 pub mod spec;
 pub mod views;
+mod yielding;
 
 pub use event::{Event, Message, Record};
 pub use id::{JobId, NameError, Target, TaskName};

@@ -87,6 +87,11 @@ impl Pool {
         self.parts.values().map(|p| p.outstanding.len()).sum()
     }
 
+    /// Its parts by number.
+    pub fn parts(&self) -> impl Iterator<Item = (&u32, &Part)> {
+        self.parts.iter()
+    }
+
     /// Whether every item has its outcome.
     #[must_use]
     pub fn is_settled(&self) -> bool {

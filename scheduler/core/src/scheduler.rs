@@ -40,6 +40,8 @@ pub struct Scheduler {
     pub(crate) wake_of: BTreeMap<JobId, Time>,
     /// Arrays that are looked at with every tick.
     pub(crate) arrays: BTreeSet<JobId>,
+    /// Jobs that want something and have nothing, and since when.
+    pub(crate) hungry: BTreeMap<JobId, Time>,
 }
 
 /// What a framework's jobs want, and what its master was told.
@@ -53,6 +55,8 @@ pub(crate) struct RoleState {
     pub(crate) restored: bool,
     /// Something began to want offers since the last revive.
     pub(crate) new_demand: bool,
+    /// When a part was last closed for jobs that have nothing.
+    pub(crate) made_room: Time,
     pub(crate) tasks: BTreeSet<(Reverse<i32>, JobId)>,
     pub(crate) arrays: BTreeSet<(Reverse<i32>, JobId)>,
 }
@@ -74,6 +78,8 @@ pub(crate) struct Out {
     pub(crate) records: Vec<Record>,
     pub(crate) messages: Vec<Message>,
     pub(crate) touched: BTreeSet<JobId>,
+    /// Touched, and in no way that a restart could miss.
+    pub(crate) noted: BTreeSet<JobId>,
     pub(crate) roles: BTreeSet<Role>,
 }
 
@@ -188,6 +194,10 @@ impl Scheduler {
         // A name that is not ours: the update is taken, for nobody else will.
         if let Ok(Target { job, task: Some(name) }) = update.key.task.task.as_str().parse() {
             self.with_job(job, out, |job, messages| job.on_update(now, name, update, messages));
+            // That a task runs is said again by whoever runs it. Everything else an agent forgets once it is acknowledged.
+            if !update.state.is_terminal() && update.array.is_none() {
+                out.noted.insert(job);
+            }
         }
         if update.key.seq > 0 {
             let key = UpdateKey { task: update.key.task.clone(), seq: update.key.seq };
@@ -220,6 +230,7 @@ impl Scheduler {
                 out.touched.insert(*id);
             }
         }
+        self.make_room(now, out);
         self.forget_old(now, out);
     }
 
@@ -227,7 +238,7 @@ impl Scheduler {
     fn settle(&mut self, now: Time, mut out: Out) -> Effects<Record, Message> {
         for id in std::mem::take(&mut out.touched) {
             self.index(now, id, &mut out);
-            out.records.push(Record::Changed(id));
+            out.records.push(if out.noted.contains(&id) { Record::Noted(id) } else { Record::Changed(id) });
             out.messages.push(Message::Changed(id));
         }
         if self.history.len() > MAX_YOUNG_HISTORY {
@@ -263,6 +274,12 @@ impl Scheduler {
         };
         role.new_demand |= keep(&mut role.tasks, tasks) | keep(&mut role.arrays, arrays);
         out.roles.insert(job.spec.role.clone());
+        let slots = job.state.pool.as_ref().map_or(0, crate::pool::Pool::slots);
+        if tasks || (arrays && slots == 0) {
+            self.hungry.entry(id).or_insert(now);
+        } else {
+            self.hungry.remove(&id);
+        }
         let wake = job.next_wake().filter(|t| *t > now);
         if let Some(old) = self.wake_of.remove(&id) {
             self.wakes.remove(&(old, id));

@@ -134,7 +134,12 @@ fn addresses_and_directories_that_cannot_be_used() -> Result {
 #[test]
 fn garbage_on_the_masters_port_stops_nothing() -> Result {
     let c = one_agent("1")?;
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01\x02\x00\x01\x00\x01", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff", &[0; 70_000]] {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff",
+        &[0; 70_000],
+    ] {
         let mut stream = std::net::TcpStream::connect(&c.address)?;
         let _ = stream.write_all(garbage);
         let _ = stream.set_read_timeout(Some(Duration::from_millis(200)));

@@ -6,8 +6,7 @@ use anyhow::{Context, bail};
 use smalti_framework_sdk::{Event, Events, Framework, Handle, Options};
 use smalti_tests::{AgentConfig, Cluster, Config};
 use smalti_types::{
-    Bytes, DurationMs, Filters, Isolation, Launch, Limits, MilliCpus, Offer, Operation, Resources, Stdin, TaskId, TaskSpec,
-    TaskState,
+    Bytes, DurationMs, Filters, Isolation, Launch, Limits, MilliCpus, Offer, Operation, Resources, Stdin, TaskId, TaskSpec, TaskState,
 };
 
 /// The next offer, whatever else comes before it.
@@ -54,13 +53,9 @@ async fn what_framework_1_leaves_is_offered_to_framework_2() -> Result {
     let cluster = Cluster::start(Config { agents: vec![agent], scheduler: false, ..Config::default() })?;
     let bundle = smalti_framework_sdk::push_bundle(&cluster.address, cluster.paths.guest("misbehave")?).await?;
     let spec = TaskSpec {
-        bundle,
         args: vec!["sleep".into(), "3600000".into()],
-        env: Vec::new(),
-        stdin: Stdin::Empty,
-        inputs: Vec::new(),
         limits: Limits { grace: DurationMs(0), ..Limits::default() },
-        isolation: Isolation::Instance,
+        ..TaskSpec::new(bundle)
     };
 
     // 1 and 2: the agent reports 4 cpus and 4 GB; the master offers all of it to framework 1.

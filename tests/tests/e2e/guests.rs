@@ -122,6 +122,18 @@ fn a_guest_knows_itself_reports_progress_and_returns_a_value() -> Result {
     assert_eq!(task["exit_code"], 0);
     assert!(task["usage"]["peak_memory"].as_u64() > Some(1 << 20), "{task}");
     assert!(out.contains("ports: [\n"), "{out}");
+    assert_eq!(task["result"], "item None of None", "{task}");
+    assert_eq!((&task["progress"]["permille"], &task["progress"]["text"]), (&1000.into(), &"done".into()), "{task}");
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_only_asks_who_it_is_imports_nothing_of_smalti() -> Result {
+    let c = cluster()?;
+    let imports = |name: &str| -> Result<String> { Ok(c.json(&["bundle", "inspect", &guest(&c, name)?])?["imports"].to_string()) };
+    let (only_who, also_host) = (imports("pi")?, imports("whoami")?);
+    assert!(only_who.contains("wasi_snapshot_preview1") && !only_who.contains("smalti"), "{only_who}");
+    assert!(also_host.contains("smalti"), "{also_host}");
     Ok(())
 }
 
@@ -152,7 +164,21 @@ fn logistic_regression_descends_over_rounds_of_one_job() -> Result {
     std::fs::write(&data, rows)?;
     let data = data.display().to_string();
     let fit = |rounds: &str| -> Result<Vec<f64>> {
-        let args = [&*guest, "--inputs", &data, "--split", "4KiB", "--rounds", rounds, "--reduce", &guest, "--reduce-arg", "--step", "--reduce-arg", "5"];
+        let args = [
+            &*guest,
+            "--inputs",
+            &data,
+            "--split",
+            "4KiB",
+            "--rounds",
+            rounds,
+            "--reduce",
+            &guest,
+            "--reduce-arg",
+            "--step",
+            "--reduce-arg",
+            "5",
+        ];
         Ok(map(&c, &args)?.split_whitespace().map(|w| w.parse().expect("a weight")).collect())
     };
     let (one, many) = (fit("1")?, fit("8")?);

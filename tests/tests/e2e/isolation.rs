@@ -1,9 +1,25 @@
 //! A bundle that the agents cannot see on their own file system still runs.
 
 use crate::{Result, cluster, guest, is_root};
-use smalti_tests::Finished;
+use smalti_tests::{Cluster, Config, Finished};
 use std::process::Command;
 use std::time::Duration;
+
+#[test]
+fn required_isolation_starts_where_the_kernel_enforces_limits_and_says_which() -> Result {
+    if !is_root() {
+        eprintln!("NOT TESTED: cgroups need root");
+        return Ok(());
+    }
+    let c = Cluster::start(Config { isolation: "required".into(), ..Config::default() })?;
+    let agents = c.json(&["agents"])?;
+    for layer in ["cgroup_cpu", "cgroup_memory", "cgroup_pids"] {
+        let state = agents[0]["isolation"][layer].as_str().unwrap_or("");
+        assert!(state.starts_with("on"), "{layer}: {agents}");
+    }
+    assert_eq!(c.smalti(&["run", &guest(&c, "hello")?])?.code, 0);
+    Ok(())
+}
 
 #[test]
 fn a_client_in_another_mount_namespace_can_run_its_bundle() -> Result {

@@ -53,7 +53,10 @@ fn every_list_has_the_documented_json_keys() -> Result {
         assert!(agents[0]["attributes"].get(attribute).is_some(), "{agents}");
     }
     let tasks = c.json(&["ps", "--all"])?;
-    has(&tasks[0], &["task_id", "job_id", "item", "framework_id", "role", "agent_id", "state", "reason", "message", "exit_code", "usage", "attempt"]);
+    has(
+        &tasks[0],
+        &["task_id", "job_id", "item", "framework_id", "role", "agent_id", "state", "reason", "message", "exit_code", "usage", "attempt"],
+    );
     has(&tasks[0]["usage"], &["cpu_us", "wall_us", "peak_memory", "bytes_read", "bytes_written", "fuel"]);
     let frameworks = c.json(&["frameworks"])?;
     assert_eq!(frameworks.as_array().context("a list")?.len(), 1);

@@ -66,7 +66,8 @@ fn ports_and_custom_resources_are_allocated_without_overlap() -> Result {
 fn a_constraint_places_the_task() -> Result {
     let agents = ["eu", "us"].map(|z| AgentConfig { flags: vec!["--attributes".into(), format!("zone={z}")], ..AgentConfig::default() });
     let c = Cluster::start(Config { agents: agents.to_vec(), ..Config::default() })?;
-    let us = c.json(&["agents"])?.as_array().context("a list")?.iter().find(|a| a["attributes"]["zone"] == "us").context("us")?["id"].clone();
+    let us =
+        c.json(&["agents"])?.as_array().context("a list")?.iter().find(|a| a["attributes"]["zone"] == "us").context("us")?["id"].clone();
     for _ in 0..3 {
         let job = c.ok(&["submit", "--constraint", "zone=us", &guest(&c, "hello")?])?;
         assert_eq!(c.smalti(&["wait", job.trim()])?.code, 0);

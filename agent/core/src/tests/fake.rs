@@ -25,15 +25,7 @@ pub(super) fn executor(n: u32) -> ExecutorId {
 }
 
 pub(super) fn spec() -> TaskSpec {
-    TaskSpec {
-        bundle: BundleRef { digest: Digest::of(b"guest"), uri: None },
-        args: vec![],
-        env: vec![],
-        stdin: Stdin::Empty,
-        inputs: vec![],
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    }
+    TaskSpec::new(BundleRef { digest: Digest::of(b"guest"), uri: None })
 }
 
 pub(super) fn parameters() -> Parameters {

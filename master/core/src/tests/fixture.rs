@@ -22,15 +22,7 @@ pub(super) fn res(cpus: u64, gib: u64) -> Resources {
 }
 
 pub(super) fn spec() -> TaskSpec {
-    TaskSpec {
-        bundle: BundleRef { digest: Digest::of(b"guest"), uri: None },
-        args: vec![],
-        env: vec![],
-        stdin: Stdin::Empty,
-        inputs: vec![],
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    }
+    TaskSpec::new(BundleRef { digest: Digest::of(b"guest"), uri: None })
 }
 
 pub(super) fn task(name: &str, resources: Resources) -> Operation {

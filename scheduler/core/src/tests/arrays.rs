@@ -127,3 +127,20 @@ fn a_rounds_result_is_the_next_rounds_state() {
     assert_eq!(states[2], Some((Some("/smalti/state".into()), Some(Digest::of(b"1")))));
     assert!(world.launches[2].spec.env.contains(&("SMALTI_ROUND".into(), "2".into())));
 }
+
+#[test]
+fn a_long_array_makes_room_for_later_jobs() {
+    let mut world = World::new(&[(2000, 20_000), (2000, 20_000)]);
+    let long = world.submit_map(map(2_000));
+    world.run(500_000);
+    let single = world.submit_single(cpus(1000));
+    let other = world.submit_map(map(50));
+    world.run(1_500_000);
+    assert_eq!(world.view(single).state, "FINISHED");
+    assert!(world.view(other).items_finished > 0, "{:?}", world.view(other));
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(long).items_finished, world.view(other).items_finished), (2_000, 50));
+    // 2050 items of 20 ms in 4 slots take 10.25 s.
+    assert!(world.now < 1_000_000 + 11_500_000, "{}", world.now);
+}

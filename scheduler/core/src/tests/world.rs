@@ -81,15 +81,7 @@ pub(super) fn cpus(milli: u64) -> Resources {
 }
 
 pub(super) fn spec() -> TaskSpec {
-    TaskSpec {
-        bundle: BundleRef { digest: Digest::of(b"guest"), uri: None },
-        args: Vec::new(),
-        env: Vec::new(),
-        stdin: Stdin::Empty,
-        inputs: Vec::new(),
-        limits: Limits::default(),
-        isolation: Isolation::Instance,
-    }
+    TaskSpec::new(BundleRef { digest: Digest::of(b"guest"), uri: None })
 }
 
 pub(super) fn map(items: u64) -> MapSpec {

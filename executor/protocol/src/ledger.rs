@@ -1,7 +1,8 @@
-//! One record per finished item, 96 bytes, in `slot-<n>.ledger`: what the agent reads when it was away, and where it finds
-//! an item's output in the slot's segments.
+//! One record per finished item, 96 bytes, in `slot-<n>.ledger`: where an item's output lies in the slot's segments, and
+//! what became of it.
 //!
-//! Owns the layout and nothing else: [`crate::output`] writes the bytes. Everything is little endian:
+//! Owns the layout and nothing else: the executor writes the records, the agent reads them and trusts no offset. Everything is
+//! little endian:
 //!
 //! | bytes | field | | bytes | field |
 //! |---|---|---|---|---|
@@ -16,7 +17,7 @@
 use smalti_types::digest::Digest;
 
 /// Length of a record.
-pub(crate) const RECORD_LEN: usize = 96;
+pub const RECORD_LEN: usize = 96;
 const MAGIC: u32 = 0x534d_4c31;
 const VERSION: u16 = 1;
 const HAS_EXIT_CODE: u16 = 1;
@@ -26,23 +27,35 @@ const CHECKED: usize = 88;
 
 /// What became of one item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Record {
-    pub(crate) item: u64,
-    pub(crate) attempt: u32,
-    pub(crate) exit_code: Option<i32>,
-    pub(crate) failed: bool,
-    pub(crate) out_offset: u64,
-    pub(crate) out_length: u64,
-    pub(crate) err_offset: u64,
-    pub(crate) err_length: u64,
-    pub(crate) cpu_us: u64,
-    pub(crate) wall_us: u64,
-    pub(crate) peak_memory: u64,
+pub struct Record {
+    /// Which.
+    pub item: u64,
+    /// Which execution of it.
+    pub attempt: u32,
+    /// The guest's, when it exited.
+    pub exit_code: Option<i32>,
+    /// Whether it counts as failed.
+    pub failed: bool,
+    /// Where its stdout begins in `slot-<n>.out`.
+    pub out_offset: u64,
+    /// Bytes of stdout.
+    pub out_length: u64,
+    /// Where its stderr begins in `slot-<n>.err`.
+    pub err_offset: u64,
+    /// Bytes of stderr.
+    pub err_length: u64,
+    /// Processor time in microseconds.
+    pub cpu_us: u64,
+    /// Wall time in microseconds.
+    pub wall_us: u64,
+    /// Most linear memory at a time, in bytes.
+    pub peak_memory: u64,
 }
 
 impl Record {
     /// The 96 bytes.
-    pub(crate) fn encode(&self) -> [u8; RECORD_LEN] {
+    #[must_use]
+    pub fn encode(&self) -> [u8; RECORD_LEN] {
         let mut bytes = [0_u8; RECORD_LEN];
         let flags = if self.exit_code.is_some() { HAS_EXIT_CODE } else { 0 } | if self.failed { FAILED } else { 0 };
         let mut at = 0;
@@ -66,8 +79,8 @@ impl Record {
     }
 
     /// Reads a record back; `None` unless magic, version and checksum are right.
-    #[cfg(test)]
-    pub(crate) fn decode(bytes: &[u8; RECORD_LEN]) -> Option<Self> {
+    #[must_use]
+    pub fn decode(bytes: &[u8; RECORD_LEN]) -> Option<Self> {
         let long = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).ok();
         let int = |at: usize| bytes[at..at + 4].try_into().map(u32::from_le_bytes).ok();
         let flags = u16::from_le_bytes([bytes[6], bytes[7]]);
