@@ -9,14 +9,18 @@ use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use smalti_executor_protocol::supervision::SOCKET_NAME;
+use smalti_types::AgentId;
 use std::path::Path;
 use std::time::Duration;
+
+/// In the data directory: where the agent's groups were made last.
+const GROUPS_FILE: &str = "control-groups";
 
 /// Ends executors of an earlier run and removes what they had.
 ///
 /// # Errors
 /// When something of it cannot be removed.
-pub(crate) async fn end(cgroups: &Cgroups, executors_dir: &Path, within: Duration) -> anyhow::Result<()> {
+pub(crate) async fn end(cgroups: &Cgroups, id: &AgentId, data_dir: &Path, executors_dir: &Path, within: Duration) -> anyhow::Result<()> {
     // Where there are no groups, sockets tell who still runs.
     for entry in std::fs::read_dir(executors_dir).into_iter().flatten().flatten() {
         let socket = entry.path().join(SOCKET_NAME);
@@ -34,6 +38,9 @@ pub(crate) async fn end(cgroups: &Cgroups, executors_dir: &Path, within: Duratio
     if removed > 0 {
         tracing::info!(removed, "removed executors' groups of an earlier run");
     }
+    let file = data_dir.join(GROUPS_FILE);
+    close(&cgroups.elsewhere(&std::fs::read_to_string(&file).unwrap_or_default(), id.as_str()), within).await;
+    std::fs::write(&file, cgroups.places()).with_context(|| format!("writing {}", file.display()))?;
     match std::fs::remove_dir_all(executors_dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("removing {}", executors_dir.display())),
         _ => Ok(()),

@@ -55,7 +55,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let data_dir = std::fs::canonicalize(&options.data_dir).with_context(|| format!("resolving {}", options.data_dir.display()))?;
     let executors_dir = data_dir.join("executors");
     let (cgroups, isolation) = open_cgroups(&options, &id)?;
-    leftovers::end(&cgroups, &executors_dir, CLEANUP_WITHIN).await?;
+    leftovers::end(&cgroups, &id, &data_dir, &executors_dir, CLEANUP_WITHIN).await?;
     let detected = detect::resources(&options.overrides(), &data_dir)?;
     cgroups.set_total_cpus(detected.total.cpus).context("limiting the cpu time of all executors")?;
     let (sandboxes, collector) = Sandboxes::start(&data_dir, options.sandbox_budget)

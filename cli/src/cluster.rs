@@ -5,16 +5,14 @@
 use crate::failure::{self, Failure, Result};
 use clap::Args;
 use smalti_proto::client::{ConnectError, connect};
+use smalti_proto::convert::MAX_FRAME_LEN;
 use smalti_proto::v1::Empty;
 use smalti_proto::v1::bundle_service_client::BundleServiceClient;
 use smalti_proto::v1::jobs_client::JobsClient;
+use smalti_proto::v1::jobs_server::SERVICE_NAME as JOBS_SERVICE;
 use smalti_proto::v1::operator_service_client::OperatorServiceClient;
 use tonic::transport::Channel;
 
-/// Name under which a framework announces the address of its job API.
-const JOBS_SERVICE: &str = "smalti.v1.Jobs";
-/// Longest answer that is read, in bytes: ten thousands of agents or tasks.
-const MAX_MESSAGE: usize = 64 << 20;
 
 pub(crate) type Operator = OperatorServiceClient<Channel>;
 pub(crate) type Bundles = BundleServiceClient<Channel>;
@@ -43,12 +41,12 @@ impl Cluster {
 
     /// Agents, frameworks and offers.
     pub(crate) fn operator(&self) -> Operator {
-        OperatorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        OperatorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_LEN)
     }
 
     /// The bundle store.
     pub(crate) fn bundles(&self) -> Bundles {
-        BundleServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+        BundleServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_LEN)
     }
 
     /// The batch scheduler's job API, at the address that the master names.
@@ -67,7 +65,7 @@ impl Cluster {
             };
             Failure::new(format!("no scheduler at {address}, where the master at {} says it is: {why}", self.master))
         })?;
-        Ok(JobsClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+        Ok(JobsClient::new(channel).max_decoding_message_size(MAX_FRAME_LEN))
     }
 
     /// A first call that failed: something listens there, but perhaps no master.

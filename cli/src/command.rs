@@ -2,7 +2,7 @@
 //!
 //! Owns the grammar. The order of values is: flag, environment variable, `--config` file (roles only), default.
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result, SMALTI_FAILED};
 use crate::{role, verbs};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
@@ -64,19 +64,31 @@ pub(crate) enum Verb {
     Completion(verbs::completion::Completion),
 }
 
-/// Parses the arguments. Wrong usage, `--help` and `--version` end the process here, as clap does it.
+/// Parses the arguments. `--help` and `--version` end the process here, as clap does it.
+///
+/// # Errors
+/// Wrong usage, already explained on stderr. The exit code is not clap's 2: after `run` that is a guest's own.
 pub(crate) fn parse(args: Vec<OsString>) -> Result<Verb> {
     let mut command = Cli::command();
     let file = role::config::of_arguments(&command, &args)?;
     if let Some(file) = &file {
         command = file.apply(command);
     }
-    let matches = command.clone().get_matches_from(args);
+    let matches = command.clone().try_get_matches_from(args).or_else(refused)?;
     if role::config::wants_print(&matches) {
         role::config::print(&command, &matches, file.as_ref())?;
         std::process::exit(0);
     }
-    Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).verb)
+    Ok(Cli::from_arg_matches(&matches).or_else(refused)?.verb)
+}
+
+fn refused<T>(error: clap::Error) -> Result<T> {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    // Nobody reads stderr: the exit code still says it.
+    let _ = error.print();
+    Err(Failure { code: SMALTI_FAILED, message: None })
 }
 
 #[cfg(test)]

@@ -5,16 +5,11 @@
 //! "unreachable". Does not bound what the host allocates on the guest's behalf: see the constants here and
 //! [`crate::instance`], which sets them.
 
+pub(crate) use smalti_engine::{MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use wasmtime::ResourceLimiter;
 
 /// Most core instances in one component.
 pub(crate) const MAX_INSTANCES: usize = 64;
-/// Most linear memories of one guest. The pool has this many per slot.
-pub(crate) const MAX_MEMORIES: usize = 4;
-/// Most tables of one guest. The pool has this many per slot.
-pub(crate) const MAX_TABLES: usize = 16;
-/// Most elements of one table: larger than the function tables of large programs.
-pub(crate) const MAX_TABLE_ELEMENTS: usize = 100_000;
 /// Most host resources (open files, streams, pollables) that one guest may hold.
 pub(crate) const MAX_RESOURCES: usize = 4096;
 /// Most random bytes of one call: the host allocates them.

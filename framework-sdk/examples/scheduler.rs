@@ -5,7 +5,7 @@
 
 use anyhow::Context as _;
 use smalti_framework_sdk::types::{
-    BundleRef, Bytes, Filters, Isolation, Launch, Limits, MilliCpus, Operation, Resources, Stdin, TaskId, TaskSpec,
+    BundleRef, Bytes, Filters, Launch, MilliCpus, Operation, Resources, TaskId, TaskSpec,
 };
 use smalti_framework_sdk::{Event, Framework, Options, push_bundle};
 

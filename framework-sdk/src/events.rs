@@ -7,6 +7,7 @@ use tokio::sync::{Notify, mpsc};
 
 /// What happened, in order.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are updates, and each is moved only a few times")]
 pub enum Event {
     /// The subscription stands (again). Always the first event.
     Subscribed {

@@ -150,7 +150,7 @@ impl Loop {
             LinkEvent::Connected => self.step(CoreEvent::Connected),
             LinkEvent::Events(events) => {
                 for event in events {
-                    if !self.from_master(event) {
+                    if !self.take_event(event) {
                         break;
                     }
                 }
@@ -170,7 +170,7 @@ impl Loop {
     }
 
     /// False when the rest of the batch must not be looked at.
-    fn from_master(&mut self, event: v1::Event) -> bool {
+    fn take_event(&mut self, event: v1::Event) -> bool {
         match &event.event {
             Some(v1::event::Event::Heartbeat(_)) => return true,
             Some(v1::event::Event::Subscribed(s)) => {

@@ -1,9 +1,10 @@
 //! The client over real gRPC against a master that says what the test wants.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use smalti_framework_sdk::types::protocol::{Call, FrameworkEvent};
 use smalti_framework_sdk::types::{
-    Attributes, BundleRef, Bytes, Digest, Filters, FrameworkId, Isolation, Launch, Limits, MasterEpoch, MilliCpus, Offer, OfferId,
-    Operation, Reason, Resources, Role, StatusUpdate, Stdin, TaskId, TaskKey, TaskSpec, TaskState, Time,
+    Attributes, BundleRef, Bytes, Digest, Filters, FrameworkId, Launch, MasterEpoch, MilliCpus, Offer, OfferId,
+    Operation, Reason, Resources, Role, StatusUpdate, TaskId, TaskKey, TaskSpec, TaskState, Time,
 };
 use smalti_framework_sdk::{Error, Event, Framework, Options};
 use smalti_proto::v1;

@@ -144,11 +144,6 @@ impl BundleStore {
         Ok(Reading { length, range, bytes })
     }
 
-    /// The length of a bundle without reading it.
-    pub(crate) async fn length(&self, digest: Digest) -> Result<u64, StoreError> {
-        Ok(self.meta(&digest).await?.size)
-    }
-
     /// Begins to take in a bundle of `length` bytes (0: not known).
     pub(crate) fn begin(&self, wanted: Digest, length: u64, name: &str) -> Result<Incoming, StoreError> {
         if length > self.max_bytes {

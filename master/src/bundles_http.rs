@@ -1,7 +1,7 @@
 //! Plain HTTP on the same port: agents fetch bundles here, and a health check. Ranges are served, so that a fetch that
 //! broke off goes on where it was.
 
-use crate::bundle_store::{BundleStore, StoreError};
+use crate::bundle_store::{BundleStore, StoreError, Stored};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -31,7 +31,7 @@ async fn bundle(State(store): State<BundleStore>, Path(hex): Path<String>, metho
 }
 
 async fn answer(store: &BundleStore, digest: Digest, method: &Method, headers: &HeaderMap) -> Result<Response, StoreError> {
-    let length = store.length(digest).await?;
+    let Stored { length, name, .. } = store.stat(digest).await?;
     let range = headers.get(header::RANGE).and_then(|v| v.to_str().ok()).and_then(|text| parse_range(text, length));
     let range = match range {
         None => 0..length,
@@ -60,6 +60,10 @@ async fn answer(store: &BundleStore, digest: Digest, method: &Method, headers: &
     set(&mut response, header::ACCEPT_RANGES, "bytes");
     set(&mut response, header::ETAG, &format!("\"{}\"", digest.to_hex()));
     set(&mut response, header::CACHE_CONTROL, "public, max-age=31536000, immutable");
+    if !name.is_empty() {
+        // The guest's `args[0]`, as it would be when run from the file.
+        set(&mut response, header::CONTENT_DISPOSITION, &disposition(&name));
+    }
     Ok(response)
 }
 
@@ -68,9 +72,22 @@ fn plain(status: StatusCode, text: String) -> Response {
 }
 
 fn set(response: &mut Response, name: header::HeaderName, value: &str) {
-    if let Ok(value) = header::HeaderValue::from_str(value) {
+    if let Ok(value) = header::HeaderValue::from_bytes(value.as_bytes()) {
         response.headers_mut().insert(name, value);
     }
+}
+
+/// A file name as a quoted string; it may hold any UTF-8, which HTTP passes on as it is.
+fn disposition(name: &str) -> String {
+    let mut quoted = String::from("attachment; filename=\"");
+    for c in name.chars().filter(|c| !c.is_control()) {
+        if matches!(c, '"' | '\\') {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    quoted.push('"');
+    quoted
 }
 
 /// A range that begins beyond the end.
@@ -98,6 +115,14 @@ fn parse_range(text: &str, length: u64) -> Option<Result<std::ops::Range<u64>, U
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_name_fits_into_the_header() {
+        assert_eq!(disposition("hello.wasm"), r#"attachment; filename="hello.wasm""#);
+        let odd = disposition("a \"b\\\n\u{e4}.wasm");
+        assert_eq!(odd, "attachment; filename=\"a \\\"b\\\\\u{e4}.wasm\"");
+        assert!(header::HeaderValue::from_bytes(odd.as_bytes()).is_ok());
+    }
 
     #[test]
     fn ranges() {

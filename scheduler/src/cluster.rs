@@ -3,6 +3,7 @@
 //! Owns one channel, made on first use and made again when it breaks. A framework of any other team could do the same.
 
 use smalti_proto::client::{ConnectError, connect};
+use smalti_proto::convert::MAX_FRAME_LEN;
 use smalti_proto::v1::bundle_service_client::BundleServiceClient;
 use smalti_proto::v1::operator_service_client::OperatorServiceClient;
 use smalti_proto::v1::{AgentStatus, Empty};
@@ -11,8 +12,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 
-/// Largest answer: the list of ten thousands of agents.
-const MAX_MESSAGE: usize = 64 << 20;
 /// How long the list of agents may be reused for the check whether a job can ever fit.
 const AGENTS_KEPT: Duration = Duration::from_secs(1);
 
@@ -52,12 +51,12 @@ impl Cluster {
 
     pub(crate) async fn operator(&self) -> Result<OperatorServiceClient<Channel>, tonic::Status> {
         let channel = self.channel().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
-        Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+        Ok(OperatorServiceClient::new(channel).max_decoding_message_size(MAX_FRAME_LEN))
     }
 
     pub(crate) async fn bundles(&self) -> Result<BundleServiceClient<Channel>, tonic::Status> {
         let channel = self.channel().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
-        Ok(BundleServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+        Ok(BundleServiceClient::new(channel).max_decoding_message_size(MAX_FRAME_LEN))
     }
 
     /// All agents, now.

@@ -49,6 +49,10 @@ fn places(job: &Job) -> Vec<String> {
         let agent = r.agent.as_ref().map(ToString::to_string).unwrap_or_default();
         format!("{} (attempt {}) is {} on agent {agent}", r.task, r.attempt(), r.state)
     });
+    let before = job.state.run.iter().filter(|r| r.is_placed()).filter_map(|r| {
+        let failure = r.previous.as_ref()?;
+        Some(format!("{}: attempt {} ended {} ({}: {})", r.task, failure.attempt, failure.state, failure.reason, failure.message))
+    });
     let waiting = job.state.run.iter().filter(|r| r.attempt() > 0 && r.next_wake().is_some()).map(|r| {
         format!(
             "{}: attempt {} failed ({}: {}); the next follows after a pause",
@@ -68,7 +72,7 @@ fn places(job: &Job) -> Vec<String> {
             p.finished.len()
         )
     });
-    run.chain(waiting).chain(parts).take(MOST_AGENTS).collect()
+    run.chain(before).chain(waiting).chain(parts).take(MOST_AGENTS).collect()
 }
 
 fn resources(wire: Option<smalti_proto::v1::Resources>) -> Resources {

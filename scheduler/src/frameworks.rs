@@ -2,6 +2,7 @@
 
 use crate::event_loop::{Inbox, Input};
 use smalti_framework_sdk::{Ack, Event, Events, Framework, Handle, Options};
+use smalti_proto::v1::jobs_server::SERVICE_NAME as JOBS_SERVICE;
 use smalti_scheduler_core::Event as CoreEvent;
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{FrameworkId, Role};
@@ -9,8 +10,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Name of the job API among a framework's services.
-const JOBS_SERVICE: &str = "smalti.v1.Jobs";
 /// Batches of calls that wait for the connection.
 const CALL_QUEUE: usize = 1024;
 /// Events of the master that become one batch for the event loop.

@@ -14,6 +14,8 @@ const MAX_NAME: usize = 256;
 const MAX_REQUEST_ID: usize = 128;
 /// Most constraints of a job.
 const MAX_CONSTRAINTS: usize = 64;
+/// Bytes of a split when the client names none.
+const DEFAULT_SPLIT: u64 = 4 << 20;
 /// Agents named in a refusal.
 const MOST_AGENTS: usize = 20;
 
@@ -95,7 +97,7 @@ async fn map(wire: v1::MapJob, resolver: &Resolver) -> Result<Work, Status> {
             spec.stdin = Stdin::Split;
             let inputs = inputs(list.inputs)?;
             let found = resolver.expand(inputs).await.map_err(resolved)?;
-            let (inputs, splits) = resolver.splits(found, wire.split_bytes).await.map_err(resolved)?;
+            let (inputs, splits) = resolver.splits(found, Some(wire.split_bytes.unwrap_or(DEFAULT_SPLIT))).await.map_err(resolved)?;
             (splits.len() as u64, inputs, splits)
         }
     };

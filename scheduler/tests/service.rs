@@ -1,4 +1,5 @@
 //! The scheduler as clients see it, with a master that the tests play.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fake_master;
 

@@ -7,7 +7,7 @@ use smalti_framework_sdk_core::{Delivery, UpdateId};
 use smalti_scheduler_core::spec::ReduceSpec;
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, JobState, MapSpec, Message, Policy, Record, Scheduler, SingleSpec, Work};
 use smalti_types::protocol::FrameworkEvent;
-use smalti_types::{ArrayTemplate, BundleRef, Bytes, Effects, Input, Isolation, Limits, MilliCpus, Resources, Role, Stdin, TaskSpec, Time};
+use smalti_types::{ArrayTemplate, BundleRef, Bytes, Effects, Input, MilliCpus, Resources, Role, TaskSpec, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -35,7 +35,7 @@ impl Rng {
 
     /// A number below `n`; zero when `n` is zero.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
-        u64::try_from(u128::from(self.next()) * u128::from(n) >> 64).unwrap_or(0)
+        u64::try_from((u128::from(self.next()) * u128::from(n)) >> 64).unwrap_or(0)
     }
 
     /// A number from `low` to `high`, both included.

@@ -6,8 +6,8 @@ use crate::rng::Rng;
 use smalti_framework_sdk_core::{Delivery, UpdateId};
 use smalti_types::protocol::Call;
 use smalti_types::{
-    AgentId, ArrayTemplate, BundleRef, Bytes, DurationMs, Filters, Isolation, ItemBatch, ItemSet, Launch, LaunchArray, Limits, MilliCpus,
-    Offer, Operation, PortRange, Reason, Resources, StatusUpdate, Stdin, TaskId, TaskSpec, TaskState,
+    AgentId, ArrayTemplate, BundleRef, Bytes, DurationMs, Filters, ItemBatch, ItemSet, Launch, LaunchArray, MilliCpus, Offer, Operation,
+    PortRange, Reason, Resources, StatusUpdate, TaskId, TaskSpec, TaskState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 

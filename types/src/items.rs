@@ -259,6 +259,13 @@ mod tests {
         s.iter().collect()
     }
 
+    #[test]
+    fn the_highest_number_is_no_index() {
+        let mut set: ItemSet = [u64::MAX - 1, u64::MAX].into_iter().collect();
+        set.insert(u64::MAX);
+        assert_eq!(set, ItemSet::range(u64::MAX - 1, u64::MAX));
+    }
+
     proptest! {
         #[test]
         fn arithmetic_agrees_with_sets_of_numbers(a in set(), b in set(), item in 0_u64..110) {

@@ -221,6 +221,20 @@ impl Cgroups {
         Ok(stale.len())
     }
 
+    /// Where the groups lie, to be kept for [`Self::elsewhere`].
+    #[must_use]
+    pub fn places(&self) -> String {
+        self.shared.tree.write()
+    }
+
+    /// The groups of an earlier life of this agent that lie elsewhere than the present ones: whoever starts it decides in which
+    /// groups it is, on v1 in each hierarchy apart. `places` is what [`Self::places`] gave then.
+    #[must_use]
+    pub fn elsewhere(&self, places: &str, agent: &str) -> Self {
+        let tree = Tree::read(places, &tree::agent_group(agent)).without(&self.shared.tree);
+        Self { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) }
+    }
+
     /// Removes the agent's own group, at its end. Executors must be gone.
     ///
     /// # Errors

@@ -201,3 +201,24 @@ fn v2_slots_are_threaded_children() {
     scratch.group.kill().unwrap();
     assert!(!scratch.children[0].wait().unwrap().success());
 }
+
+#[test]
+fn groups_of_an_earlier_life_are_found_elsewhere() {
+    let base = tempfile::tempdir().unwrap();
+    let at = |place: &str| base.path().join(place).join("smalti-a");
+    std::fs::create_dir_all(at("memory/before").join("e1")).unwrap();
+    std::fs::create_dir_all(at("cpu").join("e2")).unwrap();
+    let cgroups = |memory: &str| {
+        let dirs = [(Controller::Cpu, at("cpu")), (Controller::Memory, at(memory))];
+        let tree = Tree::new(Version::V1, dirs.into_iter().collect());
+        Cgroups { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) }
+    };
+    let (before, now) = (cgroups("memory/before"), cgroups("memory/now"));
+    assert!(now.elsewhere(&before.places(), "b").shared.tree.executors().unwrap().is_empty(), "another agent's");
+    assert!(now.elsewhere("garbage\nv1 memory\nv3 memory /x/smalti-a\nv1 memory smalti-a", "a").shared.tree.agent_dir(Controller::Memory).is_none());
+    let earlier = now.elsewhere(&before.places(), "a");
+    assert_eq!(earlier.shared.tree.executors().unwrap(), [ExecutorId::new("e1").unwrap()]);
+    std::fs::remove_dir(at("memory/before").join("e1")).unwrap();
+    earlier.close().unwrap();
+    assert!(!at("memory/before").exists() && at("cpu").join("e2").exists(), "the groups in use stay");
+}

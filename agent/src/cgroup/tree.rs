@@ -23,6 +23,7 @@ pub enum Controller {
 impl Controller {
     /// All that v1 mounts by name.
     pub(super) const V1: [Self; 4] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids];
+    const ALL: [Self; 5] = [Self::Cpu, Self::CpuAcct, Self::Memory, Self::Pids, Self::Core];
 
     /// The kernel's name.
     #[must_use]
@@ -112,6 +113,35 @@ impl Tree {
             ids.extend(files::children(dir)?.into_iter().filter_map(|(name, _)| ExecutorId::new(name).ok()));
         }
         Ok(ids.into_iter().collect())
+    }
+
+    /// Its directories as text, for [`Self::read`].
+    pub(super) fn write(&self) -> String {
+        let version = self.version.map_or("", Version::name);
+        self.agent.iter().map(|(c, dir)| format!("{version} {} {}\n", c.name(), dir.display())).collect()
+    }
+
+    /// What [`Self::write`] wrote, but for directories that are not named `group`: nothing else is ours to remove.
+    pub(super) fn read(text: &str, group: &str) -> Self {
+        let mut version = None;
+        let mut agent = BTreeMap::new();
+        for line in text.lines() {
+            let mut parts = line.splitn(3, ' ');
+            let (Some(v), Some(name), Some(dir)) = (parts.next(), parts.next(), parts.next().map(Path::new)) else { continue };
+            let Some(v) = [Version::V1, Version::V2].into_iter().find(|known| known.name() == v) else { continue };
+            let Some(controller) = Controller::ALL.into_iter().find(|c| c.name() == name) else { continue };
+            if dir.is_absolute() && dir.file_name().is_some_and(|n| n == group) {
+                version = Some(v);
+                agent.insert(controller, dir.to_owned());
+            }
+        }
+        Self { version, agent }
+    }
+
+    /// Its directories that `other` does not have.
+    pub(super) fn without(mut self, other: &Self) -> Self {
+        self.agent.retain(|_, dir| !other.agent.values().any(|there| there == dir));
+        self
     }
 
     pub(super) fn remove(&self) -> Result<(), Error> {

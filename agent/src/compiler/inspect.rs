@@ -5,6 +5,7 @@
 
 use super::Refusal;
 use serde::{Deserialize, Serialize};
+use smalti_engine::{MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use smalti_types::Reason;
 use std::borrow::Cow;
 use wasmparser::{ComponentExternalKind, Encoding, ExternalKind, Parser, Payload};
@@ -65,6 +66,7 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, Refusal> {
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|e| broken(&e))?;
+        fits(&payload)?;
         match payload {
             Payload::Version { encoding, .. } if depth == 0 => {
                 found.component = encoding == Encoding::Component;
@@ -77,6 +79,25 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, Refusal> {
         }
     }
     found.finish()
+}
+
+/// Refuses a module, also one inside a component, that has more memories or tables than any slot of an executor.
+fn fits(payload: &Payload<'_>) -> Result<(), Refusal> {
+    let check = |what: &str, found: u64, most: usize| {
+        if found > most as u64 { Err(Refusal::invalid(format!("{what} {found}, at most {most} are allowed"))) } else { Ok(()) }
+    };
+    match payload {
+        Payload::MemorySection(reader) => check("the number of its memories is", u64::from(reader.count()), MAX_MEMORIES),
+        Payload::TableSection(reader) => {
+            check("the number of its tables is", u64::from(reader.count()), MAX_TABLES)?;
+            for table in reader.clone() {
+                let table = table.map_err(|e| broken(&e))?;
+                check("the number of elements of a table is", table.ty.initial, MAX_TABLE_ELEMENTS)?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[derive(Default)]

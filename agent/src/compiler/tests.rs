@@ -98,6 +98,19 @@ async fn what_is_not_wasm_is_an_invalid_bundle_that_says_why() {
 }
 
 #[tokio::test]
+async fn what_fits_into_no_slot_is_refused_before_it_gets_there() {
+    for (text, why) in [
+        ("(module (table 100001 funcref) (func (export \"_start\")))", "elements of a table is 100001, at most 100000"),
+        ("(module (memory 1) (memory 1) (memory 1) (memory 1) (memory 1) (func (export \"_start\")))", "memories is 5, at most 4"),
+        ("(component (core module (table 100001 funcref)))", "elements of a table is 100001"),
+    ] {
+        let refusal = refused(text.as_bytes()).await;
+        assert_eq!(refusal.reason, Reason::InvalidBundle, "{text}");
+        assert!(refusal.message.contains(why), "{}", refusal.message);
+    }
+}
+
+#[tokio::test]
 async fn what_the_host_does_not_give_is_named() {
     let refusal = refused(b"(module (import \"env\" \"launch_missiles\" (func)) (func (export \"_start\")))").await;
     assert_eq!(refusal.reason, Reason::MissingImport);

@@ -211,7 +211,8 @@ impl Sources {
         let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
         let length = text(CONTENT_LENGTH).and_then(|l| l.parse::<u64>().ok()).map(|l| l.saturating_add(start));
         let etag = text(ETAG).map(str::to_owned);
-        let name = text(CONTENT_DISPOSITION).and_then(disposition_name);
+        // Names may be more than ASCII.
+        let name = headers.get(CONTENT_DISPOSITION).and_then(|v| std::str::from_utf8(v.as_bytes()).ok()).and_then(disposition_name);
         let stream = response.bytes_stream().map_err(move |e| from_reqwest(&at, &e)).boxed();
         Ok(Opened { stream, offset: start, length, etag, name })
     }
@@ -305,11 +306,22 @@ fn range_start(headers: &HeaderMap) -> Option<u64> {
 /// The file name of `attachment; filename="hello.wasm"`.
 fn disposition_name(header: &str) -> Option<String> {
     let (_, rest) = header.split_once("filename=")?;
-    let name = match rest.strip_prefix('"') {
-        Some(quoted) => quoted.split('"').next()?,
-        None => rest.split(';').next()?.trim(),
-    };
-    clean_name(name)
+    match rest.strip_prefix('"') {
+        Some(quoted) => clean_name(&unquoted(quoted)),
+        None => clean_name(rest.split(';').next()?.trim()),
+    }
+}
+
+/// A quoted string of HTTP up to its end, without the escapes.
+fn unquoted(text: &str) -> String {
+    let (mut out, mut chars) = (String::new(), text.chars());
+    loop {
+        match chars.next() {
+            None | Some('"') => return out,
+            Some('\\') => out.extend(chars.next()),
+            Some(c) => out.push(c),
+        }
+    }
 }
 
 /// The innermost cause says what happened; the outer layers only repeat the address.
@@ -378,5 +390,6 @@ mod tests {
         }
         assert_eq!(disposition_name("attachment; filename=\"hello.wasm\"").as_deref(), Some("hello.wasm"));
         assert_eq!(disposition_name("attachment; filename=a/../b; x=y").as_deref(), Some("a..b"));
+        assert_eq!(disposition_name("attachment; filename=\"a \\\"b\\\\ \u{e4}.wasm\"; x=y").as_deref(), Some("a \"b\\ \u{e4}.wasm"));
     }
 }

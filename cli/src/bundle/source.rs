@@ -1,6 +1,6 @@
 //! What the user named as a bundle or input: a file of the client, a digest, or a URI.
 
-use crate::failure::{Failure, NO_BUNDLE, Result};
+use crate::failure::{BAD_BUNDLE, Failure, NO_BUNDLE, Result};
 use smalti_types::Digest;
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -55,6 +55,10 @@ impl Source {
         let pin = Digest::from_hex(hex).map_err(|_| {
             Failure::with_code(NO_BUNDLE, format!("{utf8}: `{hex}` is not a BLAKE3 digest; a pin is #blake3= and 64 hexadecimal digits"))
         })?;
+        // On the wire zeros mean "not pinned": nothing may turn a pin into that.
+        if pin.as_bytes().iter().all(|b| *b == 0) {
+            return Err(Failure::with_code(BAD_BUNDLE, format!("{utf8}: nothing has a digest of only zeros")));
+        }
         Ok(Self::Uri { uri: uri.to_owned(), pin: Some(pin) })
     }
 
@@ -88,6 +92,11 @@ mod tests {
         assert_eq!(pinned, Source::Uri { uri: "https://h/x.wasm?v=1".into(), pin: Some(digest) });
         assert_eq!(pinned.base_name(), "x.wasm");
         assert!(is_uri("file:///x") && !is_uri("ftp://x") && !is_uri("/x"));
+    }
+
+    #[test]
+    fn a_pin_of_zeros_is_not_taken_for_no_pin() {
+        assert_eq!(parse(&format!("file:///x#blake3={}", "0".repeat(64))).unwrap_err().code, BAD_BUNDLE);
     }
 
     #[test]

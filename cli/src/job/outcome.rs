@@ -49,7 +49,8 @@ pub(crate) fn explanation(job: &JobView) -> Option<String> {
             text.push_str(&printable(part));
         }
     }
-    if job.kind == "map" && job.items_failed > 0 {
+    // With several failed items the scheduler's own message counts them.
+    if job.kind == "map" && job.items_failed > 0 && !job.message.ends_with("items failed)") {
         text.push_str(&format!(" ({} of {} items failed)", job.items_failed, job.items_total));
     }
     Some(text)
@@ -90,6 +91,8 @@ mod tests {
         let mut map = job("map", "FAILED", "EXIT_CODE", Some(3));
         (map.message, map.items_failed, map.items_total) = ("item 5: exit code 3\n".into(), 1, 8);
         assert_eq!(explanation(&map).as_deref(), Some("job j1 failed: EXIT_CODE: item 5: exit code 3  (1 of 8 items failed)"));
+        map.message = "item 3: exit code 3 (2 items failed)".into();
+        assert_eq!(explanation(&map).as_deref(), Some("job j1 failed: EXIT_CODE: item 3: exit code 3 (2 items failed)"));
         assert_eq!(explanation(&job("run", "FAILED", "TIME_LIMIT", Some(124))).as_deref(), Some("job j1 failed: TIME_LIMIT"));
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct MapOptions {
     #[arg(long, value_name = "URI|FILE|DIR|GLOB", num_args = 1, help_heading = "Items")]
     pub(crate) inputs: Vec<OsString>,
     /// About how long a split is; splits end at line ends [default: the scheduler's, 4MiB]
-    #[arg(long, value_name = "SIZE", value_parser = split, requires = "inputs", help_heading = "Items")]
+    #[arg(long, value_name = "SIZE", value_parser = split, requires = "inputs", conflicts_with = "items", help_heading = "Items")]
     pub(crate) split: Option<Bytes>,
     /// One last task that reads all items' stdout, in item order, on its stdin
     #[arg(long, value_name = "BUNDLE", help_heading = "Items")]
@@ -194,6 +194,7 @@ mod tests {
         assert!(parse(&["--items", "3", "--inputs", "x"]).is_err());
         assert!(parse(&["--items", "0"]).is_err());
         assert!(parse(&["--inputs", "x", "--split", "3"]).is_err());
+        assert!(parse(&["--items", "3", "--split", "4MiB"]).is_err());
         let both = parse(&["--inputs", "a", "--inputs", "b", "--split", "4MiB"]).unwrap().map;
         assert!(both.is_map() && both.inputs.len() == 2 && both.split == Some(Bytes::mib(4)));
         assert!(!parse(&[]).unwrap().map.is_map());

@@ -33,6 +33,15 @@ pub const MEMORY_RESERVATION: u64 = 4 << 30;
 /// Unmapped bytes after (and before) each linear memory: constant offsets below this need no check either.
 pub const MEMORY_GUARD_SIZE: u64 = 32 << 20;
 
+/// Most linear memories of one guest. The executor's pool has this many per slot.
+pub const MAX_MEMORIES: usize = 4;
+
+/// Most tables of one guest. The executor's pool has this many per slot.
+pub const MAX_TABLES: usize = 16;
+
+/// Most elements of one table: larger than the function tables of large programs.
+pub const MAX_TABLE_ELEMENTS: usize = 100_000;
+
 /// The Wasm proposals that guests may use. All others are off, whatever Wasmtime's defaults are: each is host code that a
 /// hostile guest could reach, and none of them is emitted by Rust or clang for `wasm32-wasip1` and `wasm32-wasip2`.
 /// (`WASM2` without the types that need a garbage collector; `externref` is one of them. Several memories are used by the

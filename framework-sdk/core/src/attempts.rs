@@ -72,6 +72,8 @@ pub(crate) struct Attempt {
     end: u64,
     /// Since when an update waits for one that is missing.
     gap: Option<Time>,
+    /// The highest number that came and had to wait.
+    waiting: u64,
     /// Delivered, and the handler has not said anything yet.
     pending: Vec<u64>,
     /// Handled, while an earlier one is still pending: an acknowledgement speaks for all before it.
@@ -98,6 +100,16 @@ impl Attempt {
     /// Whether its terminal update was delivered.
     pub(crate) fn is_ended(&self) -> bool {
         self.state.is_some_and(TaskState::is_terminal)
+    }
+
+    /// Whether an update came that could not be taken yet: its maker may be gone, so it must be asked for.
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.is_ended() && self.next.is_some_and(|next| next <= self.waiting)
+    }
+
+    /// Whether it was launched in this life of the process.
+    pub(crate) const fn is_own(&self) -> bool {
+        self.first == 1
     }
 
     /// Whether the handler still has updates of it in its hands.
@@ -142,6 +154,7 @@ impl Attempt {
         }
         match self.next {
             Some(next) if seq > next => {
+                self.waiting = self.waiting.max(seq);
                 if now < self.gap.get_or_insert(now).after(GAP_WAIT) {
                     return Verdict::Wait;
                 }

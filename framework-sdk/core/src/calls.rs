@@ -85,7 +85,7 @@ impl Client {
         if attempt.is_ended() {
             return;
         }
-        attempt.part.get_or_insert_with(|| Part::new(ItemBatch::default(), true, now)).assign(batch.clone(), open, now);
+        attempt.part.get_or_insert_with(|| Part::adopted(now)).assign(batch.clone(), open, now);
         self.parts.insert(key.clone());
         self.pass_on(Call::AssignItems { task: key.0, attempt: key.1, batch, open }, out);
     }

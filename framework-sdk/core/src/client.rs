@@ -106,7 +106,7 @@ impl Client {
                 out.send(Message::Subscribe(Subscription { info: self.info.clone(), id: self.id.clone() }));
             }
             Event::Disconnected => self.disconnected(&mut out),
-            Event::FromMaster(event) => self.from_master(now, event, &mut out),
+            Event::FromMaster(event) => self.take_event(now, event, &mut out),
             Event::Handled(updates) => self.handled(updates, &mut out),
             Event::NotHandled(updates) => {
                 for u in updates {
@@ -135,7 +135,7 @@ impl Client {
         self.link = Link::Down;
     }
 
-    fn from_master(&mut self, now: Time, event: FrameworkEvent, out: &mut Out) {
+    fn take_event(&mut self, now: Time, event: FrameworkEvent, out: &mut Out) {
         match event {
             FrameworkEvent::Subscribed { framework, epoch } if self.link == Link::Subscribing => {
                 self.subscribed(now, framework, epoch, out);
@@ -255,7 +255,7 @@ impl Client {
         let verdict = attempt.judge(&mut update, now);
         let ended = attempt.is_ended();
         // UNREACHABLE stays in doubt: when the agent comes back, asking again tells.
-        let doubtful = attempt.state == Some(TaskState::Unreachable) || verdict == Verdict::Wait;
+        let doubtful = attempt.state == Some(TaskState::Unreachable) || attempt.is_behind();
         match verdict {
             Verdict::Drop | Verdict::Wait => {}
             Verdict::Acknowledge => repeats.push(UpdateId::of(&update)),
@@ -297,10 +297,10 @@ impl Client {
         // Answers to a reconciliation come only when nobody can have it: then it never started, or its agent has lost it.
         // Any other UNKNOWN (an accept from an earlier life of the master) says: ask.
         match (update.reason, attempt.state) {
-            (Reason::Reconciliation, None) => {
+            (Reason::Reconciliation, None) if attempt.is_own() => {
                 self.end_locally(now, key, TaskState::Dropped, Reason::LaunchFailed, "the launch was lost on its way to the agent", out);
             }
-            (Reason::Reconciliation, Some(_)) => {
+            (Reason::Reconciliation, _) => {
                 self.end_locally(now, key, TaskState::Lost, Reason::AgentDisconnected, "no agent has this task any more", out);
             }
             _ => self.doubt.insert(key.clone()),

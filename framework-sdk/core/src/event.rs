@@ -50,6 +50,7 @@ pub enum Record {
 
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are updates, and each is moved only a few times")]
 pub enum Message {
     /// Say this first on the new connection.
     Subscribe(Subscription),
@@ -61,6 +62,7 @@ pub enum Message {
 
 /// What the handler gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are updates, and each is moved only a few times")]
 pub enum Delivery {
     /// The subscription stands (again).
     Subscribed {

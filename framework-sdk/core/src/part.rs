@@ -27,6 +27,8 @@ pub(crate) struct Part {
     open: bool,
     /// Whether closing was said in a call of its own: then it can be lost on its own.
     closed_late: bool,
+    /// Launched in an earlier life: an update may be older than this life, so what it confirms the next may take back.
+    adopted: bool,
     /// When to say things again.
     again: Time,
     wait: DurationMs,
@@ -35,10 +37,16 @@ pub(crate) struct Part {
 impl Part {
     /// Launched with these items.
     pub(crate) fn new(batch: ItemBatch, open: bool, now: Time) -> Self {
-        let mut part = Self { batches: VecDeque::new(), open, closed_late: false, again: now.after(FIRST_WAIT), wait: FIRST_WAIT };
+        let mut part =
+            Self { batches: VecDeque::new(), open, closed_late: false, adopted: false, again: now.after(FIRST_WAIT), wait: FIRST_WAIT };
         // These come and go with the launch itself.
         part.push(batch, true);
         part
+    }
+
+    /// Launched in an earlier life of this process: what it has is not known.
+    pub(crate) fn adopted(now: Time) -> Self {
+        Self { adopted: true, ..Self::new(ItemBatch::default(), true, now) }
     }
 
     fn push(&mut self, batch: ItemBatch, confirmed: bool) {
@@ -69,8 +77,9 @@ impl Part {
             }
             self.batches.retain(|(b, _)| !b.items.is_empty());
         }
-        if delta.outstanding >= self.outstanding() {
-            self.batches.iter_mut().for_each(|(_, confirmed)| *confirmed = true);
+        let has_all = delta.outstanding >= self.outstanding();
+        if has_all || self.adopted {
+            self.batches.iter_mut().for_each(|(_, confirmed)| *confirmed = has_all);
         }
         self.again = self.again.max(now.after(RESUBSCRIBE_WAIT));
     }
@@ -145,6 +154,18 @@ mod tests {
         assert!(part.due(&key, at(74)).is_empty());
         part.account(&delta(ItemSet::range(2, 4), 4), at(74));
         assert!(part.due(&key, at(200)).is_empty());
+    }
+
+    #[test]
+    fn of_an_adopted_part_an_old_update_confirms_only_until_the_next() {
+        let key = (TaskId::new("p").unwrap(), 0);
+        let at = |s: u64| Time(s * 1_000_000);
+        let mut part = Part::adopted(at(0));
+        part.assign(batch(0, 4), true, at(0));
+        part.account(&delta(ItemSet::default(), 9), at(1));
+        assert!(part.due(&key, at(10)).is_empty());
+        part.account(&delta(ItemSet::default(), 0), at(11));
+        assert_eq!(part.due(&key, at(12)).len(), 1);
     }
 
     #[test]

@@ -4,9 +4,9 @@ use crate::{Client, Delivery, Event, Message, UpdateId};
 use proptest::prelude::*;
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{
-    AgentId, ArrayDelta, ArrayTemplate, Attributes, BundleRef, Bytes, Digest, DurationMs, Filters, FrameworkId, FrameworkInfo, Isolation,
-    ItemBatch, ItemSet, Launch, LaunchArray, Limits, MasterEpoch, MilliCpus, Offer, OfferId, Operation, Reason, Resources, Role,
-    StatusUpdate, Stdin, TaskId, TaskKey, TaskSpec, TaskState, Time,
+    AgentId, ArrayDelta, ArrayTemplate, Attributes, BundleRef, Bytes, Digest, DurationMs, Filters, FrameworkId, FrameworkInfo, ItemBatch,
+    ItemSet, Launch, LaunchArray, MasterEpoch, MilliCpus, Offer, OfferId, Operation, Reason, Resources, Role, StatusUpdate, TaskId,
+    TaskKey, TaskSpec, TaskState, Time,
 };
 use std::collections::BTreeMap;
 
@@ -197,7 +197,9 @@ fn an_update_waits_for_the_one_before_it_but_not_for_ever() {
     assert_eq!(acknowledged(&b.take_sent()), [1, 2]);
     b.updates(vec![update("t", 0, 4, TaskState::Finished)]);
     assert_eq!(b.take_updates(), []);
-    b.later(61);
+    b.later(2);
+    assert_eq!(reconciled(&b.take_sent()), ["t"]);
+    b.later(59);
     b.updates(vec![update("t", 0, 4, TaskState::Finished)]);
     assert_eq!(b.take_updates(), [(0, 4, TaskState::Finished)], "its agent is gone with what was between");
 }
@@ -346,7 +348,7 @@ fn a_handler_may_speak_of_tasks_of_an_earlier_life() {
     b.connect();
     assert_eq!(reconciled(&b.take_sent()), ["p", "t"]);
     b.updates(vec![StatusUpdate { reason: Reason::Reconciliation, ..update("t", 3, 0, TaskState::Unknown) }]);
-    assert!(b.take_updates().contains(&(3, 0, TaskState::Dropped)));
+    assert!(b.take_updates().contains(&(3, 0, TaskState::Lost)));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::event::Message;
 use crate::feed::Order;
 use crate::id::{JobId, TaskName};
 use crate::outcome::{Ending, Outcome};
+use crate::part::Part;
 use crate::placing::Request;
 use crate::pool::{Pool, Rules};
 use crate::retry::Blame;
@@ -19,7 +20,7 @@ use crate::run::{TaskRun, Turn};
 use crate::spec::{JobSpec, Work};
 use serde::{Deserialize, Serialize};
 use smalti_types::protocol::Call;
-use smalti_types::{AgentId, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, Split, StatusUpdate, Time};
+use smalti_types::{AgentId, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, Split, StatusUpdate, TaskId, Time};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -168,6 +169,20 @@ impl Job {
             (Work::Map(map), _) => (&map.slot_resources, 0),
         };
         Request { resources, ports, constraints }
+    }
+
+    /// Whether it has launched this attempt, and not seen its end.
+    #[must_use]
+    pub fn has_live(&self, name: TaskName, task: &TaskId, attempt: u32) -> bool {
+        match name {
+            TaskName::Part { round, part } => {
+                let pool = self.state.pool.as_ref().filter(|_| round == self.state.round && attempt == 0);
+                pool.and_then(|p| p.parts.get(&part)).is_some_and(Part::is_live)
+            }
+            TaskName::Single | TaskName::Reduce { .. } => {
+                self.state.run.as_ref().is_some_and(|r| r.task == *task && r.attempt() == attempt && r.is_placed())
+            }
+        }
     }
 
     /// An update about one of its tasks.

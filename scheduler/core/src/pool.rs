@@ -222,12 +222,6 @@ impl Pool {
         failed
     }
 
-    /// Whether a finished item's output is on an agent that is gone (only possible while nothing could be recomputed).
-    #[must_use]
-    pub fn has_lost_outputs(&self) -> bool {
-        self.parts.values().any(|p| p.lost && !p.finished.is_empty())
-    }
-
     /// Gives up every item that is not handed out.
     pub fn cancel_waiting(&mut self) {
         for items in std::mem::take(&mut self.ready).into_values().chain(std::mem::take(&mut self.delayed).into_values()) {

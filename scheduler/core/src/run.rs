@@ -3,7 +3,7 @@
 use crate::pool::Failure;
 use crate::retry::{self, Tries, Verdict};
 use serde::{Deserialize, Serialize};
-use smalti_types::{AgentId, DurationMs, PortSet, Reason, StatusUpdate, TaskId, TaskState, Time, Usage};
+use smalti_types::{AgentId, PortSet, Reason, StatusUpdate, TaskId, TaskState, Time, Usage};
 
 /// One task and its current attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct TaskRun {
     pub started: Option<Time>,
     /// When it ended for good.
     pub ended: Option<Time>,
+    /// How the attempt before failed.
+    #[serde(default)]
+    pub previous: Option<Failure>,
 }
 
 /// Where a task stands.
@@ -84,6 +87,7 @@ impl TaskRun {
             result: None,
             started: None,
             ended: None,
+            previous: None,
         }
     }
 
@@ -144,6 +148,7 @@ impl TaskRun {
     pub fn failed(&mut self, now: Time, blame: retry::Blame, retries: u32, ending: bool) -> Turn {
         match retry::verdict(now, blame, self.tries, retries) {
             Verdict::Again(at, next) if !ending => {
+                self.previous = Some(self.failure());
                 self.tries = next;
                 self.standing = Standing::Waiting { not_before: at };
                 self.state = TaskState::Staging;
@@ -191,6 +196,3 @@ impl TaskRun {
         }
     }
 }
-
-/// How long to wait before a kill that nobody has answered is sent again.
-pub const KILL_AGAIN: DurationMs = DurationMs(5_000);

@@ -8,7 +8,7 @@ use crate::id::{JobId, Target};
 use crate::job::{Demand, Job};
 use crate::spec::JobSpec;
 use smalti_types::protocol::{Call, FrameworkEvent};
-use smalti_types::{AgentId, DurationMs, Effects, Filters, FrameworkId, Role, StatusUpdate, Time, UpdateKey};
+use smalti_types::{AgentId, DurationMs, Effects, Filters, FrameworkId, Role, StatusUpdate, TaskState, Time, UpdateKey};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -193,6 +193,12 @@ impl Scheduler {
     fn on_update(&mut self, now: Time, role: &Role, update: &StatusUpdate, out: &mut Out) {
         // A name that is not ours: the update is taken, for nobody else will.
         if let Ok(Target { job, task: Some(name) }) = update.key.task.task.as_str().parse() {
+            let (id, attempt) = (&update.key.task.task, update.key.task.attempt);
+            let is_wanted = self.jobs.get(&job).is_some_and(|j| j.has_live(name, id, attempt));
+            if !is_wanted && !update.state.is_terminal() && update.state != TaskState::Unknown {
+                // Given up (its agent was removed, say), and brought back by its agent: it must not go on taking resources.
+                out.messages.push(Message::Call { role: role.clone(), call: Call::Kill { task: id.clone(), attempt, grace: None } });
+            }
             self.with_job(job, out, |job, messages| job.on_update(now, name, update, messages));
             // That a task runs is said again by whoever runs it. Everything else an agent forgets once it is acknowledged.
             if !update.state.is_terminal() && update.array.is_none() {

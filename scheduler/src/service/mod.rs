@@ -5,6 +5,7 @@
 mod lists;
 mod output;
 mod reads;
+mod tail;
 
 use crate::cluster::Cluster;
 use crate::event_loop::{Full, Handle, Stopping};

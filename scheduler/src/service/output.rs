@@ -5,6 +5,7 @@
 
 use super::no_job;
 use super::reads::{Location, locate};
+use super::tail::Tail;
 use crate::cluster::Cluster;
 use crate::event_loop::Handle;
 use crate::watchers::Watch;
@@ -33,7 +34,8 @@ pub(super) async fn start(
 ) -> Result<mpsc::Receiver<Result<ReadReply, Status>>, Status> {
     let watch = handle.watch(target.job).await?.ok_or_else(|| no_job(&target))?;
     let (replies, receiver) = mpsc::channel(QUEUE);
-    let mut sender = Sender { handle, cluster, target, stream: request.stream(), request, watch, replies };
+    let tail = request.tail_lines.map(Tail::new);
+    let mut sender = Sender { handle, cluster, target, stream: request.stream(), request, watch, replies, tail };
     tokio::spawn(async move {
         if let Err(status) = sender.run().await {
             // The client may have gone.
@@ -52,6 +54,8 @@ struct Sender {
     /// Changes of the job; closed after its end.
     watch: Watch,
     replies: Replies,
+    /// Of items, until their last lines have been sent.
+    tail: Option<Tail>,
 }
 
 /// Of a job, what decides which outputs there are.
@@ -121,22 +125,21 @@ impl Sender {
     async fn task(&mut self) -> Sent {
         let mut sent_attempt = None;
         loop {
-            let (plan, framework, begun, failed) = self
+            let (plan, framework, begun, unstarted) = self
                 .ask(|job| {
                     let run = job.state.run.as_ref();
                     let begun = run.is_some_and(|r| r.started.is_some() || r.state.is_terminal());
-                    let failed = run.is_some_and(|r| r.state.is_terminal() && r.state != TaskState::Finished);
-                    (job.output(true), job.state.framework.clone(), begun, failed)
+                    let unstarted = run.is_some_and(|r| r.started.is_none() && r.state.is_terminal() && r.state != TaskState::Finished);
+                    (job.output(true), job.state.framework.clone(), begun, unstarted)
                 })
                 .await?;
             let over = match plan {
                 OutputPlan::Task { agent, task, attempt, over } if begun && sent_attempt != Some(attempt) => {
                     sent_attempt = Some(attempt);
                     let location = Location { framework, agent, task, attempt };
-                    match self.relay(&location).await {
+                    match self.relay(&location, unstarted).await {
                         Ok(true) => {}
-                        // A task that could not even start has written nothing.
-                        Err(_) if failed => {}
+                        Err(_) if unstarted => {}
                         other => return other,
                     }
                     // A follower may have been told more than the plan knew: look again.
@@ -165,11 +168,14 @@ impl Sender {
         Status::failed_precondition(format!("{} has not begun to run; follow it to wait", self.request.job_or_task))
     }
 
-    async fn relay(&self, location: &Location) -> Sent {
+    /// `unstarted`: a task that could not even start has written nothing, and that there is nothing is no error.
+    async fn relay(&self, location: &Location, unstarted: bool) -> Sent {
         let mut stream = location.read(&self.cluster, self.read(None, self.stream)).await?;
         while let Some(reply) = stream.message().await? {
-            if matches!(reply.message, Some(read_reply::Message::ReadId(_)) | None) {
-                continue;
+            match reply.message {
+                Some(read_reply::Message::ReadId(_)) | None => continue,
+                Some(read_reply::Message::Error(_)) if unstarted => return Ok(true),
+                Some(_) => {}
             }
             if self.replies.send(Ok(reply)).await.is_err() {
                 return Ok(false);
@@ -201,6 +207,10 @@ impl Sender {
                     return Ok(false);
                 }
             }
+            // What comes later is new, and all of it is sent.
+            if !self.send_tail().await {
+                return Ok(false);
+            }
             if complete {
                 return Ok(true);
             }
@@ -216,7 +226,28 @@ impl Sender {
         }
     }
 
-    async fn merged(&self, framework: Option<FrameworkId>, sources: Vec<OutputSource>, stream: OutputStream) -> Sent {
+    /// Hands on a reply about items, or keeps it for their last lines; `false`: the client has gone.
+    async fn give(&mut self, reply: ReadReply) -> bool {
+        match (&mut self.tail, reply.message) {
+            (Some(tail), Some(read_reply::Message::Chunk(chunk))) => {
+                tail.take(chunk);
+                true
+            }
+            (_, message) => self.replies.send(Ok(ReadReply { message })).await.is_ok(),
+        }
+    }
+
+    /// The last lines of what there is; `false`: the client has gone.
+    async fn send_tail(&mut self) -> bool {
+        for chunk in self.tail.take().map(Tail::into_chunks).unwrap_or_default() {
+            if self.replies.send(Ok(ReadReply { message: Some(read_reply::Message::Chunk(chunk)) })).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn merged(&mut self, framework: Option<FrameworkId>, sources: Vec<OutputSource>, stream: OutputStream) -> Sent {
         let (Some(framework), false) = (framework, sources.is_empty()) else { return Ok(true) };
         let channel = self.cluster.channel().await.map_err(|e| Status::unavailable(e.to_string()))?;
         let chunks = merged_outputs(channel, framework, sources, stream);
@@ -228,7 +259,7 @@ impl Sender {
                 Err(e) => read_reply::Message::Error(e.to_string()),
             };
             let last = matches!(message, read_reply::Message::Error(_));
-            if self.replies.send(Ok(ReadReply { message: Some(message) })).await.is_err() || last {
+            if !self.give(ReadReply { message: Some(message) }).await || last {
                 return Ok(false);
             }
         }
@@ -263,10 +294,10 @@ impl Sender {
         };
         let mut stream = location.read(&self.cluster, self.read(Some(ItemSet::range(item, item + 1)), self.stream)).await?;
         while let Some(reply) = stream.message().await? {
-            if self.replies.send(Ok(reply)).await.is_err() {
+            if !self.give(reply).await {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(self.send_tail().await)
     }
 }

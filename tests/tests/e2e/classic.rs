@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use smalti_framework_sdk::{Event, Events, Framework, Handle, Options};
 use smalti_tests::{AgentConfig, Cluster, Config};
 use smalti_types::{
-    Bytes, DurationMs, Filters, Isolation, Launch, Limits, MilliCpus, Offer, Operation, Resources, Stdin, TaskId, TaskSpec, TaskState,
+    Bytes, DurationMs, Filters, Launch, Limits, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec, TaskState,
 };
 
 /// The next offer, whatever else comes before it.

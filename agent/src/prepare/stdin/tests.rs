@@ -111,7 +111,7 @@ async fn merge(address: &str, sources: &[OutputSource]) -> Result<Vec<u8>, Failu
 #[tokio::test]
 async fn outputs_come_in_item_order_whoever_keeps_them() {
     // Every seventh item says nothing.
-    let text = |n: u64| if n % 7 == 0 { Vec::new() } else { format!("item {n}\n").into_bytes() };
+    let text = |n: u64| if n.is_multiple_of(7) { Vec::new() } else { format!("item {n}\n").into_bytes() };
     let (master, sources) = spread(1_000, 3, text);
     let master = Arc::new(master);
     let address = serve(master.clone()).await;
