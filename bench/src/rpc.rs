@@ -32,7 +32,8 @@ async fn connect(address: &str) -> Result<Channel> {
 
 pub(crate) async fn measure(cluster: &Cluster, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
     let mut operator = v1::operator_service_client::OperatorServiceClient::new(connect(&cluster.address).await?);
-    let jobs_at = operator.cluster(v1::Empty {}).await?.into_inner().services.remove(v1::jobs_server::SERVICE_NAME).context("no batch scheduler")?;
+    let jobs_at =
+        operator.cluster(v1::Empty {}).await?.into_inner().services.remove(v1::jobs_server::SERVICE_NAME).context("no batch scheduler")?;
     let mut jobs = v1::jobs_client::JobsClient::new(connect(&jobs_at).await?);
     let (mut rtt, mut warm50, mut warm99) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.repetitions {

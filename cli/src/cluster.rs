@@ -13,7 +13,6 @@ use smalti_proto::v1::jobs_server::SERVICE_NAME as JOBS_SERVICE;
 use smalti_proto::v1::operator_service_client::OperatorServiceClient;
 use tonic::transport::Channel;
 
-
 pub(crate) type Operator = OperatorServiceClient<Channel>;
 pub(crate) type Bundles = BundleServiceClient<Channel>;
 pub(crate) type Jobs = JobsClient<Channel>;

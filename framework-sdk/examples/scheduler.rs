@@ -4,9 +4,7 @@
 //! The bundle is a file, which is uploaded, or the digest of one that the cluster has: `blake3:<64 hex digits>`.
 
 use anyhow::Context as _;
-use smalti_framework_sdk::types::{
-    BundleRef, Bytes, Filters, Launch, MilliCpus, Operation, Resources, TaskId, TaskSpec,
-};
+use smalti_framework_sdk::types::{BundleRef, Bytes, Filters, Launch, MilliCpus, Operation, Resources, TaskId, TaskSpec};
 use smalti_framework_sdk::{Event, Framework, Options, push_bundle};
 
 #[tokio::main]

@@ -3,8 +3,8 @@
 
 use smalti_framework_sdk::types::protocol::{Call, FrameworkEvent};
 use smalti_framework_sdk::types::{
-    Attributes, BundleRef, Bytes, Digest, Filters, FrameworkId, Launch, MasterEpoch, MilliCpus, Offer, OfferId,
-    Operation, Reason, Resources, Role, StatusUpdate, TaskId, TaskKey, TaskSpec, TaskState, Time,
+    Attributes, BundleRef, Bytes, Digest, Filters, FrameworkId, Launch, MasterEpoch, MilliCpus, Offer, OfferId, Operation, Reason,
+    Resources, Role, StatusUpdate, TaskId, TaskKey, TaskSpec, TaskState, Time,
 };
 use smalti_framework_sdk::{Error, Event, Framework, Options};
 use smalti_proto::v1;

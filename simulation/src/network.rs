@@ -21,6 +21,7 @@ pub(crate) enum ToMaster {
 
 /// What the master says to a peer.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "each is moved once into the queue and once out of it")]
 pub(crate) enum ToPeer {
     Agent(AgentMessage),
     Framework(FrameworkEvent),

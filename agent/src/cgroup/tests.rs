@@ -215,7 +215,13 @@ fn groups_of_an_earlier_life_are_found_elsewhere() {
     };
     let (before, now) = (cgroups("memory/before"), cgroups("memory/now"));
     assert!(now.elsewhere(&before.places(), "b").shared.tree.executors().unwrap().is_empty(), "another agent's");
-    assert!(now.elsewhere("garbage\nv1 memory\nv3 memory /x/smalti-a\nv1 memory smalti-a", "a").shared.tree.agent_dir(Controller::Memory).is_none());
+    assert!(
+        now.elsewhere("garbage\nv1 memory\nv3 memory /x/smalti-a\nv1 memory smalti-a", "a")
+            .shared
+            .tree
+            .agent_dir(Controller::Memory)
+            .is_none()
+    );
     let earlier = now.elsewhere(&before.places(), "a");
     assert_eq!(earlier.shared.tree.executors().unwrap(), [ExecutorId::new("e1").unwrap()]);
     std::fs::remove_dir(at("memory/before").join("e1")).unwrap();

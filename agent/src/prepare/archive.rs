@@ -330,7 +330,8 @@ pub(crate) mod tests {
         refused(&tar(&many.iter().map(|n| (n.as_str(), &b""[..])).collect::<Vec<_>>()), "entries");
         refused(&tar_of([("x", EntryType::XHeader, vec![b'a'; 100_000].as_slice())]), "header extension is larger");
         // The data of `main.wasm` begins where a reader of the header alone sees the next entry.
-        let shifted = [("x", EntryType::XHeader, &b"12 size=512\n"[..]), ("main.wasm", EntryType::Regular, b""), ("b", EntryType::Regular, b"1")];
+        let shifted =
+            [("x", EntryType::XHeader, &b"12 size=512\n"[..]), ("main.wasm", EntryType::Regular, b""), ("b", EntryType::Regular, b"1")];
         refused(&tar_of(shifted), "gives a size");
     }
 }

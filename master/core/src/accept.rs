@@ -44,6 +44,7 @@ impl Master {
             Ok(ax) => ax,
             Err(problem) => return self.drop_all(now, fx, offers, &operations, &problem, out),
         };
+        self.has_answered(fx);
         let mut left = Resources::default();
         for id in offers {
             let Some(offer) = self.end_offer(id.number) else { continue };

@@ -8,7 +8,7 @@ pub struct Config {
     /// How long a framework may keep an offer before it is taken back.
     pub offer_timeout: DurationMs,
     /// For how long an offer that was taken back is not made again to the framework that did not answer, so that others
-    /// get their turn.
+    /// get their turn. Doubles each time in a row, some times.
     pub unanswered_refuse: DurationMs,
     /// How long an agent may be away before its tasks are reported UNREACHABLE.
     pub agent_timeout: DurationMs,

@@ -34,6 +34,8 @@ pub(crate) struct Framework {
     /// Wants no offers until it revives.
     pub(crate) suppressed: bool,
     pub(crate) refusals: Refusals,
+    /// How often in a row its offers were taken back because it did not answer.
+    pub(crate) unanswered: u32,
     /// Attempts that have not ended, or whose end waits for the framework's acknowledgement.
     pub(crate) tasks: BTreeMap<Attempt, Task>,
     /// Attempts that ended: their first terminal state and its reason.
@@ -141,6 +143,7 @@ impl Master {
             link: FrameworkLink::Away { until },
             suppressed: false,
             refusals: Refusals::default(),
+            unanswered: 0,
             tasks: BTreeMap::new(),
             done: Memory::new(self.config.remembered_attempts),
             offers: BTreeSet::new(),

@@ -6,7 +6,7 @@ use crate::slab::{AgentIx, FrameworkIx};
 use crate::{Effects, shares::Column};
 use smalti_types::protocol::FrameworkEvent;
 use smalti_types::{DurationMs, Filters, Offer, OfferId, Resources, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One offer that is out.
 #[derive(Debug, Clone)]
@@ -21,6 +21,9 @@ pub(crate) struct OfferRecord {
 /// A refusal for "no time" still lasts until the next tick: a framework that gives everything back at once must not make
 /// the master offer it again in an endless loop.
 const SHORTEST_REFUSAL: DurationMs = DurationMs(1);
+/// How often the refusal for an unanswered offer doubles. A framework that never answers would else hold, time after time, all
+/// that is free for most of the time.
+const MOST_DOUBLINGS: u32 = 6;
 
 impl Master {
     /// Holds all that is free on an agent for a framework.
@@ -92,12 +95,28 @@ impl Master {
     pub(crate) fn end_leases(&mut self, now: Time, out: &mut Effects) {
         // Numbers rise with time and every lease has the same length, so the oldest come first.
         let late: Vec<u64> = self.offers.iter().take_while(|(_, o)| o.expires <= now).map(|(number, _)| *number).collect();
+        let mut silent = BTreeSet::new();
         for number in &late {
             if let Some(OfferRecord { framework, agent, resources, .. }) = self.offers.get(number).cloned() {
-                self.refuse_for(now, framework, agent, resources, self.config.unanswered_refuse);
+                let times = self.frameworks.get(framework).map_or(0, |f| f.unanswered);
+                let span = DurationMs(self.config.unanswered_refuse.0.saturating_mul(1 << times.min(MOST_DOUBLINGS)));
+                self.refuse_for(now, framework, agent, resources, span);
+                silent.insert(framework);
+            }
+        }
+        for fx in silent {
+            if let Some(framework) = self.frameworks.get_mut(fx) {
+                framework.unanswered = framework.unanswered.saturating_add(1);
             }
         }
         self.rescind(late, out);
+    }
+
+    /// A framework that answers is offered things without delay again.
+    pub(crate) fn has_answered(&mut self, fx: FrameworkIx) {
+        if let Some(framework) = self.frameworks.get_mut(fx) {
+            framework.unanswered = 0;
+        }
     }
 
     /// A framework gives offers back. Numbers that are not its own, or void by now, are ignored: an offer may have been
@@ -108,6 +127,7 @@ impl Master {
             if !own {
                 continue;
             }
+            self.has_answered(fx);
             if let Some(offer) = self.end_offer(id.number) {
                 self.refuse_for(now, fx, offer.agent, offer.resources, filters.refuse);
             }

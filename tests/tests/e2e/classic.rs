@@ -5,9 +5,7 @@ use crate::Result;
 use anyhow::{Context, bail};
 use smalti_framework_sdk::{Event, Events, Framework, Handle, Options};
 use smalti_tests::{AgentConfig, Cluster, Config};
-use smalti_types::{
-    Bytes, DurationMs, Filters, Launch, Limits, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec, TaskState,
-};
+use smalti_types::{Bytes, DurationMs, Filters, Launch, Limits, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec, TaskState};
 
 /// The next offer, whatever else comes before it.
 async fn offer(events: &mut Events) -> Result<Offer> {

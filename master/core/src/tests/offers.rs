@@ -138,6 +138,29 @@ fn an_unanswered_offer_is_taken_back_and_goes_to_somebody_else() {
 }
 
 #[test]
+fn a_framework_that_never_answers_gets_its_turn_more_and_more_rarely() {
+    let mut c = Cluster::new();
+    let (f1, _) = c.framework("one");
+    c.agent("a1", res(4, 4));
+    let mut offer = c.offer(f1);
+    for refused in [5_000, 10_000, 20_000, 40_000] {
+        c.pass(30_000);
+        assert_eq!(c.events(f1), vec![FrameworkEvent::Rescind(vec![offer.id])]);
+        c.pass(refused - 1_000);
+        c.silence();
+        c.pass(1_000);
+        offer = c.offer(f1);
+    }
+    c.call(f1, Call::Decline { offers: vec![offer.id], filters: refuse(1_000) });
+    c.pass(1_000);
+    let offer = c.offer(f1);
+    c.pass(30_000);
+    assert_eq!(c.events(f1), vec![FrameworkEvent::Rescind(vec![offer.id])]);
+    c.pass(5_000);
+    assert_eq!(c.offers(f1).len(), 1, "it had answered in between");
+}
+
+#[test]
 fn what_is_too_small_for_any_task_is_not_offered() {
     let mut c = Cluster::new();
     let (f1, _) = c.framework("one");
