@@ -66,6 +66,18 @@ pub struct Rules {
     pub ending: bool,
 }
 
+/// Whether this update ends `part` because of what all its items have in common (bundle, inputs, description), or before it
+/// finished any item.
+fn never_began(part: &Part, update: &StatusUpdate) -> bool {
+    let ended = update.state.is_terminal() && update.state != TaskState::Finished;
+    ended
+        && match retry::blame(update.state, update.reason) {
+            Blame::Guest | Blame::Description => true,
+            Blame::Infrastructure => part.finished.is_empty(),
+            Blame::Request => false,
+        }
+}
+
 impl Pool {
     /// Items `0..total`, all ready.
     #[must_use]
@@ -162,7 +174,10 @@ impl Pool {
             let ended: ItemSet = delta.failed.iter().map(|f| f.item).collect();
             let ended = ended.intersection(&part.outstanding);
             part.outstanding = part.outstanding.difference(&ended);
-            let returned = delta.returned.intersection(&part.outstanding);
+            // What comes back from a part that could not even begin shares its failure: going back untried, it would be
+            // launched the same way again and again.
+            let shares_failure = never_began(part, update);
+            let returned = if shares_failure { ItemSet::default() } else { delta.returned.intersection(&part.outstanding) };
             part.outstanding = part.outstanding.difference(&returned);
             let agent = part.agent.clone();
             self.finished.extend(&finished);

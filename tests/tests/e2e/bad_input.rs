@@ -1,7 +1,7 @@
 //! Bad input gives one clear error, the documented exit code, and nothing else stops.
 
 use crate::{Result, cluster, guest, one_agent};
-use smalti_tests::{Cluster, Finished, Paths};
+use smalti_tests::{AgentConfig, Cluster, Config, Finished, Paths};
 use std::io::{Read, Write};
 use std::process::Command;
 use std::time::Duration;
@@ -93,6 +93,23 @@ fn requests_that_make_no_sense() -> Result {
     one_clear_error(&c.smalti(&["run", "--cpus", "64", &hello])?, 125, &["cpus", "64", "2"]);
     one_clear_error(&c.smalti(&["run", "--mem", "1TiB", &hello])?, 125, &["mem"]);
     assert_eq!(c.smalti(&["run", &hello])?.code, 0);
+    Ok(())
+}
+
+#[test]
+fn an_input_that_vanishes_before_its_map_begins() -> Result {
+    let flags = vec!["--file-root".to_owned(), "/".to_owned()];
+    let agent = AgentConfig { cpus: "1".into(), flags, ..AgentConfig::default() };
+    let c = Cluster::start(Config { agents: vec![agent], ..Config::default() })?;
+    let input = c.dir().join("soon-gone.txt");
+    std::fs::write(&input, "some words\n")?;
+    let filler = c.ok(&["submit", "--cpus", "1", &guest(&c, "misbehave")?, "--", "sleep", "3600000"])?;
+    crate::eventually("the filler runs", || Ok(c.json(&["jobs"])?[0]["state"] == "RUNNING"))?;
+    let uri = format!("file://{}", input.display());
+    let job = c.ok(&["submit", "--cpus", "1", "--inputs", &uri, &guest(&c, "wordcount")?])?;
+    std::fs::remove_file(&input)?;
+    c.ok(&["kill", "--grace", "0s", filler.trim()])?;
+    one_clear_error(&c.smalti(&["wait", job.trim()])?, 125, &["INPUT_FAILED", "soon-gone.txt"]);
     Ok(())
 }
 

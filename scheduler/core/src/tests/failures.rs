@@ -68,6 +68,26 @@ fn infrastructure_does_not_count_as_a_retry() {
 }
 
 #[test]
+fn an_array_that_cannot_begin_is_not_launched_for_ever() {
+    // An input that vanished: no retry helps, and none was asked for.
+    let mut world = World::new(&[(1000, 1_000), (1000, 1_000)]);
+    world.cannot_begin = Some((TaskState::Failed, Reason::InputFailed));
+    let job = world.submit_map(map(100));
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(job).state, world.view(job).items_failed), ("FAILED", 100));
+    assert!(world.parts_tried <= 4, "{} launches", world.parts_tried);
+    // Executors that cannot be started: tried again after pauses, and not for ever.
+    let mut world = World::new(&[(1000, 1_000), (1000, 1_000)]);
+    world.cannot_begin = Some((TaskState::Dropped, Reason::LaunchFailed));
+    let job = world.submit_map(map(100));
+    world.run(600_000_000);
+    world.assert_silent();
+    assert_eq!(world.view(job).state, "FAILED");
+    assert!(world.parts_tried <= 200, "{} launches", world.parts_tried);
+}
+
+#[test]
 fn what_a_lost_agent_had_finished_is_computed_again() {
     let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
     let reduce = Some(ReduceSpec { spec: spec(), resources: cpus(100) });

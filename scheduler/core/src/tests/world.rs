@@ -66,6 +66,9 @@ pub(super) struct World {
     pub(super) items_by_agent: BTreeMap<AgentId, u64>,
     /// How an item or single task ends on which attempt.
     pub(super) fate: Fate,
+    /// Why no array part can begin, if so; and how many have tried.
+    pub(super) cannot_begin: Option<(TaskState, Reason)>,
+    pub(super) parts_tried: u32,
     pub(super) single_us: u64,
     pub(super) launches: Vec<Launch>,
     pub(super) stored: Vec<(u32, TaskId)>,
@@ -121,6 +124,8 @@ impl World {
             runs: BTreeMap::new(),
             items_by_agent: BTreeMap::new(),
             fate: Box::new(|_, _| None),
+            cannot_begin: None,
+            parts_tried: 0,
             single_us: 5_000,
             launches: Vec::new(),
             stored: Vec::new(),
@@ -348,6 +353,14 @@ impl World {
     }
 
     fn launch_array(&mut self, agent: &AgentId, launch: LaunchArray) {
+        self.parts_tried += 1;
+        if let Some((state, reason)) = self.cannot_begin {
+            // As an agent does when the bundle or an input cannot be had.
+            let held = launch.slot_resources.checked_mul(launch.slots).expect("an offer covers it");
+            self.give_back(agent, &held);
+            let delta = ArrayDelta { returned: launch.batch.items, ..ArrayDelta::default() };
+            return self.update(agent, &launch.task, launch.attempt, 1, state, reason, Some(delta));
+        }
         let part = FakePart {
             slots: launch.slots,
             each: launch.slot_resources,
