@@ -4,7 +4,7 @@
 use crate::Result;
 use anyhow::{Context, bail};
 use smalti_framework_sdk::{Event, Events, Framework, Handle, Options};
-use smalti_tests::{AgentConfig, Cluster, Config};
+use smalti_tests::{AgentConfig, Cluster, Config, Finished};
 use smalti_types::{Bytes, DurationMs, Filters, Launch, Limits, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec, TaskState};
 
 /// The next offer, whatever else comes before it.
@@ -84,5 +84,14 @@ async fn what_framework_1_leaves_is_offered_to_framework_2() -> Result {
 fn the_example_scheduler_is_short_and_works() -> Result {
     let source = std::fs::read_to_string(smalti_tests::workspace_root().join("framework-sdk/examples/scheduler.rs"))?;
     assert!(source.lines().count() <= 100, "{} lines", source.lines().count());
+    let cluster = Cluster::start(Config { scheduler: false, ..Config::default() })?;
+    let example = cluster.paths.smalti().with_file_name("examples").join("scheduler");
+    let mut command = std::process::Command::new(&example);
+    command.arg(&cluster.address).arg(cluster.paths.guest("hello")?).args(["50", "one", "two"]);
+    let done = Finished::of(command, b"", std::time::Duration::from_secs(60)).with_context(|| {
+        format!("{}: `cargo build --release -p smalti-framework-sdk --example scheduler` builds it", example.display())
+    })?;
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(done.stdout.contains("50 tasks ended, 0 of them not well"), "{}", done.stdout);
     Ok(())
 }
