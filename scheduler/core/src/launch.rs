@@ -16,14 +16,11 @@ pub const ROUND_VARIABLE: &str = "SMALTI_ROUND";
 impl Job {
     /// Starts its one task or its reduce on this agent.
     pub(crate) fn launch_task(&mut self, agent: &AgentId, resources: Resources) -> Option<Operation> {
-        let mut spec = match (&self.spec.work, self.state.stage) {
+        let spec = match (&self.spec.work, self.state.stage) {
             (Work::Single(single), Stage::Single) => single.spec.clone(),
             (Work::Map(map), Stage::Reduce) => self.reduce_spec(map)?,
             _ => return None,
         };
-        for (i, port) in resources.ports.iter().enumerate() {
-            spec.env.push((format!("PORT{i}"), port.to_string()));
-        }
         let run = self.state.run.as_mut()?;
         run.place(agent.clone(), resources.ports.clone());
         self.state.begun = true;

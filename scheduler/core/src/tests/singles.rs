@@ -39,7 +39,6 @@ fn ports_are_chosen_from_the_offer_lowest_first() {
     world.run(500_000);
     let ports: Vec<_> = world.launches.iter().map(|l| l.resources.ports.to_string()).collect();
     assert_eq!(ports, ["31000-31003", "31004-31007"], "ten ports are not enough for three");
-    assert!(world.launches[1].spec.env.contains(&("PORT1".into(), "31005".into())));
     world.run(60_000_000);
     world.assert_silent();
 }
