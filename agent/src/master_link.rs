@@ -27,6 +27,8 @@ const OUTBOUND: usize = 64;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The master may ask for heartbeats no closer and no further apart than this.
 const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+/// How long an agent that ends waits for the master to take its goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 /// How long the master may take to answer a registration.
 const REGISTER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -184,8 +186,11 @@ impl MasterLink {
             tokio::select! {
                 message = stream.message() => match message {
                     Ok(Some(message)) => {
-                        if let Err(end) = self.take(connection, message, &outbound, &client).await {
-                            return end;
+                        match self.take(connection, message, &outbound, &client).await {
+                            Ok(()) => {}
+                            // The event loop ended while this message came in.
+                            Err(End::Shutdown) => return goodbye(stream, outbound).await,
+                            Err(end) => return end,
                         }
                     }
                     Ok(None) => return End::Again("the master ended the connection".into()),
@@ -196,18 +201,7 @@ impl MasterLink {
                     // When the network is behind, what waits is sign of life enough.
                     let _ = outbound.try_send(v1::AgentToMaster { message: Some(agent_to_master::Message::Heartbeat(beat)) });
                 }
-                () = ended(&mut self.shutdown) => {
-                    let goodbye = v1::Deregister { reason: "the agent was stopped".into() };
-                    let message = v1::AgentToMaster { message: Some(agent_to_master::Message::Deregister(goodbye)) };
-                    if outbound.send(message).await.is_ok() {
-                        // The master closes the stream once it has read it.
-                        drop(outbound);
-                        let _ = tokio::time::timeout(Duration::from_millis(500), async {
-                            while let Ok(Some(_)) = stream.message().await {}
-                        }).await;
-                    }
-                    return End::Shutdown;
-                }
+                () = ended(&mut self.shutdown) => return goodbye(stream, outbound).await,
             }
         }
     }
@@ -243,6 +237,20 @@ impl MasterLink {
             Some(master_to_agent::Message::Heartbeat(_) | master_to_agent::Message::Registered(_)) | None => Ok(()),
         }
     }
+}
+
+/// Tells the master that the agent ends, and waits until it has read that: it then closes the stream.
+async fn goodbye(mut stream: Streaming<v1::MasterToAgent>, outbound: mpsc::Sender<v1::AgentToMaster>) -> End {
+    let goodbye = v1::Deregister { reason: "the agent was stopped".into() };
+    let message = v1::AgentToMaster { message: Some(agent_to_master::Message::Deregister(goodbye)) };
+    let _ = tokio::time::timeout(GOODBYE_WITHIN, async {
+        if outbound.send(message).await.is_ok() {
+            drop(outbound);
+            while let Ok(Some(_)) = stream.message().await {}
+        }
+    })
+    .await;
+    End::Shutdown
 }
 
 /// Resolves when the agent ends.

@@ -88,9 +88,8 @@ fn the_example_scheduler_is_short_and_works() -> Result {
     let example = cluster.paths.smalti().with_file_name("examples").join("scheduler");
     let mut command = std::process::Command::new(&example);
     command.arg(&cluster.address).arg(cluster.paths.guest("hello")?).args(["50", "one", "two"]);
-    let done = Finished::of(command, b"", std::time::Duration::from_secs(60)).with_context(|| {
-        format!("{}: `cargo build --release -p smalti-framework-sdk --example scheduler` builds it", example.display())
-    })?;
+    let done = Finished::of(command, b"", std::time::Duration::from_secs(60))
+        .with_context(|| format!("{}: `cargo build --release -p smalti-framework-sdk --example scheduler` builds it", example.display()))?;
     assert_eq!(done.code, 0, "{}", done.stderr);
     assert!(done.stdout.contains("50 tasks ended, 0 of them not well"), "{}", done.stdout);
     Ok(())
