@@ -182,7 +182,13 @@ impl Task {
             }
         }
         let mut update = match &mut self.work {
-            Work::Single(_) => StatusUpdate::new(self.key.clone(), self.stream.next_seq(), ending.state, Reason::None, ending.message, now),
+            Work::Single(single) => {
+                let seq = self.stream.next_seq();
+                let mut update = StatusUpdate::new(self.key.clone(), seq, ending.state, Reason::None, ending.message, now);
+                // What the guest said last and nobody has been told yet: there is no later update.
+                update.progress = single.progress.take();
+                update
+            }
             Work::Part(part) => {
                 let mut update = part.take_update(now, &self.key, self.stream.next_seq(), ending.state);
                 update.message = ending.message;

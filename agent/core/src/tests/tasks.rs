@@ -49,6 +49,22 @@ fn running_and_terminal_updates_may_travel_together_and_keep_their_order() {
 }
 
 #[test]
+fn progress_that_nobody_was_told_comes_with_the_end() {
+    let mut w = World::new(parameters());
+    w.launch_cold(1, "a", 1, 1);
+    w.event(started(1, 1));
+    w.updates_unacknowledged();
+    w.event(from(1, crate::FromExecutor::Progress { run: crate::Run(1), permille: 1000, text: "done".into() }));
+    w.event(outcome(1, 1, Some(0), None));
+    w.ended(1, "a");
+    let last = w.updates_unacknowledged();
+    assert_eq!(last[0].progress, Some((1000, "done".into())), "{last:?}");
+    w.after_ms(1_000);
+    w.updates();
+    w.empty();
+}
+
+#[test]
 fn what_cannot_be_prepared_fails_with_its_reason() {
     for (reason, state) in [(Reason::DigestMismatch, TaskState::Failed), (Reason::LaunchFailed, TaskState::Dropped)] {
         let mut w = World::new(parameters());
