@@ -90,12 +90,12 @@ impl Cluster {
 
         let mut master = command(&["master", "--listen", "127.0.0.1:0", "--data-dir", &data("master")]);
         master.args(&config.master_flags);
-        let mut master = Process::spawn("master", master, dir.path())?;
+        let mut master = Process::spawn_role("master", master, dir.path())?;
         let address = master.wait_for_line("ready: master")?;
 
         let scheduler = if config.scheduler {
             let args = ["scheduler", "--master", &address, "--listen", "127.0.0.1:0", "--data-dir", &data("scheduler")];
-            let mut scheduler = Process::spawn("scheduler", command(&args), dir.path())?;
+            let mut scheduler = Process::spawn_role("scheduler", command(&args), dir.path())?;
             scheduler.wait_for_line("ready: scheduler")?;
             Some(scheduler)
         } else {
@@ -121,7 +121,7 @@ impl Cluster {
         c.args(["--cpus", &agent.cpus, "--mem", &agent.mem, "--disk", "1GiB", "--ports", &ports, "--isolation", &self.config.isolation]);
         c.args(&agent.flags).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
         c.envs(self.config.env.iter().cloned());
-        let mut process = Process::spawn(&name, c, self.dir.path())?;
+        let mut process = Process::spawn_role(&name, c, self.dir.path())?;
         process.wait_for_line("ready: agent")?;
         self.agents.push(process);
         Ok(n)

@@ -40,14 +40,25 @@ impl Process {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
+        command.stdin(Stdio::null());
+        Self::start(name, command, dir)
+    }
+
+    /// Starts a role of the cluster. A Ctrl-C in the terminal does not reach it, so that whoever started it can end its jobs
+    /// first; it ends by itself when its starter is gone, whatever became of that one.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_role(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
+        use std::os::unix::process::CommandExt;
+        command.arg("--stop-when-stdin-closes").stdin(Stdio::piped()).process_group(0);
+        Self::start(name, command, dir)
+    }
+
+    fn start(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
         let stderr = dir.join(format!("{name}.log"));
         let log = std::fs::File::create(&stderr).with_context(|| format!("creating {}", stderr.display()))?;
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {name} ({command:?})"))?;
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().with_context(|| format!("starting {name} ({command:?})"))?;
         let stdout = child.stdout.take().ok_or_else(|| anyhow!("{name} has no stdout"))?;
         let (tx, lines) = mpsc::channel();
         std::thread::spawn(move || {
