@@ -11,10 +11,12 @@ use nix::unistd::Pid;
 use smalti_executor_protocol::supervision::SOCKET_NAME;
 use smalti_types::AgentId;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// In the data directory: where the agent's groups were made last.
 const GROUPS_FILE: &str = "control-groups";
+/// Between two tries to remove the agent's groups at its end.
+const CLOSE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Ends executors of an earlier run and removes what they had.
 ///
@@ -50,7 +52,20 @@ pub(crate) async fn end(cgroups: &Cgroups, id: &AgentId, data_dir: &Path, execut
 /// Removes the agent's groups at its end; what fails is said and left to the next start.
 pub(crate) async fn close(cgroups: &Cgroups, within: Duration) {
     let groups = cgroups.clone();
-    let closed = tokio::task::spawn_blocking(move || groups.cleanup_stale(&[], within).and_then(|_| groups.close())).await;
+    let closed = tokio::task::spawn_blocking(move || {
+        let deadline = Instant::now() + within;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Executors that have just ended remove their groups at the same time, each on a thread of its own. What one of the
+            // two finds half gone is no failure yet: both come to their end.
+            let result = groups.cleanup_stale(&[], left).and_then(|_| groups.close());
+            if result.is_ok() || left.is_zero() {
+                return result;
+            }
+            std::thread::sleep(CLOSE_PAUSE);
+        }
+    })
+    .await;
     match closed {
         Ok(Ok(())) => {}
         Ok(Err(e)) => tracing::warn!("cannot remove the agent's control groups: {e}"),
