@@ -177,7 +177,7 @@ impl World {
     async fn launch(&self, name: &str, text: &str) {
         let resources = Resources::new(MilliCpus(1_000), Bytes::mib(64));
         let launch = Launch { task: TaskId::new(name).unwrap(), attempt: 0, resources, spec: self.spec(name, text) };
-        self.command(AgentCommand::Launch { framework: framework(), launch }).await;
+        self.command(AgentCommand::Launch { framework: framework(), role: Role::default(), launch }).await;
     }
 
     async fn read(&mut self, name: &str, what: v1::sandbox_read::What) -> Result<Vec<u8>, String> {
@@ -280,7 +280,7 @@ async fn an_array_runs_each_item_once_and_gives_its_slots_back() {
         batch: ItemBatch { items: ItemSet::range(0, total), attempt: 0, splits: vec![] },
         open: false,
     };
-    w.command(AgentCommand::LaunchArray { framework: framework(), launch }).await;
+    w.command(AgentCommand::LaunchArray { framework: framework(), role: Role::default(), launch }).await;
     let (mut finished, mut updates) = (ItemSet::default(), 0);
     let last = loop {
         let update = w.update().await;

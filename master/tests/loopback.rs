@@ -23,8 +23,9 @@ async fn a_task_goes_all_the_way_and_back() {
     framework
         .call(Call::Accept { offers: vec![offer.id], operations: vec![Operation::Launch(launch.clone())], filters: Filters::default() })
         .await;
-    let AgentCommand::Launch { framework: whose, launch: arrived } = agent.command().await else { panic!("a launch expected") };
+    let AgentCommand::Launch { framework: whose, role, launch: arrived } = agent.command().await else { panic!("a launch expected") };
     assert_eq!((whose.clone(), arrived), (framework.id.clone(), launch));
+    assert_eq!(role, Role::default());
 
     let key = TaskKey { framework: whose, task: TaskId::new("t").unwrap(), attempt: 0 };
     for (seq, state) in [(1, TaskState::Running), (2, TaskState::Finished)] {

@@ -2,7 +2,7 @@
 //! carries them unchanged, and `smalti-proto` turns them into bytes.
 
 use crate::framework::{AgentInfo, FrameworkInfo};
-use crate::id::{AgentId, FrameworkId, MasterEpoch, OfferId, TaskId, TaskKey};
+use crate::id::{AgentId, FrameworkId, MasterEpoch, OfferId, Role, TaskId, TaskKey};
 use crate::offer::{Filters, Offer, Operation};
 use crate::resources::Resources;
 use crate::status::{StatusUpdate, UpdateKey};
@@ -17,6 +17,8 @@ pub enum AgentCommand {
     Launch {
         /// Whose it is.
         framework: FrameworkId,
+        /// Under which role that framework has its resources: the agent's operator may have rules for it.
+        role: Role,
         /// What to start.
         launch: Launch,
     },
@@ -24,6 +26,8 @@ pub enum AgentCommand {
     LaunchArray {
         /// Whose it is.
         framework: FrameworkId,
+        /// Under which role that framework has its resources: the agent's operator may have rules for it.
+        role: Role,
         /// What to start.
         launch: LaunchArray,
     },

@@ -2,6 +2,7 @@
 
 use crate::amount::Bytes;
 use crate::digest::Digest;
+use crate::endpoint::Endpoint;
 use crate::id::{AgentId, TaskId};
 use crate::items::ItemSet;
 use crate::resources::Resources;
@@ -105,8 +106,14 @@ pub struct TaskSpec {
     pub inputs: Vec<Input>,
     /// Limits beside its resources.
     pub limits: Limits,
-    /// Isolation class.
+    /// Isolation class. A task with ports or endpoints runs in class `process` whatever it says here.
     pub isolation: Isolation,
+    /// What it may connect to, beside nothing: the operator's policy for its role must allow it, too.
+    #[serde(default)]
+    pub connect: Vec<Endpoint>,
+    /// Absolute guest path of its writable directory, whose size is the disk of its resources; `None`: [`crate::grants::DEFAULT_DISK_PATH`].
+    #[serde(default)]
+    pub disk_path: Option<String>,
 }
 
 impl TaskSpec {
@@ -121,6 +128,8 @@ impl TaskSpec {
             inputs: Vec::new(),
             limits: Limits::default(),
             isolation: Isolation::Instance,
+            connect: Vec::new(),
+            disk_path: None,
         }
     }
 }

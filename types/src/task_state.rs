@@ -130,6 +130,12 @@ pub enum Reason {
     OutputLimit,
     /// The fuel ran out.
     FuelLimit,
+    /// More files, directories or sockets were opened at one time than allowed.
+    HandleLimit,
+    /// More was written to the writable directory than it holds, in bytes or in files.
+    DiskLimit,
+    /// More instances, memories or tables were made than allowed.
+    InstanceLimit,
     /// Killed on request of the framework.
     KilledByRequest,
     /// The bundle could not be fetched.
@@ -168,7 +174,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tables and tests.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::None,
         Self::ExitCode,
         Self::Trap,
@@ -176,6 +182,9 @@ impl Reason {
         Self::MemoryLimit,
         Self::OutputLimit,
         Self::FuelLimit,
+        Self::HandleLimit,
+        Self::DiskLimit,
+        Self::InstanceLimit,
         Self::KilledByRequest,
         Self::FetchFailed,
         Self::DigestMismatch,
@@ -206,6 +215,9 @@ impl Reason {
             Self::MemoryLimit => "MEMORY_LIMIT",
             Self::OutputLimit => "OUTPUT_LIMIT",
             Self::FuelLimit => "FUEL_LIMIT",
+            Self::HandleLimit => "HANDLE_LIMIT",
+            Self::DiskLimit => "DISK_LIMIT",
+            Self::InstanceLimit => "INSTANCE_LIMIT",
             Self::KilledByRequest => "KILLED_BY_REQUEST",
             Self::FetchFailed => "FETCH_FAILED",
             Self::DigestMismatch => "DIGEST_MISMATCH",
@@ -255,7 +267,14 @@ impl Reason {
             },
             Self::Trap => 134,
             Self::TimeLimit => 124,
-            Self::MemoryLimit | Self::OutputLimit | Self::FuelLimit | Self::KilledByRequest | Self::FailFast => 137,
+            Self::MemoryLimit
+            | Self::OutputLimit
+            | Self::FuelLimit
+            | Self::HandleLimit
+            | Self::DiskLimit
+            | Self::InstanceLimit
+            | Self::KilledByRequest
+            | Self::FailFast => 137,
             Self::InvalidBundle | Self::MissingImport | Self::DigestMismatch => 126,
             Self::NoEntryPoint | Self::FetchFailed => 127,
             _ => 125,
@@ -289,6 +308,8 @@ mod tests {
         assert_eq!(Reason::ExitCode.exit_code(Some(200)), 134);
         assert_eq!(Reason::TimeLimit.exit_code(None), 124);
         assert_eq!(Reason::Trap.exit_code(None), 134);
-        assert_eq!(Reason::MemoryLimit.exit_code(None), 137);
+        for limit in [Reason::MemoryLimit, Reason::HandleLimit, Reason::DiskLimit, Reason::InstanceLimit] {
+            assert_eq!(limit.exit_code(None), 137, "{limit}");
+        }
     }
 }

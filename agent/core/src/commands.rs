@@ -9,7 +9,8 @@ use crate::task::{Ending, Kill, Phase, Single, Task, Work};
 use crate::updates::Stream;
 use smalti_types::protocol::AgentCommand;
 use smalti_types::{
-    DurationMs, FrameworkId, Input, ItemBatch, Launch, LaunchArray, Reason, Resources, TaskKey, TaskSpec, TaskState, Time, UpdateKey,
+    DurationMs, FrameworkId, Input, Isolation, ItemBatch, Launch, LaunchArray, Reason, Resources, TaskKey, TaskSpec, TaskState, Time,
+    UpdateKey,
 };
 use std::sync::Arc;
 
@@ -21,8 +22,8 @@ const LONGEST_GRACE: DurationMs = DurationMs(24 * 3_600 * 1_000);
 impl Agent {
     pub(crate) fn command(&mut self, now: Time, command: AgentCommand, out: &mut Out) {
         match command {
-            AgentCommand::Launch { framework, launch } => self.launch(now, framework, launch, out),
-            AgentCommand::LaunchArray { framework, launch } => self.launch_array(now, framework, launch, out),
+            AgentCommand::Launch { framework, role: _, launch } => self.launch(now, framework, launch, out),
+            AgentCommand::LaunchArray { framework, role: _, launch } => self.launch_array(now, framework, launch, out),
             AgentCommand::AssignItems { task, batch, open } => self.assign(now, &task, batch, open, out),
             AgentCommand::ReturnItems { task, most } => self.return_items(&task, most, out),
             AgentCommand::Kill { task, grace } => self.kill(now, &task, grace, out),
@@ -34,6 +35,7 @@ impl Agent {
         let key = TaskKey { framework, task: launch.task.clone(), attempt: launch.attempt };
         let (resources, spec) = (launch.resources.clone(), Arc::new(launch.spec.clone()));
         let checked = launch.resources.check_request().map_err(|e| e.to_string());
+        let checked = checked.and_then(|()| supported(&launch.spec, &launch.resources));
         let work = Work::Single(Single { launch: Arc::new(launch), progress: None, next_progress: Time(0) });
         self.accept(now, key, work, checked.map(|()| resources), spec, Arc::new([]), out);
     }
@@ -47,6 +49,7 @@ impl Agent {
         } else if !launch.slot_resources.ports.is_empty() {
             checked = Err("items of an array cannot have ports".into());
         }
+        let checked = checked.and_then(|sum| supported(&launch.template.spec, &launch.slot_resources).map(|()| sum));
         let (spec, split_inputs) = (Arc::new(launch.template.spec.clone()), launch.template.split_inputs.clone().into());
         let (part, refused) = Part::new(launch);
         self.counters.master_ignored = self.counters.master_ignored.saturating_add(refused);
@@ -82,9 +85,6 @@ impl Agent {
         self.dirty.insert(run);
         let refusal = match wanted {
             Err(message) => Some(Ending::new(TaskState::Error, Reason::InvalidTask, message)),
-            Ok(_) if spec.isolation == smalti_types::Isolation::Process => {
-                Some(Ending::new(TaskState::Error, Reason::InvalidTask, "isolation class `process` is not supported by this agent"))
-            }
             Ok(wanted) => self.hold(&wanted).err().map(|message| Ending::new(TaskState::Dropped, Reason::LaunchFailed, message)),
         };
         if let Some(ending) = refusal {
@@ -197,4 +197,20 @@ impl Agent {
             Work::Single(_) => None,
         }
     }
+}
+
+/// Refuses what makes no sense and what this agent cannot do yet.
+fn supported(spec: &TaskSpec, resources: &Resources) -> Result<(), String> {
+    spec.check_grants(resources).map_err(|e| e.to_string())?;
+    if resources.disk.0 > 0 {
+        return Err("tasks with disk are not supported by this agent".into());
+    }
+    if !spec.connect.is_empty() {
+        return Err("tasks that connect are not supported by this agent".into());
+    }
+    // Tasks with ports go on in class `instance` until class `process` is there: they have no network in either.
+    if spec.isolation == Isolation::Process && resources.ports.is_empty() {
+        return Err("isolation class `process` is not supported by this agent".into());
+    }
+    Ok(())
 }

@@ -6,15 +6,23 @@ use crate::failure::{Failure, Result};
 use crate::time::{duration, positive_duration};
 use clap::{Args, ValueEnum};
 use smalti_proto::v1;
-use smalti_types::{Bytes, DurationMs, Limits, MilliCpus, MilliUnits, Resources};
+use smalti_types::grants::check_path;
+use smalti_types::{Bytes, DurationMs, Endpoint, Limits, MilliCpus, MilliUnits, Resources};
 use std::ffi::OsString;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum IsolationClass {
     /// A fresh instance in a slot of the framework's executor.
     Instance,
-    /// An executor process of its own.
+    /// An executor process of its own, used once.
     Process,
+}
+
+/// `--disk`: how much, and where the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disk {
+    pub(crate) size: Bytes,
+    pub(crate) path: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -25,12 +33,15 @@ pub(crate) struct TaskOptions {
     /// Memory: linear memories and tables of the guest
     #[arg(long, default_value = "64MiB", value_parser = mem, allow_hyphen_values = true, value_name = "SIZE", help_heading = "Resources")]
     pub(crate) mem: Bytes,
-    /// Disk space (not supported yet)
-    #[arg(long, value_name = "SIZE", help_heading = "Resources")]
-    pub(crate) disk: Option<String>,
-    /// How many ports of the agent; the task finds them in $PORT0, $PORT1, …
+    /// Disk space of the task or of each slot: a writable directory, at /scratch unless another path is given [default: none]
+    #[arg(long, value_parser = disk, value_name = "SIZE[:/GUEST/PATH]", help_heading = "Resources")]
+    pub(crate) disk: Option<Disk>,
+    /// How many ports of the agent; the task finds them in $PORT0, $PORT1, … (class process)
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Resources")]
     pub(crate) ports: u32,
+    /// A host and port that the task may connect to; others are closed (repeatable; class process)
+    #[arg(long, value_parser = endpoint, value_name = "HOST:PORT", help_heading = "Resources")]
+    pub(crate) connect: Vec<Endpoint>,
     /// Some of a custom resource of the agents (repeatable)
     #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = custom, help_heading = "Resources")]
     pub(crate) custom: Vec<(String, MilliUnits)>,
@@ -67,9 +78,9 @@ pub(crate) struct TaskOptions {
     /// Role under which the job gets its resources
     #[arg(long, default_value = "", hide_default_value = true, help_heading = "Placement")]
     pub(crate) role: String,
-    /// Isolation class (process is not supported yet)
-    #[arg(long, value_enum, default_value = "instance", help_heading = "Placement")]
-    pub(crate) isolation: IsolationClass,
+    /// Isolation class [default: instance; process with --ports or --connect]
+    #[arg(long, value_enum, help_heading = "Placement")]
+    pub(crate) isolation: Option<IsolationClass>,
     /// Jobs of higher priority go first
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "N", help_heading = "Placement")]
     pub(crate) priority: i32,
@@ -88,8 +99,6 @@ pub(crate) struct TaskOptions {
     pub(crate) fail_fast: bool,
 
     #[arg(long, hide = true)]
-    connect: Vec<String>,
-    #[arg(long, hide = true)]
     collect: Vec<String>,
     #[arg(long, hide = true)]
     output_store: Option<String>,
@@ -98,15 +107,17 @@ pub(crate) struct TaskOptions {
 }
 
 impl TaskOptions {
-    /// Refuses what nothing enforces yet.
+    /// Refuses what nothing enforces yet, and classes that cannot be.
     pub(crate) fn check_supported(&self) -> Result<()> {
+        let networked = [(self.ports > 0, "--ports"), (!self.connect.is_empty(), "--connect")].into_iter().find(|(given, _)| *given);
+        if let (Some((_, option)), Some(IsolationClass::Instance)) = (networked, self.isolation) {
+            let why = "executors of class instance have no network; leave --isolation out or use --isolation process";
+            return Err(Failure::new(format!("{option} with --isolation instance: {why}")));
+        }
         let unsupported = [
-            (self.disk.is_some(), "--disk", "leave it out: tasks have no disk space of their own"),
-            (!self.connect.is_empty(), "--connect", "tasks have no network"),
             (!self.collect.is_empty(), "--collect", "write to stdout and use `smalti logs`"),
             (self.output_store.is_some(), "--output-store", "outputs stay on the agents; `smalti logs` reads them"),
             (self.exclusive, "--exclusive", ""),
-            (self.isolation == IsolationClass::Process, "--isolation process", "use --isolation instance"),
         ];
         unsupported.into_iter().find(|(given, ..)| *given).map_or(Ok(()), |(_, option, instead)| Err(Failure::not_yet(option, instead)))
     }
@@ -114,11 +125,22 @@ impl TaskOptions {
     /// What one task or slot takes, without ports.
     pub(crate) fn resources(&self) -> Result<v1::Resources> {
         let mut resources = Resources::new(self.cpus, self.mem);
+        resources.disk = self.disk.as_ref().map_or(Bytes(0), |d| d.size);
         for (name, amount) in &self.custom {
             resources.set_custom(name, *amount);
         }
         resources.check_request().map_err(|e| Failure::new(e.to_string()))?;
         Ok(resources.into())
+    }
+
+    /// The class that is asked for, or that ports and endpoints need.
+    pub(crate) fn isolation(&self) -> v1::Isolation {
+        let networked = self.ports > 0 || !self.connect.is_empty();
+        match self.isolation {
+            Some(IsolationClass::Process) => v1::Isolation::Process,
+            None if networked => v1::Isolation::Process,
+            Some(IsolationClass::Instance) | None => v1::Isolation::Instance,
+        }
     }
 
     pub(crate) fn limits(&self) -> v1::Limits {
@@ -171,6 +193,25 @@ fn mem(text: &str) -> std::result::Result<Bytes, String> {
 /// A size such as `64MiB`.
 pub(crate) fn size(text: &str) -> std::result::Result<Bytes, String> {
     text.parse().map_err(|e: smalti_types::amount::AmountError| e.to_string())
+}
+
+fn disk(text: &str) -> std::result::Result<Disk, String> {
+    let (size, path) = match text.split_once(':') {
+        Some((size, path)) => (size, Some(path.to_owned())),
+        None => (text, None),
+    };
+    let size = self::size(size)?;
+    if size.0 == 0 {
+        return Err("disk must be more than zero; leave the option out for none".into());
+    }
+    if let Some(path) = &path {
+        check_path(path).map_err(|e| e.to_string())?;
+    }
+    Ok(Disk { size, path })
+}
+
+fn endpoint(text: &str) -> std::result::Result<Endpoint, String> {
+    text.parse().map_err(|e: smalti_types::endpoint::EndpointError| e.to_string())
 }
 
 fn custom(text: &str) -> std::result::Result<(String, MilliUnits), String> {
@@ -233,6 +274,13 @@ mod tests {
             (["--timeout", "0s"], "more than zero"),
             (["--constraint", "zone!=eu"], "only equality"),
             (["--resource", "mem=5"], "not the name"),
+            (["--disk", "0"], "more than zero"),
+            (["--disk", "1GiB:data"], "must be absolute"),
+            (["--disk", "1GiB:/a/../b"], "must be absolute"),
+            (["--disk", ":/a"], "not a"),
+            (["--connect", "example.org"], "write it like"),
+            (["--connect", "::1:80"], "write it like"),
+            (["--connect", "h:0"], "write it like"),
         ] {
             let error = parse(&args).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{args:?}");
@@ -242,18 +290,35 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_is_refused_and_never_ignored() {
-        let cases: [&[&str]; 6] = [
-            &["--disk", "1GiB"],
-            &["--connect", "h:1"],
-            &["--collect", "/x=s3://b/k"],
-            &["--output-store", "s3://b"],
-            &["--exclusive"],
-            &["--isolation", "process"],
-        ];
+        let cases: [&[&str]; 3] = [&["--collect", "/x=s3://b/k"], &["--output-store", "s3://b"], &["--exclusive"]];
         for args in cases {
             let failure = parse(args).unwrap().check_supported().unwrap_err();
             assert!(failure.code == 125 && failure.to_string().contains("is not supported yet"), "{args:?}: {failure}");
         }
+    }
+
+    #[test]
+    fn a_network_and_class_instance_exclude_each_other() {
+        for args in [["--ports", "1"], ["--connect", "example.org:443"]] {
+            let task = parse(&args).unwrap();
+            assert!(task.check_supported().is_ok());
+            assert_eq!(task.isolation(), v1::Isolation::Process, "{args:?}");
+            let failure = parse(&[args[0], args[1], "--isolation", "instance"]).unwrap().check_supported().unwrap_err();
+            assert!(failure.to_string().contains("--isolation process"), "{failure}");
+            let task = parse(&[args[0], args[1], "--isolation", "process"]).unwrap();
+            assert!(task.check_supported().is_ok() && task.isolation() == v1::Isolation::Process);
+        }
+        assert_eq!(parse(&[]).unwrap().isolation(), v1::Isolation::Instance);
+        assert_eq!(parse(&["--isolation", "process"]).unwrap().isolation(), v1::Isolation::Process);
+    }
+
+    #[test]
+    fn disk_and_endpoints_are_passed_on() {
+        let task = parse(&["--disk", "1GiB:/data", "--connect", "Example.org:443", "--connect", "[::1]:80"]).unwrap();
+        assert_eq!(task.resources().unwrap().disk_bytes, 1 << 30);
+        assert_eq!(task.disk, Some(Disk { size: Bytes::gib(1), path: Some("/data".into()) }));
+        assert_eq!(task.connect.iter().map(ToString::to_string).collect::<Vec<_>>(), ["example.org:443", "[::1]:80"]);
+        assert_eq!(parse(&["--disk", "5MiB"]).unwrap().disk, Some(Disk { size: Bytes::mib(5), path: None }));
     }
 
     #[test]

@@ -133,7 +133,9 @@ async fn spec(bundles: &Bundles, task: &TaskOptions, source: &Source, args: &[St
         stdin: None,
         inputs: files,
         limits: Some(task.limits()),
-        isolation: v1::Isolation::Instance.into(),
+        isolation: task.isolation().into(),
+        connect: task.connect.iter().cloned().map(v1::Endpoint::from).collect(),
+        disk_path: task.disk.as_ref().and_then(|d| d.path.clone()),
     })
 }
 

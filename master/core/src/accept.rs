@@ -12,7 +12,7 @@ use crate::slab::{AgentIx, FrameworkIx};
 use crate::tasks::{Attempt, Task};
 use crate::validate::check_operation;
 use smalti_types::protocol::AgentCommand;
-use smalti_types::{AgentId, Filters, FrameworkId, OfferId, Operation, Reason, Resources, TaskState, Time};
+use smalti_types::{AgentId, Filters, FrameworkId, OfferId, Operation, Reason, Resources, Role, TaskState, Time};
 use std::collections::BTreeSet;
 
 fn attempt_of(operation: &Operation) -> Attempt {
@@ -22,10 +22,10 @@ fn attempt_of(operation: &Operation) -> Attempt {
     }
 }
 
-fn into_command(framework: FrameworkId, operation: Operation) -> AgentCommand {
+fn into_command(framework: FrameworkId, role: Role, operation: Operation) -> AgentCommand {
     match operation {
-        Operation::Launch(launch) => AgentCommand::Launch { framework, launch },
-        Operation::LaunchArray(launch) => AgentCommand::LaunchArray { framework, launch },
+        Operation::Launch(launch) => AgentCommand::Launch { framework, role, launch },
+        Operation::LaunchArray(launch) => AgentCommand::LaunchArray { framework, role, launch },
     }
 }
 
@@ -173,9 +173,9 @@ impl Master {
             books.ledger.take(&wanted);
             books.tasks.insert(key.clone());
         }
-        if let Some(framework) = self.frameworks.get_mut(fx) {
-            framework.tasks.insert(attempt, Task::staging(agent.clone(), wanted, slot, slots));
-        }
-        self.command(agent, into_command(key.framework, operation), out);
+        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        framework.tasks.insert(attempt, Task::staging(agent.clone(), wanted, slot, slots));
+        let role = framework.info.role.clone();
+        self.command(agent, into_command(key.framework, role, operation), out);
     }
 }

@@ -31,7 +31,7 @@ fn check_launch(launch: &Launch) -> Checked {
     if launch.spec.stdin == Stdin::Split {
         return Err("spec.stdin: only the items of an array read splits".to_owned());
     }
-    check_spec("spec", &launch.spec)
+    check_spec("spec", &launch.spec, &launch.resources)
 }
 
 fn check_array(launch: &LaunchArray) -> Checked {
@@ -49,7 +49,7 @@ fn check_array(launch: &LaunchArray) -> Checked {
     }
     at_most("template.split_inputs", template.split_inputs.len(), MAX_SPLIT_INPUTS)?;
     template.split_inputs.iter().try_for_each(|input| check_input("template.split_inputs", input))?;
-    check_spec("template.spec", &template.spec)?;
+    check_spec("template.spec", &template.spec, &launch.slot_resources)?;
     if launch.batch.items.end() > template.total_items {
         return Err(format!("batch.items ends at {}, beyond template.total_items {}", launch.batch.items.end(), template.total_items));
     }
@@ -91,7 +91,7 @@ fn check_resources(field: &str, resources: &Resources) -> Checked {
     at_most(&format!("{field}.custom"), resources.custom.len(), MAX_CUSTOM)
 }
 
-fn check_spec(field: &str, spec: &TaskSpec) -> Checked {
+fn check_spec(field: &str, spec: &TaskSpec, resources: &Resources) -> Checked {
     at_most(&format!("{field}.args"), spec.args.len(), MAX_ARGS)?;
     at_most(&format!("{field}.env"), spec.env.len(), MAX_ENV)?;
     let bytes: usize = spec.args.iter().map(String::len).chain(spec.env.iter().map(|(k, v)| k.len() + v.len())).sum();
@@ -119,6 +119,7 @@ fn check_spec(field: &str, spec: &TaskSpec) -> Checked {
     if let Some(uri) = &spec.bundle.uri {
         short(&format!("{field}.bundle.uri"), uri)?;
     }
+    spec.check_grants(resources).map_err(|e| format!("{field}: {e}"))?;
     check_limits(field, &spec.limits)
 }
 

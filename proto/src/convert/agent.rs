@@ -55,10 +55,12 @@ impl TryFrom<v1::AgentCommand> for AgentCommand {
         Ok(match at("AgentCommand", "command").need(m.command)? {
             Command::Launch(c) => Self::Launch {
                 framework: at("LaunchTask", "framework").id(&c.framework)?,
+                role: at("LaunchTask", "role").id(&c.role)?,
                 launch: at("LaunchTask", "launch").get(c.launch)?,
             },
             Command::LaunchArray(c) => Self::LaunchArray {
                 framework: at("LaunchArrayPart", "framework").id(&c.framework)?,
+                role: at("LaunchArrayPart", "role").id(&c.role)?,
                 launch: at("LaunchArrayPart", "launch").get(c.launch)?,
             },
             Command::Assign(c) => Self::AssignItems {
@@ -77,11 +79,11 @@ impl From<AgentCommand> for v1::AgentCommand {
     fn from(c: AgentCommand) -> Self {
         use v1::agent_command::Command;
         let command = match c {
-            AgentCommand::Launch { framework, launch } => {
-                Command::Launch(v1::LaunchTask { framework: framework.into(), launch: Some(launch.into()) })
+            AgentCommand::Launch { framework, role, launch } => {
+                Command::Launch(v1::LaunchTask { framework: framework.into(), launch: Some(launch.into()), role: role.into() })
             }
-            AgentCommand::LaunchArray { framework, launch } => {
-                Command::LaunchArray(v1::LaunchArrayPart { framework: framework.into(), launch: Some(launch.into()) })
+            AgentCommand::LaunchArray { framework, role, launch } => {
+                Command::LaunchArray(v1::LaunchArrayPart { framework: framework.into(), launch: Some(launch.into()), role: role.into() })
             }
             AgentCommand::AssignItems { task, batch, open } => {
                 Command::Assign(v1::AssignItems { task: Some(task.into()), batch: Some(batch.into()), open })

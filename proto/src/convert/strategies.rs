@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::task::OutputSource;
 use smalti_types::{
-    AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BundleRef, Bytes, Digest, DurationMs, FailedItem, Filters, FrameworkId,
-    FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch, MilliCpus, MilliUnits, Offer,
-    OfferId, Operation, PortRange, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId, TaskKey, TaskSpec, TaskState, Time,
-    UpdateKey, Usage,
+    AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem, Filters,
+    FrameworkId, FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch, MilliCpus,
+    MilliUnits, Offer, OfferId, Operation, PortRange, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId, TaskKey, TaskSpec,
+    TaskState, Time, UpdateKey, Usage,
 };
 
 fn id_text() -> impl Strategy<Value = String> {
@@ -94,6 +94,15 @@ fn input() -> impl Strategy<Value = Input> {
     )
 }
 
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    let host = prop_oneof![
+        prop::sample::select(vec!["localhost", "db.example.org", "xn--bcher-kva.example"]).prop_map(str::to_owned),
+        any::<std::net::Ipv4Addr>().prop_map(|a| a.to_string()),
+        any::<std::net::Ipv6Addr>().prop_map(|a| a.to_string()),
+    ];
+    (host, 1_u16..).prop_map(|(host, port)| Endpoint::new(&host, port).unwrap())
+}
+
 fn stdin() -> impl Strategy<Value = Stdin> {
     let source =
         (agent(), task(), any::<u32>(), item_set()).prop_map(|(agent, task, attempt, items)| OutputSource { agent, task, attempt, items });
@@ -102,8 +111,21 @@ fn stdin() -> impl Strategy<Value = Stdin> {
 
 pub(super) fn task_spec() -> impl Strategy<Value = TaskSpec> {
     let isolation = prop::sample::select(vec![Isolation::Instance, Isolation::Process]);
-    (bundle_ref(), vec(text(), 0..3), vec((text(), text()), 0..3), stdin(), vec(input(), 0..2), limits(), isolation)
-        .prop_map(|(bundle, args, env, stdin, inputs, limits, isolation)| TaskSpec { bundle, args, env, stdin, inputs, limits, isolation })
+    let disk_path = option::of(id_text().prop_map(|t| format!("/{t}")));
+    let head = (bundle_ref(), vec(text(), 0..3), vec((text(), text()), 0..3), stdin(), vec(input(), 0..2), limits());
+    (head, isolation, vec(endpoint(), 0..3), disk_path).prop_map(
+        |((bundle, args, env, stdin, inputs, limits), isolation, connect, disk_path)| TaskSpec {
+            bundle,
+            args,
+            env,
+            stdin,
+            inputs,
+            limits,
+            isolation,
+            connect,
+            disk_path,
+        },
+    )
 }
 
 fn launch() -> impl Strategy<Value = Launch> {
@@ -248,8 +270,8 @@ pub(super) fn registration() -> impl Strategy<Value = Registration> {
 
 pub(super) fn agent_command() -> impl Strategy<Value = AgentCommand> {
     prop_oneof![
-        (framework(), launch()).prop_map(|(framework, launch)| AgentCommand::Launch { framework, launch }),
-        (framework(), launch_array()).prop_map(|(framework, launch)| AgentCommand::LaunchArray { framework, launch }),
+        (framework(), role(), launch()).prop_map(|(framework, role, launch)| AgentCommand::Launch { framework, role, launch }),
+        (framework(), role(), launch_array()).prop_map(|(framework, role, launch)| AgentCommand::LaunchArray { framework, role, launch }),
         (key(), item_batch(), any::<bool>()).prop_map(|(task, batch, open)| AgentCommand::AssignItems { task, batch, open }),
         (key(), any::<u64>()).prop_map(|(task, most)| AgentCommand::ReturnItems { task, most }),
         (key(), option::of(duration())).prop_map(|(task, grace)| AgentCommand::Kill { task, grace }),

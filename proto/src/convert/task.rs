@@ -5,9 +5,10 @@ use super::{
     ConvertError, MAX_ARGS_LEN, MAX_LABEL_LEN, MAX_LIST, MAX_SHORT_LIST, MAX_TEXT_LEN, MAX_URI_LEN, Problem, Result, at, duration, wire,
 };
 use crate::v1;
+use smalti_types::grants::{MAX_ENDPOINTS, check_path};
 use smalti_types::task::OutputSource;
 use smalti_types::{
-    ArrayTemplate, BundleRef, Bytes, Input, Isolation, ItemBatch, Launch, LaunchArray, Limits, Operation, Split, Stdin, TaskSpec,
+    ArrayTemplate, BundleRef, Bytes, Endpoint, Input, Isolation, ItemBatch, Launch, LaunchArray, Limits, Operation, Split, Stdin, TaskSpec,
 };
 
 impl TryFrom<v1::BundleRef> for BundleRef {
@@ -132,6 +133,27 @@ impl From<v1::Isolation> for Isolation {
     }
 }
 
+impl TryFrom<v1::Endpoint> for Endpoint {
+    type Error = ConvertError;
+    fn try_from(m: v1::Endpoint) -> Result<Self> {
+        let port = u16::try_from(m.port)
+            .map_err(|_| at("Endpoint", "port").fail(Problem::TooLarge { value: m.port.into(), max: u16::MAX.into() }))?;
+        Self::new(&m.host, port).map_err(|_| at("Endpoint", "host").fail(Problem::Invalid("not a host and a port")))
+    }
+}
+
+impl From<Endpoint> for v1::Endpoint {
+    fn from(e: Endpoint) -> Self {
+        Self { host: e.host, port: e.port.into() }
+    }
+}
+
+fn disk_path(path: String) -> Result<String> {
+    let here = at("TaskSpec", "disk_path");
+    check_path(&path).map_err(|_| here.fail(Problem::Invalid("not an absolute, normalised path")))?;
+    here.text(path, MAX_LABEL_LEN)
+}
+
 impl TryFrom<v1::TaskSpec> for TaskSpec {
     type Error = ConvertError;
     fn try_from(m: v1::TaskSpec) -> Result<Self> {
@@ -156,6 +178,8 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             inputs: at("TaskSpec", "inputs").list(m.inputs, MAX_SHORT_LIST)?,
             limits: m.limits.map(Limits::try_from).transpose()?.unwrap_or_default(),
             isolation: isolation.into(),
+            connect: at("TaskSpec", "connect").list(m.connect, MAX_ENDPOINTS)?,
+            disk_path: m.disk_path.map(disk_path).transpose()?,
         })
     }
 }
@@ -170,6 +194,8 @@ impl From<TaskSpec> for v1::TaskSpec {
             inputs: wire(s.inputs),
             limits: Some(s.limits.into()),
             isolation: v1::Isolation::from(s.isolation).into(),
+            connect: wire(s.connect),
+            disk_path: s.disk_path,
         }
     }
 }
@@ -333,6 +359,12 @@ mod tests {
         assert_eq!(error.to_string(), "Launch.resources: is missing");
         let error = TaskSpec::try_from(v1::TaskSpec { isolation: 9, ..Default::default() }).unwrap_err();
         assert_eq!(error.to_string(), "TaskSpec.isolation: unknown value 9");
+        for (host, port) in [("", 1), ("h", 0), ("h", 65_536), ("h/..", 1), ("::g", 1)] {
+            assert!(Endpoint::try_from(v1::Endpoint { host: host.into(), port }).is_err(), "{host} {port}");
+        }
+        for path in ["", "/", "scratch", "/a/../b", "/a//b", "/a/"] {
+            assert!(disk_path(path.into()).is_err(), "{path}");
+        }
         let splits = vec![v1::Split { item: 3, ..Default::default() }];
         let error = ItemBatch::try_from(v1::ItemBatch { splits, ..Default::default() }).unwrap_err();
         assert!(error.to_string().starts_with("ItemBatch.splits"), "{error}");

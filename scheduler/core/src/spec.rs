@@ -3,6 +3,7 @@
 
 use crate::id::JobId;
 use serde::{Deserialize, Serialize};
+use smalti_types::grants::GrantsError;
 use smalti_types::{ArrayTemplate, Attributes, Input, Resources, ResourcesError, Role, Split, Stdin, TaskSpec};
 
 /// Most items of one array: item numbers and their sum stay far from the end of 64 bits, and a progress bar still moves.
@@ -122,6 +123,14 @@ pub enum SpecError {
         /// What is wrong.
         cause: ResourcesError,
     },
+    /// What a task or item asks for beside cpu and memory.
+    #[error("{of}: {cause}")]
+    Grants {
+        /// Whose.
+        of: &'static str,
+        /// What is wrong.
+        cause: GrantsError,
+    },
     /// Items share their slot, so they cannot listen.
     #[error("an array's slots cannot have ports")]
     ArrayPorts,
@@ -171,7 +180,7 @@ impl JobSpec {
         match &self.work {
             Work::Single(single) => {
                 below("ports", single.ports.into(), MAX_PORTS.into())?;
-                single.resources.check_request().map_err(|cause| SpecError::Resources { of: "task", cause })
+                check_step("task", &single.spec, &single.resources)
             }
             Work::Map(map) => map.check(),
         }
@@ -180,12 +189,12 @@ impl JobSpec {
 
 impl MapSpec {
     fn check(&self) -> Result<(), SpecError> {
-        self.slot_resources.check_request().map_err(|cause| SpecError::Resources { of: "slot", cause })?;
+        check_step("slot", &self.template.spec, &self.slot_resources)?;
         if !self.slot_resources.ports.is_empty() {
             return Err(SpecError::ArrayPorts);
         }
         if let Some(reduce) = &self.reduce {
-            reduce.resources.check_request().map_err(|cause| SpecError::Resources { of: "reduce", cause })?;
+            check_step("reduce", &reduce.spec, &reduce.resources)?;
         }
         below("items", self.template.total_items, MAX_ITEMS)?;
         below("splits", self.splits.len() as u64, MAX_SPLITS as u64)?;
@@ -202,6 +211,11 @@ impl MapSpec {
             None => Ok(()),
         }
     }
+}
+
+fn check_step(of: &'static str, spec: &TaskSpec, resources: &Resources) -> Result<(), SpecError> {
+    resources.check_request().map_err(|cause| SpecError::Resources { of, cause })?;
+    spec.check_grants(resources).map_err(|cause| SpecError::Grants { of, cause })
 }
 
 fn below(what: &'static str, value: u64, limit: u64) -> Result<(), SpecError> {

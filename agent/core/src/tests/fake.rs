@@ -39,7 +39,7 @@ pub(super) fn launch(f: u32, task: &str) -> Event {
 
 pub(super) fn launch_with(f: u32, task: &str, resources: Resources, spec: TaskSpec) -> Event {
     let launch = Launch { task: TaskId::new(task).unwrap(), attempt: 0, resources, spec };
-    Event::Command(AgentCommand::Launch { framework: framework(f), launch })
+    Event::Command(AgentCommand::Launch { framework: framework(f), role: Role::default(), launch })
 }
 
 /// A part of one cpu per slot with items `0..items`.
@@ -53,7 +53,7 @@ pub(super) fn part(f: u32, task: &str, slots: u32, items: u64, total: u64, open:
         batch: ItemBatch { items: ItemSet::range(0, items), attempt: 0, splits: vec![] },
         open,
     };
-    Event::Command(AgentCommand::LaunchArray { framework: framework(f), launch })
+    Event::Command(AgentCommand::LaunchArray { framework: framework(f), role: Role::default(), launch })
 }
 
 pub(super) fn assign(f: u32, task: &str, first: u64, end: u64, open: bool) -> Event {

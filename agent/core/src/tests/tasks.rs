@@ -93,6 +93,16 @@ fn nonsense_is_refused_with_words() {
     w.event(launch_with(1, "own", Resources::new(MilliCpus(10), Bytes(1)), own));
     w.ended(1, "own");
     assert_eq!(w.update().state, TaskState::Error);
+    let dialling = TaskSpec { connect: vec!["example.org:443".parse().unwrap()], ..spec() };
+    let disk = Resources { disk: Bytes(1), ..Resources::new(MilliCpus(10), Bytes(1)) };
+    let nowhere = TaskSpec { disk_path: Some("/data".into()), ..spec() };
+    let plain = Resources::new(MilliCpus(10), Bytes(1));
+    for (name, spec, resources) in [("dialling", dialling, plain.clone()), ("disk", spec(), disk), ("nowhere", nowhere, plain)] {
+        w.event(launch_with(1, name, resources, spec));
+        w.ended(1, name);
+        let update = w.update();
+        assert_eq!((update.state, update.reason), (TaskState::Error, Reason::InvalidTask), "{name}");
+    }
     w.empty();
 }
 
