@@ -77,8 +77,7 @@ impl Executors {
 
     /// Starts one; the answer comes as [`Input::Launched`].
     pub(crate) fn start(&mut self, id: ExecutorId, framework: FrameworkId, slots: u32, memory: Bytes) {
-        let directory = self.sandboxes.executor_directory(&framework);
-        let spec = ExecutorSpec { id: id.clone(), framework, directory, slots, max_memory: self.most_memory };
+        let spec = ExecutorSpec { id: id.clone(), framework, slots, max_memory: self.most_memory };
         let (launcher, inbox, name) = (self.launcher.clone(), self.inbox.clone(), id.clone());
         let task = tokio::spawn(async move {
             let result = launcher.start(spec).await.map(Box::new).map_err(|e| e.to_string());
@@ -172,13 +171,19 @@ impl Executors {
             }
             ToExecutor::StartTask { run, slot, module, key, launch } => {
                 let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
-                let directory = Sandboxes::task_directory_name(&key);
-                wire::start_task(run, slot, module, &key, &launch, ready, directory, now).map_err(|e| (run, e))?
+                let outputs = self.sandboxes.create_task_outputs(&key).map_err(|e| (run, wire::Error::Outputs(e)))?;
+                wire::start_task(run, slot, module, &key, &launch, ready, outputs, now).map_err(|e| (run, e))?
             }
             ToExecutor::StartArray { run, slots, module, key, launch } => {
                 let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
-                let directory = Sandboxes::task_directory_name(&key);
-                wire::start_array(run, slots, module, &key, &launch, ready, directory).map_err(|e| (run, e))?
+                let create = |slot| self.sandboxes.create_slot_outputs(&key, slot);
+                let start = wire::slot_files(run, &slots, create)
+                    .and_then(|files| Ok((files, wire::start_array(run, slots.clone(), module, &key, &launch, ready)?)));
+                let (files, start) = start.unwrap_or_else(|e| (Vec::new(), wire::refused_array(run, slots, &e)));
+                for (message, fds) in files {
+                    self.say(id, Outgoing { message, fds });
+                }
+                start
             }
             ToExecutor::Lease { run, items, attempt, splits, report_when_left, report_interval_us } => {
                 (wire::lease(run, &items, attempt, splits, report_when_left, report_interval_us), Vec::new())

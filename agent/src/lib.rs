@@ -44,11 +44,15 @@ use tokio::sync::{mpsc, watch};
 /// How long the start may take to end what an earlier run left, and the end to remove groups.
 const CLEANUP_WITHIN: Duration = Duration::from_secs(10);
 
+/// Open files of an agent, at most: above what its tasks' files need, below what would let it use up the host's table.
+const MAX_OPEN_FILES: u64 = 65_536;
+
 /// Runs an agent until `shutdown`. Prints `ready: agent <id>` on stdout once it is registered.
 ///
 /// # Errors
 /// When the data directory, the executor's binary, the kernel's limits or the master cannot be used; the message says what to do.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    allow_open_files();
     let executor_path = launcher::locate_executor(options.executor.as_deref())?;
     let identity = Identity::open(&options.data_dir, || options.name.clone().unwrap_or_else(identity::fresh_id))?;
     let id = options.name.clone().unwrap_or_else(|| identity.id.clone());
@@ -110,6 +114,19 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     drop(identity);
     looped?;
     result
+}
+
+/// The outputs of an array part's slots are open at the same time, three a slot, until they are handed on: the usual soft limit of
+/// 1024 is soon reached. Where it cannot be raised, tasks fail with that reason when it is.
+fn allow_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(MAX_OPEN_FILES);
+        if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
+    });
+    if let Err(e) = raised {
+        tracing::warn!("cannot raise the limit of open files: {e}");
+    }
 }
 
 /// The kernel's limits, with a loud word about each that is missing.

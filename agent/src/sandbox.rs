@@ -1,15 +1,16 @@
 //! The directories of tasks: where outputs lie, who may still write there, and which go when they take too much room.
 //!
-//! Owns `sandboxes/<framework>/<task>.<attempt>/` below the data directory. Ended sandboxes are kept up to a budget, the oldest go
+//! Owns `sandboxes/<framework>/<task>.<attempt>/` below the data directory, and the making of output files in it: executors get them as
+//! descriptors and never see a path. Ended sandboxes are kept up to a budget, the oldest go
 //! first; those of running tasks never go. Whoever reads opens beneath the directory without following links ([`Sandboxes::open`]).
 //! Deliberately absent: what the files mean (see `outputs`).
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use smalti_types::{Bytes, FrameworkId, TaskKey};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, watch};
@@ -96,19 +97,9 @@ impl Sandboxes {
         lock(&self.state)
     }
 
-    /// Where a framework's executors work.
-    pub(crate) fn executor_directory(&self, framework: &FrameworkId) -> PathBuf {
-        self.root.join(framework.as_str())
-    }
-
-    /// A task's directory below its executor's.
-    pub(crate) fn task_directory_name(key: &TaskKey) -> String {
-        format!("{}.{}", key.task, key.attempt)
-    }
-
     /// A task's directory.
     pub(crate) fn task_directory(&self, key: &TaskKey) -> PathBuf {
-        self.executor_directory(&key.framework).join(Self::task_directory_name(key))
+        self.root.join(relative(key))
     }
 
     /// Makes a task's directory.
@@ -120,6 +111,25 @@ impl Sandboxes {
         make_private(&path)?;
         self.lock().live.insert(key.clone(), Entry { ended: watch::Sender::new(false), array });
         Ok(path)
+    }
+
+    /// Makes `stdout` and `stderr` of a single task, in this order, open for writing.
+    ///
+    /// # Errors
+    /// What the file system says; a file that is there already is an error too.
+    pub(crate) fn create_task_outputs(&self, key: &TaskKey) -> std::io::Result<Vec<OwnedFd>> {
+        // Two calls a task, each with a short path: this is on the way of every single task.
+        let directory = relative(key);
+        ["stdout", "stderr"].iter().map(|name| create(&*self.base, &format!("{directory}/{name}"))).collect()
+    }
+
+    /// Makes `slot-<n>.out`, `.err` and `.ledger` of one slot of an array part, in this order, open for writing.
+    ///
+    /// # Errors
+    /// As [`Sandboxes::create_task_outputs`].
+    pub(crate) fn create_slot_outputs(&self, key: &TaskKey, slot: u32) -> std::io::Result<Vec<OwnedFd>> {
+        let directory = relative(key);
+        ["out", "err", "ledger"].iter().map(|kind| create(&*self.base, &format!("{directory}/slot-{slot}.{kind}"))).collect()
     }
 
     /// The task has ended: readers that follow it come to their end, and the directory may go when room is needed.
@@ -153,8 +163,7 @@ impl Sandboxes {
     /// When it is not there or not allowed.
     pub(crate) fn open(&self, key: &TaskKey, path: &str, directory: bool) -> Result<File, Error> {
         let failed = |why: String| Error::Open { key: key.clone(), path: path.chars().take(256).collect(), why };
-        let task = format!("{}/{}", key.framework, Self::task_directory_name(key));
-        let task = open_beneath(&*self.base, &task, true).map_err(|e| failed(e.to_string()))?;
+        let task = open_beneath(&*self.base, &relative(key), true).map_err(|e| failed(e.to_string()))?;
         let relative = path.trim_start_matches('/');
         let relative = if relative.is_empty() { "." } else { relative };
         let file = File::from(open_beneath(task, relative, directory).map_err(|e| failed(explain(e)))?);
@@ -166,12 +175,23 @@ impl Sandboxes {
     }
 }
 
+/// A task's directory below that of all sandboxes. Ids are safe file names.
+fn relative(key: &TaskKey) -> String {
+    format!("{}/{}.{}", key.framework, key.task, key.attempt)
+}
+
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A new file, for the agent's own user by its name; whoever gets the descriptor can write.
+fn create(base: impl AsFd, path: &str) -> std::io::Result<OwnedFd> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(base, path, flags, Mode::S_IRUSR | Mode::S_IWUSR)?)
+}
+
 /// Without waiting for a pipe's other end, and never as this process's terminal.
-fn open_beneath(base: impl std::os::fd::AsFd, path: &str, directory: bool) -> nix::Result<OwnedFd> {
+fn open_beneath(base: impl AsFd, path: &str, directory: bool) -> nix::Result<OwnedFd> {
     let mut flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     if directory {
         flags |= OFlag::O_DIRECTORY;
@@ -204,14 +224,14 @@ async fn collect((root, state): (PathBuf, Arc<Mutex<State>>), mut inbox: mpsc::R
         let batch = std::mem::take(&mut keys);
         let work = move || {
             for key in batch {
-                let path = root.join(key.framework.as_str()).join(Sandboxes::task_directory_name(&key));
+                let path = root.join(relative(&key));
                 let size = size_of(&path);
                 let mut state = lock(&state);
                 state.total = state.total.saturating_add(size);
                 state.order.push_back((key, size));
             }
             for key in take_excess(&mut lock(&state), budget) {
-                let path = root.join(key.framework.as_str()).join(Sandboxes::task_directory_name(&key));
+                let path = root.join(relative(&key));
                 if let Err(e) = std::fs::remove_dir_all(&path) {
                     tracing::warn!("cannot remove the sandbox {}: {e}", path.display());
                 }
@@ -263,6 +283,24 @@ mod tests {
 
     fn key(n: u32) -> TaskKey {
         TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 }
+    }
+
+    #[test]
+    fn outputs_are_made_once_and_only_for_the_agent_by_name() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1)).unwrap();
+        assert!(all.create_task_outputs(&key(1)).is_err(), "there is no directory yet");
+        let path = all.make(&key(1), false).unwrap();
+        assert_eq!(all.create_task_outputs(&key(1)).unwrap().len(), 2);
+        assert!(all.create_task_outputs(&key(1)).is_err());
+        assert_eq!(all.create_slot_outputs(&key(1), 7).unwrap().len(), 3);
+        for name in ["stdout", "stderr", "slot-7.out", "slot-7.err", "slot-7.ledger"] {
+            assert_eq!(std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        }
+        std::os::unix::fs::symlink("../../../x", path.join("slot-8.out")).unwrap();
+        assert!(all.create_slot_outputs(&key(1), 8).is_err());
+        assert!(!dir.path().join("x").exists());
     }
 
     #[test]

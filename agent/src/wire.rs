@@ -4,6 +4,7 @@
 
 use crate::prepare::{self, Ready};
 use smalti_agent_core::{ArrayReport, Failure, FromExecutor, ItemFailure, ModuleId, Run};
+use smalti_executor_protocol::MAX_FDS;
 use smalti_executor_protocol::v1::{self, from_executor, to_executor};
 use smalti_types::{DurationMs, ItemRange, ItemSet, Launch, LaunchArray, Reason, Resources, Split, TaskKey, TaskSpec, Time, Usage};
 use std::fs::File;
@@ -12,6 +13,11 @@ use std::sync::Arc;
 
 /// A message with its descriptors.
 pub(crate) type Outgoing = (to_executor::Message, Vec<Arc<OwnedFd>>);
+
+/// Descriptors that come with a task beside its directories and its standard input: its outputs.
+const OUTPUTS_OF_TASK: usize = 2;
+/// The same for each slot of an array part, in messages of their own.
+const OUTPUTS_OF_SLOT: usize = 3;
 
 /// Why a message cannot be sent.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +30,9 @@ pub(crate) enum Error {
         /// The bound.
         most: usize,
     },
+    /// An output file cannot be made.
+    #[error("cannot make its output files: {0}")]
+    Outputs(#[source] std::io::Error),
     /// This process may open no more files.
     #[error("cannot hand a descriptor on: {0}")]
     Descriptor(#[source] std::io::Error),
@@ -32,7 +41,7 @@ pub(crate) enum Error {
 /// Checks what can only be known once everything is prepared.
 pub(crate) fn check(ready: &Ready) -> Result<(), Error> {
     let count = ready.dirs.len() + usize::from(ready.split_inputs.is_some()) + usize::from(ready.stdin.is_some());
-    let most = smalti_executor_protocol::MAX_FDS;
+    let most = MAX_FDS - OUTPUTS_OF_TASK;
     if count > most { Err(Error::TooManyFiles { count, most }) } else { Ok(()) }
 }
 
@@ -46,7 +55,7 @@ pub(crate) fn load_module(module: ModuleId, ready: &Ready, fuel: bool) -> Result
     Ok((to_executor::Message::Load(message), vec![descriptor(&ready.code)?]))
 }
 
-/// A single task.
+/// A single task. `outputs`: its two files.
 #[expect(clippy::too_many_arguments, reason = "one message's fields from as many places; a struct would only rename them")]
 pub(crate) fn start_task(
     run: Run,
@@ -55,11 +64,12 @@ pub(crate) fn start_task(
     key: &TaskKey,
     launch: &Launch,
     ready: &Ready,
-    directory: String,
+    outputs: Vec<OwnedFd>,
     now: Time,
 ) -> Result<Outgoing, Error> {
     check(ready)?;
-    let mut fds = directories(ready)?;
+    let mut fds: Vec<Arc<OwnedFd>> = outputs.into_iter().map(Arc::new).collect();
+    directories(ready, &mut fds)?;
     if let Some(stdin) = &ready.stdin {
         fds.push(descriptor(&stdin.file)?);
     }
@@ -69,7 +79,6 @@ pub(crate) fn start_task(
     }
     let message = v1::StartTask {
         run: run.0,
-        directory,
         slot,
         guest: Some(guest(module, &launch.spec, launch.resources.mem.0, own, ready)),
         has_stdin: ready.stdin.is_some(),
@@ -80,6 +89,19 @@ pub(crate) fn start_task(
     Ok((to_executor::Message::Start(message), fds))
 }
 
+/// The outputs of an array part's slots, which come before it; `create` makes a slot's three files.
+pub(crate) fn slot_files(run: Run, slots: &[u32], create: impl Fn(u32) -> std::io::Result<Vec<OwnedFd>>) -> Result<Vec<Outgoing>, Error> {
+    let mut messages = Vec::new();
+    for slots in slots.chunks(MAX_FDS / OUTPUTS_OF_SLOT) {
+        let mut fds = Vec::with_capacity(slots.len() * OUTPUTS_OF_SLOT);
+        for slot in slots {
+            fds.extend(create(*slot).map_err(Error::Outputs)?.into_iter().map(Arc::new));
+        }
+        messages.push((to_executor::Message::SlotFiles(v1::SlotFiles { run: run.0, slots: slots.to_vec() }), fds));
+    }
+    Ok(messages)
+}
+
 /// An array part.
 pub(crate) fn start_array(
     run: Run,
@@ -88,10 +110,10 @@ pub(crate) fn start_array(
     key: &TaskKey,
     launch: &LaunchArray,
     ready: &Ready,
-    directory: String,
 ) -> Result<Outgoing, Error> {
     check(ready)?;
-    let mut fds = directories(ready)?;
+    let mut fds = Vec::new();
+    directories(ready, &mut fds)?;
     if let Some(directory) = &ready.split_inputs {
         fds.push(descriptor(directory)?);
     }
@@ -99,14 +121,20 @@ pub(crate) fn start_array(
     let spec = &launch.template.spec;
     let message = v1::StartArray {
         run: run.0,
-        directory,
         slots,
         guest: Some(guest(module, spec, launch.slot_resources.mem.0, own, ready)),
         total_items: launch.template.total_items,
         split_inputs: u32::try_from(launch.template.split_inputs.len()).unwrap_or(u32::MAX),
+        refused: String::new(),
         grace_us: micros(spec.limits.grace),
     };
     Ok((to_executor::Message::StartArray(message), fds))
+}
+
+/// An array part that cannot start: its executor fails its items with the reason, and gives its slots back when it is told to.
+pub(crate) fn refused_array(run: Run, slots: Vec<u32>, why: &Error) -> Outgoing {
+    tracing::error!(?run, "an array part cannot start: {why}");
+    (to_executor::Message::StartArray(v1::StartArray { run: run.0, slots, refused: why.to_string(), ..Default::default() }), Vec::new())
 }
 
 /// Items of a part.
@@ -125,8 +153,11 @@ pub(crate) const fn micros(span: DurationMs) -> u64 {
     span.0.saturating_mul(1_000)
 }
 
-fn directories(ready: &Ready) -> Result<Vec<Arc<OwnedFd>>, Error> {
-    ready.dirs.iter().map(|d| descriptor(&d.dir)).collect()
+fn directories(ready: &Ready, fds: &mut Vec<Arc<OwnedFd>>) -> Result<(), Error> {
+    for directory in &ready.dirs {
+        fds.push(descriptor(&directory.dir)?);
+    }
+    Ok(())
 }
 
 fn descriptor(file: &File) -> Result<Arc<OwnedFd>, Error> {
@@ -242,6 +273,22 @@ mod tests {
         let given = [("B", "1"), ("A", "2"), ("SMALTI_CPUS", "64"), ("B", "3")].map(|(n, v)| (n.to_owned(), v.to_owned()));
         let own = vec![("SMALTI_CPUS".to_owned(), "0.5".to_owned())];
         assert_eq!(environment(&given, own), ["A=2", "B=3", "SMALTI_CPUS=0.5"]);
+    }
+
+    #[test]
+    fn the_outputs_of_many_slots_come_in_several_frames() {
+        let slots: Vec<u32> = (0..128).collect();
+        let three = |_| (0..3).map(|_| Ok(File::open("/dev/null")?.into())).collect();
+        let messages = slot_files(Run(7), &slots, three).unwrap();
+        let mut seen = Vec::new();
+        for (message, fds) in messages {
+            let to_executor::Message::SlotFiles(files) = message else { panic!("{message:?}") };
+            assert!(files.run == 7 && fds.len() == 3 * files.slots.len() && fds.len() <= MAX_FDS);
+            seen.extend(files.slots);
+        }
+        assert_eq!(seen, slots);
+        let failing = |_| Err(std::io::ErrorKind::StorageFull.into());
+        assert!(matches!(slot_files(Run(7), &slots, failing), Err(Error::Outputs(_))));
     }
 
     #[test]

@@ -1,30 +1,25 @@
 //! What a worker inherits from its supervisor, and how it gets its next agent.
 //!
-//! Owns nothing but the two inherited descriptors. Deliberately absent: what is said on the connection.
+//! Owns nothing but the inherited descriptor. Deliberately absent: what is said on the connection.
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-/// The listening socket and the executor's own directory, as `smalti-executor work --listen-fd N --dir-fd M` names them. Both
-/// are closed on exec from here on. Also asks the kernel to end this process with its supervisor: without a pid namespace nothing
-/// else would. Call it once, first thing.
+/// The listening socket, as `smalti-executor work --listen-fd N` names it. It is closed on exec from here on. Also asks the
+/// kernel to end this process with its supervisor: without a pid namespace nothing else would. Call it once, first thing.
 ///
 /// # Errors
-/// When a number is no open descriptor above 2, or both are the same.
-pub(crate) fn inherited(listen_fd: RawFd, dir_fd: RawFd) -> io::Result<(UnixListener, File)> {
-    if listen_fd == dir_fd {
-        return Err(io::Error::other(format!("--listen-fd and --dir-fd are both {listen_fd}")));
-    }
-    let (listener, directory) = (take(listen_fd)?, take(dir_fd)?);
+/// When the number is no open descriptor above 2.
+pub(crate) fn inherited(listen_fd: RawFd) -> io::Result<UnixListener> {
+    let listener = take(listen_fd)?;
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
-    Ok((listener, File::from(directory)))
+    Ok(listener)
 }
 
 fn take(number: RawFd) -> io::Result<OwnedFd> {
@@ -94,8 +89,7 @@ mod tests {
 
     #[test]
     fn what_was_not_inherited_is_refused() {
-        assert!(inherited(1, 3).is_err());
-        assert!(inherited(900, 901).is_err());
-        assert!(inherited(5, 5).is_err());
+        assert!(inherited(1).is_err());
+        assert!(inherited(900).is_err());
     }
 }

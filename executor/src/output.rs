@@ -1,18 +1,13 @@
 //! Where a guest's stdout and stderr go: two files of a single task, written through at once, or the segments of an array
 //! slot, buffered, with the ledger beside them.
 //!
-//! Owns the files and the order in which they are written: an item's output before its ledger record. Files are made below
-//! the executor's directory by descriptor; nothing here follows a symbolic link or replaces a file. Does not count limits:
-//! that is [`crate::streams`].
+//! Owns the files and the order in which they are written: an item's output before its ledger record. The agent makes the files
+//! and passes them on; nothing here knows a name. Does not count limits: that is [`crate::streams`].
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
 use smalti_executor_protocol::ledger::{RECORD_LEN, Record};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Component, Path};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,43 +15,6 @@ use std::time::{Duration, Instant};
 const BUFFER_BYTES: usize = 64 << 10;
 /// An item's output reaches the file at the latest when the item has run this long, so that it can be followed live.
 const FLUSH_AFTER: Duration = Duration::from_millis(50);
-
-/// An output file or directory could not be made.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} {path:?} below the executor's directory: {source}")]
-pub(crate) struct OutputError {
-    operation: &'static str,
-    path: String,
-    source: io::Error,
-}
-
-/// Opens a task's directory below the executor's.
-///
-/// # Errors
-/// When it is not there, is a link, or `path` tries to leave the executor's directory.
-pub(crate) fn open_directory(base: impl AsFd, path: &str) -> Result<OwnedFd, OutputError> {
-    let failed = |source| OutputError { operation: "open", path: path.to_owned(), source };
-    let normal = !path.is_empty() && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
-    if !normal {
-        return Err(failed(io::ErrorKind::InvalidInput.into()));
-    }
-    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(base, path, flags, Mode::empty()).map_err(|e| failed(e.into()))
-}
-
-/// Makes a file that must not be there yet.
-///
-/// # Errors
-/// When it is there, or cannot be made.
-pub(crate) fn create(directory: impl AsFd, name: &str) -> Result<File, OutputError> {
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP;
-    openat(directory, name, flags, mode).map(File::from).map_err(|e| OutputError {
-        operation: "create",
-        path: name.to_owned(),
-        source: e.into(),
-    })
-}
 
 /// Which of a guest's two outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,12 +40,9 @@ pub(crate) struct TaskFiles {
 }
 
 impl TaskFiles {
-    /// Makes `stdout` and `stderr` in the task's directory.
-    ///
-    /// # Errors
-    /// When one of them cannot be made.
-    pub(crate) fn create(directory: impl AsFd) -> Result<Self, OutputError> {
-        Ok(Self { out: create(&directory, "stdout")?, err: create(&directory, "stderr")? })
+    /// Over two new files.
+    pub(crate) const fn new(out: File, err: File) -> Self {
+        Self { out, err }
     }
 }
 
@@ -163,14 +118,10 @@ pub(crate) struct SlotOutput {
 }
 
 impl SlotOutput {
-    /// Makes `slot-<n>.out`, `.err` and `.ledger`.
-    ///
-    /// # Errors
-    /// When one of them cannot be made.
-    pub(crate) fn create(directory: impl AsFd, slot: u32) -> Result<Self, OutputError> {
-        let segment = |kind: &str| create(&directory, &format!("slot-{slot}.{kind}")).map(Segment::new);
-        let segments = Segments { out: segment("out")?, err: segment("err")?, ledger: segment("ledger")?, current: None };
-        Ok(Self { segments: Mutex::new(segments) })
+    /// Over three new files.
+    pub(crate) const fn new(out: File, err: File, ledger: File) -> Self {
+        let segments = Segments { out: Segment::new(out), err: Segment::new(err), ledger: Segment::new(ledger), current: None };
+        Self { segments: Mutex::new(segments) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Segments> {
@@ -238,26 +189,16 @@ impl Sink for SlotOutput {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
 
-    #[test]
-    fn directories_cannot_be_left_and_files_not_replaced() {
-        let temp = tempfile::tempdir().expect("a directory");
-        std::fs::create_dir(temp.path().join("task")).expect("made");
-        symlink("/etc", temp.path().join("link")).expect("made");
-        let base = File::open(temp.path()).expect("open");
-        for bad in ["", "..", "/etc", "task/../..", "link", "missing"] {
-            assert!(open_directory(&base, bad).is_err(), "{bad:?}");
-        }
-        let task = open_directory(&base, "task").expect("opened");
-        TaskFiles::create(&task).expect("made");
-        assert!(TaskFiles::create(&task).is_err());
+    fn slot_output(directory: &std::path::Path, slot: u32) -> SlotOutput {
+        let file = |kind: &str| File::create_new(directory.join(format!("slot-{slot}.{kind}"))).expect("made");
+        SlotOutput::new(file("out"), file("err"), file("ledger"))
     }
 
     #[test]
     fn output_comes_before_its_record_and_offsets_are_right() {
         let temp = tempfile::tempdir().expect("a directory");
-        let output = SlotOutput::create(File::open(temp.path()).expect("open"), 3).expect("made");
+        let output = slot_output(temp.path(), 3);
         let length = |name: &str| std::fs::metadata(temp.path().join(name)).expect("there").len();
         for item in 0..3_u64 {
             output.begin(Instant::now());
@@ -276,7 +217,7 @@ mod tests {
     #[test]
     fn a_large_write_keeps_the_order_and_a_long_item_is_flushed() {
         let temp = tempfile::tempdir().expect("a directory");
-        let output = SlotOutput::create(File::open(temp.path()).expect("open"), 0).expect("made");
+        let output = slot_output(temp.path(), 0);
         let now = Instant::now();
         output.begin(now);
         output.write(Channel::Out, b"x").expect("written");

@@ -1,7 +1,7 @@
 //! From the agent's `StartTask` and `StartArray` to a run in its slots.
 //!
-//! Owns the checks: what is refused here never ran. The descriptors of a message are, in order: files, directories, then
-//! stdin or the split inputs.
+//! Owns the checks: what is refused here never ran. The descriptors of a message are, in order: a task's outputs, files,
+//! directories, then stdin or the split inputs; the outputs of an array's slots came before it.
 
 use crate::array::{ArrayRun, Part};
 use crate::control::Control;
@@ -12,11 +12,11 @@ use crate::inputs::SplitInputs;
 use crate::instance::Template;
 use crate::link::Link;
 use crate::modules::Loaded;
-use crate::output::{OutputError, SlotOutput, open_directory};
+use crate::output::{SlotOutput, TaskFiles};
 use crate::queue::Split;
 use crate::runs::{Entry, MAX_RUNS, TaskHandle};
 use crate::slot::Job;
-use crate::slots::Slots;
+use crate::slots::{MAX_SLOTS, Slots};
 use crate::streams::Source;
 use crate::task::TaskRun;
 use smalti_executor_protocol::v1;
@@ -38,9 +38,49 @@ fn refused(message: impl Into<String>) -> Failure {
     Failure::new(Reason::LaunchFailed, message)
 }
 
-impl From<OutputError> for Failure {
-    fn from(e: OutputError) -> Self {
-        refused(e.to_string())
+/// Descriptors of a task's outputs.
+const TASK_OUTPUTS: usize = 2;
+/// Descriptors of the outputs of an array's slot.
+const SLOT_OUTPUTS: usize = 3;
+
+/// The outputs of slots whose array part has not started yet.
+#[derive(Debug, Default)]
+pub(crate) struct Announced {
+    run: u64,
+    outputs: BTreeMap<u32, Arc<SlotOutput>>,
+}
+
+impl Announced {
+    /// Takes in what one message brought. What was announced for another run and never started is forgotten.
+    ///
+    /// # Errors
+    /// When the descriptors are not those that the message counts.
+    pub(crate) fn add(&mut self, message: &v1::SlotFiles, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        if fds.len() != message.slots.len() * SLOT_OUTPUTS {
+            return Err(refused(format!("{} descriptors came for the outputs of {} slots", fds.len(), message.slots.len())));
+        }
+        if self.run != message.run {
+            *self = Self { run: message.run, outputs: BTreeMap::new() };
+        }
+        if self.outputs.len() + message.slots.len() > MAX_SLOTS as usize {
+            return Err(refused(format!("outputs of more than {MAX_SLOTS} slots came")));
+        }
+        let mut files = fds.into_iter().map(File::from);
+        for slot in &message.slots {
+            if let (Some(out), Some(err), Some(ledger)) = (files.next(), files.next(), files.next()) {
+                self.outputs.insert(*slot, Arc::new(SlotOutput::new(out, err, ledger)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The outputs of a part that starts now. They are forgotten here, whatever becomes of it.
+    fn take(&mut self, run: u64, slots: &[u32]) -> Result<BTreeMap<u32, Arc<SlotOutput>>, Failure> {
+        let Self { run: announced, outputs } = std::mem::take(self);
+        if announced != run || outputs.len() != slots.len() || !slots.iter().all(|s| outputs.contains_key(s)) {
+            return Err(refused("the outputs that came are not those of its slots"));
+        }
+        Ok(outputs)
     }
 }
 
@@ -48,32 +88,18 @@ impl From<OutputError> for Failure {
 ///
 /// # Errors
 /// Why it cannot run.
-pub(crate) fn task(
-    slots: &Slots,
-    link: &Arc<Link>,
-    base: &Arc<OwnedFd>,
-    modules: &Modules,
-    start: v1::StartTask,
-    mut fds: Vec<OwnedFd>,
-) -> Result<(), Failure> {
+pub(crate) fn task(slots: &Slots, link: &Arc<Link>, modules: &Modules, start: v1::StartTask, mut fds: Vec<OwnedFd>) -> Result<(), Failure> {
     let jobs = slots.jobs(start.slot).ok_or_else(|| refused(format!("there is no slot {}", start.slot)))?;
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
+    let outputs = take_outputs(&mut fds)?;
     let rest = take_rest(&guest, &mut fds, usize::from(start.has_stdin))?;
     let handle = Arc::new(TaskHandle::new(start.run));
     let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone() };
-    let template = template(slots, base, modules, guest, fds, &OWN_TASK_VARIABLES, shared)?;
+    let template = template(slots, modules, guest, fds, &OWN_TASK_VARIABLES, shared)?;
     let file = rest.into_iter().next().map(|fd| Arc::new(File::from(fd)));
     let stdin = file.map(|file| Source { file, offset: start.stdin_offset, length: start.stdin_length });
     insert(slots, start.run, Entry::Task(handle.clone()))?;
-    let task = TaskRun {
-        handle,
-        base: base.clone(),
-        directory: start.directory,
-        template,
-        stdin,
-        link: link.clone(),
-        activity: slots.activity.clone(),
-    };
+    let task = TaskRun { handle, outputs, template, stdin, link: link.clone(), activity: slots.activity.clone() };
     jobs.push(Job::Task(Box::new(task))).map_err(|_| {
         slots.runs.remove(start.run);
         refused(format!("too many tasks wait for slot {}", start.slot))
@@ -87,11 +113,16 @@ pub(crate) fn task(
 pub(crate) fn array(
     slots: &Slots,
     link: &Arc<Link>,
-    base: &Arc<OwnedFd>,
     modules: &Modules,
+    announced: &mut Announced,
     start: v1::StartArray,
     mut fds: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
+    let outputs = announced.take(start.run, &start.slots);
+    if !start.refused.is_empty() {
+        return Err(refused(start.refused));
+    }
+    let outputs = outputs?;
     if start.slots.is_empty() {
         return Err(refused("an array part needs a slot"));
     }
@@ -101,13 +132,7 @@ pub(crate) fn array(
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
     let inputs = take_rest(&guest, &mut fds, usize::from(start.split_inputs > 0))?;
     let shared = Shared { control: Arc::default(), progress: Arc::default() };
-    let template = template(slots, base, modules, guest, fds, &OWN_ITEM_VARIABLES, shared)?;
-    let directory = open_directory(base, &start.directory)?;
-    let mut outputs = BTreeMap::new();
-    for slot in &start.slots {
-        let output = SlotOutput::create(&directory, *slot)?;
-        outputs.insert(*slot, Arc::new(output));
-    }
+    let template = template(slots, modules, guest, fds, &OWN_ITEM_VARIABLES, shared)?;
     let part = Part {
         run: start.run,
         template,
@@ -143,6 +168,19 @@ fn insert(slots: &Slots, run: u64, entry: Entry) -> Result<(), Failure> {
     Err(refused(format!("run {run} exists already, or there are {MAX_RUNS}")))
 }
 
+/// Cuts a task's two outputs off, which come first.
+fn take_outputs(fds: &mut Vec<OwnedFd>) -> Result<TaskFiles, Failure> {
+    if fds.len() < TASK_OUTPUTS {
+        return Err(refused(format!("{} descriptors came, and the outputs alone are {TASK_OUTPUTS}", fds.len())));
+    }
+    let rest = fds.split_off(TASK_OUTPUTS);
+    let mut outputs = std::mem::replace(fds, rest).into_iter().map(File::from);
+    match (outputs.next(), outputs.next()) {
+        (Some(out), Some(err)) => Ok(TaskFiles::new(out, err)),
+        _ => Err(refused("the outputs are missing")),
+    }
+}
+
 /// Cuts the descriptors behind files and directories off.
 fn take_rest(guest: &v1::Guest, fds: &mut Vec<OwnedFd>, rest: usize) -> Result<Vec<OwnedFd>, Failure> {
     let own = guest.files.len() + guest.dirs.len();
@@ -160,7 +198,6 @@ struct Shared {
 
 fn template(
     slots: &Slots,
-    base: &OwnedFd,
     modules: &Modules,
     guest: v1::Guest,
     fds: Vec<OwnedFd>,
@@ -186,7 +223,7 @@ fn template(
         timeout: guest.timeout_us.map(Duration::from_micros),
         fuel: guest.fuel,
         output_bytes: guest.output_bytes,
-        directories: preopen(base, &guest.dirs, fds)?,
+        directories: preopen(&guest.dirs, fds)?,
         control: shared.control,
         progress: shared.progress,
     })

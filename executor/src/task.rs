@@ -1,12 +1,12 @@
-//! A single task on its slot: its files, its two messages, its guest.
+//! A single task on its slot: its two messages, its guest.
 //!
-//! Owns nothing beyond the run. The order is: files, `Started`, guest, last progress, `Outcome`.
+//! Owns nothing beyond the run. The order is: `Started`, guest, last progress, `Outcome`.
 
 use crate::clock::{Stopwatch, deadline_us};
 use crate::failure::Failure;
 use crate::instance::{self, Ended, Run, Template};
 use crate::link::Link;
-use crate::output::{OutputError, TaskFiles, open_directory};
+use crate::output::TaskFiles;
 use crate::report;
 use crate::runs::{Runs, TaskHandle};
 use crate::slot::{guarded, usage};
@@ -16,16 +16,13 @@ use smalti_executor_protocol::v1;
 use smalti_executor_protocol::v1::from_executor::Message;
 use smalti_types::status::Usage;
 use smalti_types::task_state::Reason;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 
 /// A task that waits for its slot.
 pub(crate) struct TaskRun {
     pub(crate) handle: Arc<TaskHandle>,
-    /// The executor's directory, and the task's below it.
-    pub(crate) base: Arc<OwnedFd>,
-    pub(crate) directory: String,
+    pub(crate) outputs: TaskFiles,
     pub(crate) template: Template,
     pub(crate) stdin: Option<Source>,
     pub(crate) link: Arc<Link>,
@@ -34,26 +31,21 @@ pub(crate) struct TaskRun {
 
 /// Runs the task and says how it ended.
 pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs) {
-    let TaskRun { handle, base, directory, template, stdin, link, activity } = task;
+    let TaskRun { handle, outputs, template, stdin, link, activity } = task;
     let mut watch = Stopwatch::start();
     let mut usage_of_run = Usage::default();
     let mut ended = if handle.control.is_stopped() {
         Ended::failed(Failure::new(Reason::KilledByRequest, "killed before it began"))
     } else {
-        match files(&base, &directory) {
-            Err(e) => Ended::failed(Failure::new(Reason::LaunchFailed, e.to_string())),
-            Ok(files) => {
-                link.send(Message::Started(v1::Started { run: handle.run }));
-                activity.begin();
-                let env = template.timeout.map(|t| ("SMALTI_DEADLINE_US", deadline_us(t).to_string())).into_iter().collect();
-                let run = Run { env, stdin, sink: Arc::new(files), started: watch.began() };
-                let ended = guarded(|| runtime.block_on(instance::run(&template, run)));
-                activity.end();
-                let (wall, cpu) = watch.lap();
-                usage_of_run = usage(&ended, wall, cpu);
-                ended
-            }
-        }
+        link.send(Message::Started(v1::Started { run: handle.run }));
+        activity.begin();
+        let env = template.timeout.map(|t| ("SMALTI_DEADLINE_US", deadline_us(t).to_string())).into_iter().collect();
+        let run = Run { env, stdin, sink: Arc::new(outputs), started: watch.began() };
+        let ended = guarded(|| runtime.block_on(instance::run(&template, run)));
+        activity.end();
+        let (wall, cpu) = watch.lap();
+        usage_of_run = usage(&ended, wall, cpu);
+        ended
     };
     handle.send_progress(&link);
     runs.remove(handle.run);
@@ -64,10 +56,6 @@ pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs) {
         usage: Some(report::usage(&usage_of_run)),
         result: ended.result.take().map(Into::into),
     }));
-}
-
-fn files(base: &OwnedFd, directory: &str) -> Result<TaskFiles, OutputError> {
-    TaskFiles::create(open_directory(base, directory)?)
 }
 
 /// Says that a run never began.

@@ -11,7 +11,7 @@ use crate::link::Link;
 use crate::modules::{Loaded, Loader, Request};
 use crate::runs::Entry;
 use crate::slots::Slots;
-use crate::start;
+use crate::start::{self, Announced};
 use crate::task::refuse;
 use smalti_executor_protocol::v1::from_executor::Message;
 use smalti_executor_protocol::v1::{self, ToExecutor, to_executor::Message as To};
@@ -44,15 +44,14 @@ pub(crate) enum SessionEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Arguments {
     listen_fd: RawFd,
-    dir_fd: RawFd,
     recovery: Duration,
     swap_off: bool,
 }
 
 impl Arguments {
-    /// Reads `work --listen-fd N --dir-fd M [--recovery-timeout-ms T] [--swap-off]`.
+    /// Reads `work --listen-fd N [--recovery-timeout-ms T] [--swap-off]`.
     fn parse(args: Vec<OsString>) -> Result<Self, String> {
-        let mut parsed = Self { listen_fd: -1, dir_fd: -1, recovery: DEFAULT_RECOVERY, swap_off: false };
+        let mut parsed = Self { listen_fd: -1, recovery: DEFAULT_RECOVERY, swap_off: false };
         let mut args = args.into_iter().skip(1);
         while let Some(arg) = args.next() {
             let mut number = || -> Result<u64, String> {
@@ -61,7 +60,6 @@ impl Arguments {
             };
             match arg.to_str() {
                 Some("--listen-fd") => parsed.listen_fd = RawFd::try_from(number()?).map_err(|e| e.to_string())?,
-                Some("--dir-fd") => parsed.dir_fd = RawFd::try_from(number()?).map_err(|e| e.to_string())?,
                 Some("--recovery-timeout-ms") => parsed.recovery = Duration::from_millis(number()?),
                 Some("--swap-off") => parsed.swap_off = true,
                 _ => return Err(format!("{arg:?} is not known")),
@@ -85,8 +83,8 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn work(arguments: &Arguments) -> anyhow::Result<()> {
-    let (listener, directory) = accept::inherited(arguments.listen_fd, arguments.dir_fd)?;
-    let mut worker = Worker::new(directory.into(), arguments.swap_off);
+    let listener = accept::inherited(arguments.listen_fd)?;
+    let mut worker = Worker::new(arguments.swap_off);
     while let Some(stream) = accept::accept(&listener, arguments.recovery)? {
         if worker.session(stream)? == SessionEnd::Shutdown {
             worker.shutdown();
@@ -100,25 +98,24 @@ fn work(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// The worker process.
 pub(crate) struct Worker {
-    directory: Arc<OwnedFd>,
     swap_off: bool,
     link: Arc<Link>,
     slots: Option<Slots>,
     loader: Loader,
     modules: BTreeMap<u32, Arc<Loaded>>,
+    announced: Announced,
 }
 
 impl Worker {
-    /// `directory` is the executor's own: all output goes below it. `swap_off`: the agent has seen to it that no page of
-    /// this process is swapped out.
-    pub(crate) fn new(directory: OwnedFd, swap_off: bool) -> Self {
+    /// `swap_off`: the agent has seen to it that no page of this process is swapped out.
+    pub(crate) fn new(swap_off: bool) -> Self {
         Self {
-            directory: Arc::new(directory),
             swap_off,
             link: Arc::default(),
             slots: None,
             loader: Loader::default(),
             modules: BTreeMap::new(),
+            announced: Announced::default(),
         }
     }
 
@@ -171,8 +168,14 @@ impl Worker {
             }
             To::Start(task) => {
                 let run = task.run;
-                if let Err(failure) = start::task(slots, &self.link, &self.directory, &self.modules, task, fds) {
+                if let Err(failure) = start::task(slots, &self.link, &self.modules, task, fds) {
                     refuse(&self.link, run, failure);
+                }
+            }
+            To::SlotFiles(files) => {
+                // The part's start finds its outputs missing and says so.
+                if let Err(failure) = self.announced.add(&files, fds) {
+                    eprintln!("smalti-executor: ignored the outputs of run {}: {failure:?}", files.run);
                 }
             }
             To::StartArray(array) => self.start_array(array, fds),
@@ -235,10 +238,10 @@ impl Worker {
         Ok(())
     }
 
-    fn start_array(&self, array: v1::StartArray, fds: Vec<OwnedFd>) {
+    fn start_array(&mut self, array: v1::StartArray, fds: Vec<OwnedFd>) {
         let Some(slots) = &self.slots else { return };
         let (run, wanted) = (array.run, array.slots.clone());
-        if let Err(failure) = start::array(slots, &self.link, &self.directory, &self.modules, array, fds) {
+        if let Err(failure) = start::array(slots, &self.link, &self.modules, &mut self.announced, array, fds) {
             let broken = BrokenPart::new(run, &wanted, failure, self.link.clone());
             if !slots.runs.insert(run, Entry::Broken(Arc::new(broken))) {
                 // A number used twice. Its first owner must not suffer.
@@ -279,8 +282,8 @@ mod tests {
 
     #[test]
     fn the_supervisors_arguments_are_understood_and_others_refused() {
-        let good = parse(&["work", "--listen-fd", "3", "--dir-fd", "4", "--recovery-timeout-ms", "500", "--swap-off"]);
-        assert_eq!(good, Ok(Arguments { listen_fd: 3, dir_fd: 4, recovery: Duration::from_millis(500), swap_off: true }));
+        let good = parse(&["work", "--listen-fd", "3", "--recovery-timeout-ms", "500", "--swap-off"]);
+        assert_eq!(good, Ok(Arguments { listen_fd: 3, recovery: Duration::from_millis(500), swap_off: true }));
         for bad in [&["work", "--listen-fd"][..], &["work", "--listen-fd", "x"], &["work", "--what"]] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

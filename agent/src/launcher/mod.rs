@@ -74,8 +74,6 @@ pub struct ExecutorSpec {
     pub id: ExecutorId,
     /// Whose tasks it will host.
     pub framework: FrameworkId,
-    /// Its own directory, for its tasks' outputs. Made if it is not there.
-    pub directory: PathBuf,
     /// Number of slots, 1 to [`MAX_SLOTS`].
     pub slots: u32,
     /// Limit of its memory group, overhead included.
@@ -210,7 +208,7 @@ impl Launcher {
     pub async fn start(&self, spec: ExecutorSpec) -> Result<Running, Error> {
         check(&spec)?;
         let home = self.options.executors_dir.join(spec.id.as_str());
-        prepare_directories(&spec, &home)?;
+        prepare_directory(&spec, &home)?;
         let group = self.make_group(&spec)?;
         // From here on, leaving early kills and cleans up.
         let mut guard = process::Guard::new(group.clone(), home.clone());
@@ -287,13 +285,11 @@ fn check(spec: &ExecutorSpec) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the two directories, for their owner only, and removes the record of an earlier executor.
-fn prepare_directories(spec: &ExecutorSpec, home: &Path) -> Result<(), Error> {
+/// Makes the directory, for its owner only, and removes the record of an earlier executor.
+fn prepare_directory(spec: &ExecutorSpec, home: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
-    for dir in [home, spec.directory.as_path()] {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(io(&spec.id, "making the directory", dir))?;
-    }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home);
+    made.map_err(io(&spec.id, "making the directory", home))?;
     let old = home.join(EXIT_NAME);
     match std::fs::remove_file(&old) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(&spec.id, "removing", &old)(e)),

@@ -22,7 +22,7 @@ pub(super) async fn spawn(
 ) -> Result<Vec<String>, Error> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(io(&spec.id, "resolving", path));
     let mut command = Command::new(&options.executor_path);
-    command.arg("launch").arg("--dir").arg(absolute(home)?).arg("--work-dir").arg(absolute(&spec.directory)?);
+    command.arg("launch").arg("--dir").arg(absolute(home)?);
     command.args(["--recovery-timeout-ms", &options.recovery_timeout.as_millis().to_string()]);
     if !options.namespaces {
         command.arg("--no-namespaces");

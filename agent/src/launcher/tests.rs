@@ -44,7 +44,6 @@ impl World {
         ExecutorSpec {
             id: ExecutorId::new("e1").unwrap(),
             framework: FrameworkId::new("f1").unwrap(),
-            directory: self.dir.path().join("sandboxes/f1"),
             slots: 3,
             max_memory: Bytes::mib(512),
         }
@@ -82,7 +81,6 @@ async fn an_executor_starts_in_its_groups_and_ends_when_asked() {
         });
         assert_eq!(in_slots.count(), 3);
     }
-    assert!(world.dir.path().join("sandboxes/f1").is_dir());
     let exit = running.stop(PATIENCE).await;
     assert_eq!((exit.code, exit.signal, exit.oom), (Some(0), None, false), "{exit:?}");
     assert_eq!(exit.cause, "exited with code 0");

@@ -17,8 +17,6 @@ pub(super) struct Supervisor {
     pub(super) verb: Verb,
     /// The supervisor's directory: socket, exit record and stderr lie there, out of the tasks' reach.
     pub(super) directory: PathBuf,
-    /// What the worker gets as its own directory, for its tasks' outputs. The same when not named.
-    pub(super) work_directory: PathBuf,
     /// The worker ends itself when no agent came back for this long.
     pub(super) recovery_timeout_ms: u64,
     /// False: the agent has found out that namespaces are not to be had, or was told not to use them.
@@ -31,7 +29,7 @@ pub(super) struct Supervisor {
 const RECOVERY_TIMEOUT_MS: u64 = 15 * 60 * 1000;
 
 impl Supervisor {
-    /// Reads `launch|init --dir DIR [--work-dir DIR] [--recovery-timeout-ms N] [--no-namespaces] [-- WORKER-ARGS…]`.
+    /// Reads `launch|init --dir DIR [--recovery-timeout-ms N] [--no-namespaces] [-- WORKER-ARGS…]`.
     pub(super) fn parse(args: Vec<OsString>) -> Result<Self, Error> {
         let bad = |text: String| Error::Args(text);
         let mut args = args.into_iter();
@@ -40,18 +38,11 @@ impl Supervisor {
             Some("init") => Verb::Init,
             other => return Err(bad(format!("{other:?} is neither launch nor init"))),
         };
-        let mut parsed = Self {
-            verb,
-            directory: PathBuf::new(),
-            work_directory: PathBuf::new(),
-            recovery_timeout_ms: RECOVERY_TIMEOUT_MS,
-            namespaces: true,
-            worker: Vec::new(),
-        };
+        let mut parsed =
+            Self { verb, directory: PathBuf::new(), recovery_timeout_ms: RECOVERY_TIMEOUT_MS, namespaces: true, worker: Vec::new() };
         while let Some(arg) = args.next() {
             match arg.to_str() {
                 Some("--dir") => parsed.directory = args.next().ok_or_else(|| bad("--dir needs a directory".into()))?.into(),
-                Some("--work-dir") => parsed.work_directory = args.next().ok_or_else(|| bad("--work-dir needs a directory".into()))?.into(),
                 Some("--recovery-timeout-ms") => {
                     let value = args.next().unwrap_or_default();
                     let number = value.to_str().and_then(|v| v.parse().ok());
@@ -62,13 +53,8 @@ impl Supervisor {
                 _ => return Err(bad(format!("{arg:?} is not known"))),
             }
         }
-        if parsed.work_directory.as_os_str().is_empty() {
-            parsed.work_directory.clone_from(&parsed.directory);
-        }
-        for directory in [&parsed.directory, &parsed.work_directory] {
-            if !directory.is_absolute() {
-                return Err(bad(format!("{:?} is not an absolute path", directory.display())));
-            }
+        if !parsed.directory.is_absolute() {
+            return Err(bad(format!("{:?} is not an absolute path", parsed.directory.display())));
         }
         Ok(parsed)
     }
@@ -76,7 +62,6 @@ impl Supervisor {
     /// The arguments for `init`.
     pub(super) fn for_init(&self) -> Vec<OsString> {
         let mut out: Vec<OsString> = vec!["init".into(), "--dir".into(), self.directory.clone().into()];
-        out.extend(["--work-dir".into(), self.work_directory.clone().into()]);
         out.extend(["--recovery-timeout-ms".into(), self.recovery_timeout_ms.to_string().into(), "--".into()]);
         out.extend(self.worker.iter().cloned());
         out
@@ -93,9 +78,7 @@ mod tests {
 
     #[test]
     fn what_launch_passes_on_init_reads() {
-        let launch =
-            parse(&["launch", "--dir", "/x", "--work-dir", "/y", "--no-namespaces", "--recovery-timeout-ms", "5", "--", "--a", "b"])
-                .unwrap();
+        let launch = parse(&["launch", "--dir", "/x", "--no-namespaces", "--recovery-timeout-ms", "5", "--", "--a", "b"]).unwrap();
         assert!(!launch.namespaces);
         let init = Supervisor::parse(launch.for_init()).unwrap();
         assert_eq!(init, Supervisor { verb: Verb::Init, namespaces: true, ..launch });

@@ -14,9 +14,8 @@ use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 use rustix::io::FdFlags;
 use smalti_executor_protocol::supervision::{EXIT_NAME, ExitRecord, SOCKET_NAME};
-use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
@@ -51,10 +50,9 @@ fn start(args: &Supervisor) -> Result<Pid, Error> {
     let files = hard.min(MAX_OPEN_FILES);
     setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(step(format!("limiting open files to {files}")))?;
 
-    let directory = File::open(&args.work_directory).map_err(step(format!("opening {}", args.work_directory.display())))?;
     remove_old(&args.directory.join(EXIT_NAME))?;
     let listener = bind(args)?;
-    let worker = spawn(args, &listener, &directory)?;
+    let worker = spawn(args, &listener)?;
     println!("{LISTENING}");
     std::io::stdout().flush().map_err(step("telling the launcher"))?;
     Ok(worker)
@@ -75,13 +73,11 @@ fn remove_old(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn spawn(args: &Supervisor, listener: &UnixListener, directory: &File) -> Result<Pid, Error> {
-    for fd in [listener.as_fd(), directory.as_fd()] {
-        rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(step("passing a descriptor on"))?;
-    }
+fn spawn(args: &Supervisor, listener: &UnixListener) -> Result<Pid, Error> {
+    rustix::io::fcntl_setfd(listener, FdFlags::empty()).map_err(step("passing the listening socket on"))?;
     let child = same_binary()
         .arg("work")
-        .args(["--listen-fd", &listener.as_raw_fd().to_string(), "--dir-fd", &directory.as_raw_fd().to_string()])
+        .args(["--listen-fd", &listener.as_raw_fd().to_string()])
         .args(["--recovery-timeout-ms", &args.recovery_timeout_ms.to_string()])
         .args(&args.worker)
         .stdin(Stdio::null())

@@ -33,12 +33,10 @@ impl Seen {
 impl Agent {
     fn start_array(&mut self, run: u64, slots: &[u32], guest: v1::Guest, total_items: u64, inputs: &[&OwnedFd]) {
         // `inputs`: at most one, the directory with the one input `0`.
-        let directory = format!("a{run}");
-        self.task_directory(&directory);
         let split_inputs = u32::try_from(inputs.len()).expect("few");
         let slots = slots.to_vec();
-        let start = v1::StartArray { run, directory, slots, guest: Some(guest), total_items, split_inputs, grace_us: 0 };
-        self.send(To::StartArray(start), inputs);
+        let start = v1::StartArray { run, slots, guest: Some(guest), total_items, split_inputs, ..Default::default() };
+        self.send_array(start, inputs);
         self.await_started(run);
     }
 
@@ -160,6 +158,46 @@ fn items_read_their_split_and_know_who_they_are() {
     agent.collect(&mut seen, 1);
     let printed = String::from_utf8(agent.read("a2/slot-1.out")).expect("text");
     assert_eq!(printed, "A=1\0SMALTI_ITEM=5\0SMALTI_ITEMS=77\0SMALTI_ATTEMPT=2\0");
+    agent.end(2, &mut seen, 1);
+    agent.stop();
+}
+
+#[test]
+fn the_outputs_of_more_slots_than_a_frame_has_descriptors_reach_their_slots() {
+    const SLOTS: u32 = 50;
+    let mut agent = Agent::start(SLOTS);
+    let module = agent.load(guests::COUNTER);
+    let slots: Vec<u32> = (0..SLOTS).collect();
+    agent.start_array(1, &slots, guest(module), 1_000, &[]);
+    let mut seen = Seen::default();
+    agent.lease(1, 0, 1_000, 0);
+    agent.collect(&mut seen, 1_000);
+    agent.end(1, &mut seen, SLOTS as usize);
+    let ledger = agent.ledger("a1", &slots);
+    assert_eq!(ledger.iter().map(|(_, r)| r.item).collect::<ItemSet>(), ItemSet::range(0, 1_000));
+    for slot in slots {
+        let printed = agent.read(&format!("a1/slot-{slot}.out"));
+        assert_eq!(printed.len(), ledger.iter().filter(|(s, _)| *s == slot).count(), "slot {slot}");
+    }
+    // What the agent could not get ready fails with the agent's words.
+    let broken = v1::StartArray { run: 3, slots: vec![0], refused: "no room".to_owned(), ..Default::default() };
+    agent.send(To::StartArray(broken), &[]);
+    agent.await_started(3);
+    let mut seen = Seen::default();
+    agent.lease(3, 0, 1, 0);
+    agent.collect(&mut seen, 1);
+    assert_eq!(seen.failed[0].failure.as_ref().map(|f| f.message.as_str()), Some("no room"));
+    agent.end(3, &mut seen, 1);
+    // Outputs of other slots than its own: the part is refused, and its slots are free.
+    agent.output_files("a2", &[]);
+    let files = agent.output_files("a2", &["a", "b", "c"]);
+    agent.send(To::SlotFiles(v1::SlotFiles { run: 2, slots: vec![1] }), &files.iter().collect::<Vec<_>>());
+    agent.send(To::StartArray(v1::StartArray { run: 2, slots: vec![0], guest: Some(guest(module)), ..Default::default() }), &[]);
+    agent.await_started(2);
+    let mut seen = Seen::default();
+    agent.lease(2, 0, 1, 0);
+    agent.collect(&mut seen, 1);
+    assert_eq!(seen.failed.len(), 1);
     agent.end(2, &mut seen, 1);
     agent.stop();
 }

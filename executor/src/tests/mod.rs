@@ -36,9 +36,8 @@ impl Agent {
     fn start(slots: u32) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let directory = tempfile::tempdir().expect("a directory");
-        let base = OwnedFd::from(File::open(directory.path()).expect("opened"));
         let worker = std::thread::spawn(move || {
-            let mut worker = Worker::new(base, false);
+            let mut worker = Worker::new(false);
             worker.session(theirs).expect("a session");
             worker.shutdown();
         });
@@ -88,9 +87,29 @@ impl Agent {
         self.load_code(&compile(text, false), false, false).expect("loaded")
     }
 
-    /// Makes a task's directory, as the agent does.
-    fn task_directory(&self, name: &str) {
-        std::fs::create_dir(self.directory.path().join(name)).expect("made");
+    /// Makes a task's directory and files in it, as the agent does.
+    fn output_files(&self, directory: &str, names: &[&str]) -> Vec<OwnedFd> {
+        let path = self.directory.path().join(directory);
+        std::fs::create_dir_all(&path).expect("made");
+        names.iter().map(|name| File::create_new(path.join(name)).expect("made").into()).collect()
+    }
+
+    /// Sends a task with its two outputs in `t<run>`, and with what else it has.
+    fn send_task(&mut self, start: v1::StartTask, more: &[&OwnedFd]) {
+        let outputs = self.output_files(&format!("t{}", start.run), &["stdout", "stderr"]);
+        let fds: Vec<&OwnedFd> = outputs.iter().chain(more.iter().copied()).collect();
+        self.send(To::Start(start), &fds);
+    }
+
+    /// Sends an array part with the files of its slots in `a<run>`, and with what else it has.
+    fn send_array(&mut self, start: v1::StartArray, more: &[&OwnedFd]) {
+        for slots in start.slots.chunks(smalti_executor_protocol::MAX_FDS / 3) {
+            let names: Vec<String> = slots.iter().flat_map(|s| ["out", "err", "ledger"].map(|kind| format!("slot-{s}.{kind}"))).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let files = self.output_files(&format!("a{}", start.run), &names);
+            self.send(To::SlotFiles(v1::SlotFiles { run: start.run, slots: slots.to_vec() }), &files.iter().collect::<Vec<_>>());
+        }
+        self.send(To::StartArray(start), more);
     }
 
     fn read(&self, path: &str) -> Vec<u8> {
@@ -98,9 +117,7 @@ impl Agent {
     }
 
     fn start_task(&mut self, run: u64, guest: v1::Guest) {
-        let directory = format!("t{run}");
-        self.task_directory(&directory);
-        self.send(To::Start(v1::StartTask { run, directory, guest: Some(guest), ..Default::default() }), &[]);
+        self.send_task(v1::StartTask { run, guest: Some(guest), ..Default::default() }, &[]);
     }
 
     /// Runs one task to its end.

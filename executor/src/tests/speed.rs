@@ -24,17 +24,14 @@ fn items_per_second() {
             let idle = resident_kib();
             let module = agent.load(text);
             let items = 400_000_u64;
-            let directory = "a1".to_owned();
-            agent.task_directory(&directory);
             let start = v1::StartArray {
                 run: 1,
-                directory,
                 slots: (0..slots).collect(),
                 guest: Some(guest(module)),
                 total_items: items,
                 ..Default::default()
             };
-            agent.send(To::StartArray(start), &[]);
+            agent.send_array(start, &[]);
             agent.await_started(1);
             let (began, cpu) = (Instant::now(), thread_cpu());
             let (mut leased, mut done, mut item_cpu) = (0, 0, 0);
@@ -80,16 +77,13 @@ fn tasks_per_second() {
     let mut agent = Agent::start(2);
     let module = agent.load(guests::EMPTY);
     let tasks = 4_000_u64;
-    for run in 0..tasks {
-        agent.task_directory(&format!("t{run}"));
-    }
     let began = Instant::now();
     let (mut sent, mut done) = (0, 0);
     while done < tasks {
         while sent < tasks && sent - done < 64 {
             let slot = u32::try_from(sent % 2).expect("small");
-            let start = v1::StartTask { run: sent, directory: format!("t{sent}"), slot, guest: Some(guest(module)), ..Default::default() };
-            agent.send(To::Start(start), &[]);
+            let start = v1::StartTask { run: sent, slot, guest: Some(guest(module)), ..Default::default() };
+            agent.send_task(start, &[]);
             sent += 1;
         }
         if matches!(agent.receive(), From::Outcome(_)) {

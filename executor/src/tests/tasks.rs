@@ -58,13 +58,15 @@ fn bad_starts_are_refused_one_by_one() {
     let no_module = v1::StartTask { run: 2, guest: Some(guest(99)), ..Default::default() };
     let no_stdin = v1::StartTask { run: 3, has_stdin: true, guest: Some(guest(module)), ..Default::default() };
     let no_guest = v1::StartTask { run: 4, ..Default::default() };
-    let outside = v1::StartTask { run: 5, directory: "../x".to_owned(), guest: Some(guest(module)), ..Default::default() };
-    for start in [no_slot, no_module, no_stdin, no_guest, outside] {
+    for start in [no_slot, no_module, no_stdin, no_guest] {
         let run = start.run;
-        agent.send(To::Start(start), &[]);
+        agent.send_task(start, &[]);
         let outcome = agent.await_outcome(run);
         assert_eq!(reason(&outcome), "LAUNCH_FAILED", "{outcome:?}");
     }
+    // Without its outputs.
+    agent.send(To::Start(v1::StartTask { run: 5, guest: Some(guest(module)), ..Default::default() }), &[]);
+    assert_eq!(reason(&agent.await_outcome(5)), "LAUNCH_FAILED");
     assert_eq!(agent.outcome(6, guest(module)).exit_code, Some(0));
     agent.stop();
 }
@@ -177,18 +179,15 @@ fn stdin_is_the_named_part_of_a_file() {
     file.write_all(&text).expect("written");
     let file = OwnedFd::from(file);
     for (run, offset, length, why) in [(1_u64, 0, 200_000, ""), (2, 1_000, 150_001, ""), (3, 100_000, 100_001, "INPUT_FAILED")] {
-        let directory = format!("t{run}");
-        agent.task_directory(&directory);
         let start = v1::StartTask {
             run,
-            directory,
             guest: Some(guest(cat)),
             has_stdin: true,
             stdin_offset: offset,
             stdin_length: length,
             ..Default::default()
         };
-        agent.send(To::Start(start), &[&file]);
+        agent.send_task(start, &[&file]);
         let outcome = agent.await_outcome(run);
         assert_eq!(reason(&outcome), why, "{outcome:?}");
         let first = usize::try_from(offset).expect("small");
@@ -219,11 +218,9 @@ fn directories_are_seen_and_read_only_ones_stay_as_they_are() {
     std::fs::write(shared.path().join("f"), "content").expect("written");
     let fd = OwnedFd::from(File::open(shared.path()).expect("opened"));
     for (run, writable) in [(1_u64, false), (2, true)] {
-        let directory = format!("t{run}");
-        agent.task_directory(&directory);
         let dirs = vec![v1::GuestDir { guest_path: "/data".to_owned(), writable }];
-        let start = v1::StartTask { run, directory, guest: Some(v1::Guest { dirs, ..guest(module) }), ..Default::default() };
-        agent.send(To::Start(start), &[&fd]);
+        let start = v1::StartTask { run, guest: Some(v1::Guest { dirs, ..guest(module) }), ..Default::default() };
+        agent.send_task(start, &[&fd]);
         let outcome = agent.await_outcome(run);
         assert_eq!(outcome.exit_code.is_some_and(|code| code == 0), writable, "{outcome:?}");
         assert_eq!(agent.read(&format!("t{run}/stdout")), b"content");
@@ -249,9 +246,8 @@ fn runs_outlive_a_connection_and_garbage_only_closes_it() {
     let (garbage, to_garbage) = UnixStream::pair().expect("a socket pair");
     let (second, last) = UnixStream::pair().expect("a socket pair");
     let directory = tempfile::tempdir().expect("a directory");
-    let base = OwnedFd::from(File::open(directory.path()).expect("opened"));
     let worker = std::thread::spawn(move || {
-        let mut worker = Worker::new(base, false);
+        let mut worker = Worker::new(false);
         for stream in [theirs, to_garbage] {
             assert_eq!(worker.session(stream).expect("a session"), SessionEnd::Disconnected);
         }
