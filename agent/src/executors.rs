@@ -5,7 +5,7 @@
 
 use crate::event_loop::Input;
 use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendError};
-use crate::launcher::{ExecutorSpec, Launcher, ProcessHandle, Running};
+use crate::launcher::{ExecutorKind, ExecutorSpec, Launcher, ProcessHandle, Running};
 use crate::prepare::Ready;
 use crate::sandbox::Sandboxes;
 use crate::{cgroup::ExecutorGroup, wire};
@@ -77,7 +77,7 @@ impl Executors {
 
     /// Starts one; the answer comes as [`Input::Launched`].
     pub(crate) fn start(&mut self, id: ExecutorId, framework: FrameworkId, slots: u32, memory: Bytes) {
-        let spec = ExecutorSpec { id: id.clone(), framework, slots, max_memory: self.most_memory };
+        let spec = ExecutorSpec { id: id.clone(), framework, kind: ExecutorKind::Shared, slots, max_memory: self.most_memory };
         let (launcher, inbox, name) = (self.launcher.clone(), self.inbox.clone(), id.clone());
         let task = tokio::spawn(async move {
             let result = launcher.start(spec).await.map(Box::new).map_err(|e| e.to_string());

@@ -19,6 +19,7 @@ mod outputs;
 pub mod prepare;
 mod reads;
 mod sandbox;
+pub mod uids;
 mod wire;
 
 pub use options::Options;
@@ -40,6 +41,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
+use uids::Users;
 
 /// How long the start may take to end what an earlier run left, and the end to remove groups.
 const CLEANUP_WITHIN: Duration = Duration::from_secs(10);
@@ -85,7 +87,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     tracing::info!(agent = %id, total = %info.total, overhead = %info.overhead, data_dir = %data_dir.display(), "starting");
 
     let (inbox, events) = mpsc::channel(event_loop::INBOX);
-    let launcher = Launcher::new(launcher::Options::new(executor_path, executors_dir, cgroups.clone()));
+    let launcher = Launcher::new(launcher::Options {
+        users: Users::detect(options.executor_uids),
+        required: options.isolation == cgroup::Mode::Required,
+        ..launcher::Options::new(executor_path, executors_dir, cgroups.clone())
+    });
     // What tasks may have together, and as much again for executors beside their tasks: the core sets the real, lower limits.
     let most_memory = Bytes(info.total.mem.0.saturating_mul(2).saturating_add(info.overhead.mem.0));
     let executors = Executors::new(launcher, sandboxes.clone(), inbox.clone(), most_memory);

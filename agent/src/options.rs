@@ -4,6 +4,7 @@
 
 use crate::cgroup::Mode;
 use crate::detect::Overrides;
+use crate::uids::UidRange;
 use smalti_types::{Attributes, Bytes, MilliCpus, MilliUnits, PortSet};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,6 +40,9 @@ pub struct Options {
     /// Whether to insist on the kernel's limits
     #[arg(long, value_enum, default_value = "required")]
     pub isolation: Mode,
+    /// User ids for executors: each process gets one of its own, and a group of the same number
+    #[arg(long, value_name = "FIRST-LAST", default_value_t)]
+    pub executor_uids: UidRange,
     /// The executor's binary [default: smalti-executor beside this program]
     #[arg(long, value_name = "PATH")]
     pub executor: Option<PathBuf>,

@@ -1,6 +1,6 @@
 //! What a worker inherits from its supervisor, and how it gets its next agent.
 //!
-//! Owns nothing but the inherited descriptor. Deliberately absent: what is said on the connection.
+//! Owns nothing but the inherited descriptors. Deliberately absent: what is said on the connection.
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -9,17 +9,21 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-/// The listening socket, as `smalti-executor work --listen-fd N` names it. It is closed on exec from here on. Also asks the
-/// kernel to end this process with its supervisor: without a pid namespace nothing else would. Call it once, first thing.
+/// The listening socket and the line to the supervisor, as `smalti-executor work --listen-fd N --supervisor-fd M` names them.
+/// Both are closed on exec from here on. Also asks the kernel to end this process with its supervisor: without a pid namespace
+/// nothing else would. Call it once, first thing.
 ///
 /// # Errors
-/// When the number is no open descriptor above 2.
-pub(crate) fn inherited(listen_fd: RawFd) -> io::Result<UnixListener> {
-    let listener = take(listen_fd)?;
+/// When a number is no open descriptor above 2, or both are the same.
+pub(crate) fn inherited(listen_fd: RawFd, supervisor_fd: RawFd) -> io::Result<(UnixListener, OwnedFd)> {
+    if listen_fd == supervisor_fd {
+        return Err(io::Error::other(format!("--listen-fd and --supervisor-fd are both {listen_fd}")));
+    }
+    let (listener, supervisor) = (take(listen_fd)?, take(supervisor_fd)?);
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
-    Ok(listener)
+    Ok((listener, supervisor))
 }
 
 fn take(number: RawFd) -> io::Result<OwnedFd> {
@@ -63,10 +67,14 @@ pub(crate) fn accept(listener: &UnixListener, within: Duration) -> io::Result<Op
     }
 }
 
+/// A user of the outside that has no number in this user namespace: root, if the agent is root. Other users have none either;
+/// they are kept away by the socket's directory, which only the agent's user may enter.
+const UNMAPPED_UID: u32 = 65_534;
+
 fn is_trusted(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
+    let trusted = [0, UNMAPPED_UID, nix::unistd::geteuid().as_raw()];
     // Not rustix's: the agent's pid does not exist in this namespace and comes as 0, which its type cannot hold.
-    nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+    nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).is_ok_and(|peer| trusted.contains(&peer.uid()))
 }
 
 #[cfg(test)]
@@ -89,7 +97,8 @@ mod tests {
 
     #[test]
     fn what_was_not_inherited_is_refused() {
-        assert!(inherited(1).is_err());
-        assert!(inherited(900).is_err());
+        assert!(inherited(1, 3).is_err());
+        assert!(inherited(900, 901).is_err());
+        assert!(inherited(5, 5).is_err());
     }
 }

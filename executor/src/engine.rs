@@ -6,7 +6,6 @@
 use crate::limits::{MAX_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use nix::sys::resource::{Resource, getrlimit};
 use smalti_engine::{MEMORY_GUARD_SIZE, MEMORY_RESERVATION, base_config};
-use std::sync::OnceLock;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Bytes of a linear memory that stay in memory between two guests. Rust puts a 1 MiB stack first, so less than that does
@@ -40,11 +39,12 @@ pub(crate) struct Facts {
     pub(crate) warnings: Vec<String>,
 }
 
-/// The engine for ordinary guests, and the one for guests with a fuel limit, which is built when the first of them comes.
+/// The engine for ordinary guests, and the one for guests with a fuel limit. Both are built at once: later, behind the walls, the
+/// second one could not have what the first one has.
 #[derive(Debug)]
 pub(crate) struct Engines {
     plain: Engine,
-    fuel: OnceLock<Engine>,
+    fuel: Engine,
     slots: u32,
     facts: Facts,
 }
@@ -57,25 +57,20 @@ impl Engines {
     pub(crate) fn new(slots: u32, swap_off: bool) -> Result<Self, EngineError> {
         let plan = plan(slots, &Machine::read(swap_off));
         let (plain, facts) = build(false, slots, &plan)?;
-        Ok(Self { plain, fuel: OnceLock::new(), slots, facts })
+        // The same choices as the first engine's, which are known to work.
+        let plan = Plan { pooling: facts.allocator == "pooling", pagemap_scan: facts.reset == "pagemap_scan", warnings: Vec::new() };
+        let (fuel, _) = build(true, slots, &plan)?;
+        Ok(Self { plain, fuel, slots, facts })
     }
 
     /// The engine that loads code compiled with or without fuel.
-    ///
-    /// # Errors
-    /// When the engine with fuel cannot be built.
-    pub(crate) fn get(&self, fuel: bool) -> Result<&Engine, EngineError> {
-        if !fuel {
-            return Ok(&self.plain);
-        }
-        if let Some(engine) = self.fuel.get() {
-            return Ok(engine);
-        }
-        // The same choices as the first engine's, which are known to work.
-        let plan =
-            Plan { pooling: self.facts.allocator == "pooling", pagemap_scan: self.facts.reset == "pagemap_scan", warnings: Vec::new() };
-        let (engine, _) = build(true, self.slots, &plan)?;
-        Ok(self.fuel.get_or_init(|| engine))
+    pub(crate) const fn get(&self, fuel: bool) -> &Engine {
+        if fuel { &self.fuel } else { &self.plain }
+    }
+
+    /// Guests at once.
+    pub(crate) const fn slots(&self) -> u32 {
+        self.slots
     }
 
     /// What to tell the agent.
@@ -86,9 +81,7 @@ impl Engines {
     /// Lets running guests look at their deadline and stop level.
     pub(crate) fn increment_epoch(&self) {
         self.plain.increment_epoch();
-        if let Some(engine) = self.fuel.get() {
-            engine.increment_epoch();
-        }
+        self.fuel.increment_epoch();
     }
 }
 
@@ -213,8 +206,8 @@ mod tests {
     fn both_engines_are_built_alike() {
         let engines = Engines::new(2, false).expect("an engine");
         eprintln!("{:?}", engines.facts());
-        assert!(engines.get(true).expect("the fuel engine").get_consume_fuel());
-        assert!(!engines.get(false).expect("the plain engine").get_consume_fuel());
+        assert!(engines.get(true).get_consume_fuel());
+        assert!(!engines.get(false).get_consume_fuel());
         engines.increment_epoch();
     }
 }

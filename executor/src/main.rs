@@ -10,6 +10,7 @@ mod accept;
 mod array;
 mod broken;
 mod clock;
+mod confine;
 mod control;
 mod directories;
 mod engine;

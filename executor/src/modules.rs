@@ -63,7 +63,7 @@ impl Loader {
     /// # Errors
     /// Code of another engine (`LAUNCH_FAILED`), an import that nobody provides, no entry point.
     pub(crate) fn load(&mut self, engines: &Engines, request: Request, code: OwnedFd) -> Result<Loaded, Failure> {
-        let engine = engines.get(request.fuel).map_err(|e| Failure::new(Reason::LaunchFailed, e.to_string()))?;
+        let engine = engines.get(request.fuel);
         let linkers = if request.fuel { &mut self.fuel } else { &mut self.plain };
         let code = if request.component { load_component(engine, linkers, code)? } else { load_core(engine, linkers, code)? };
         Ok(Loaded { name: request.name, fuel: request.fuel, engine: engine.clone(), code })

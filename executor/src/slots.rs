@@ -39,13 +39,22 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Builds the engine and starts `count` slot threads and the ticker. `max_memory` 0: no bound of the executor's own.
+    /// Builds the engines for `count` slots: before the walls are closed, since it needs `/proc`, and before there are threads.
     ///
     /// # Errors
-    /// A senseless number of slots, no engine, no threads.
-    pub(crate) fn start(count: u32, max_memory: u64, swap_off: bool, link: &Arc<Link>) -> anyhow::Result<Self> {
+    /// A senseless number of slots, no engine.
+    pub(crate) fn engines(count: u32, swap_off: bool) -> anyhow::Result<Engines> {
         anyhow::ensure!((1..=MAX_SLOTS).contains(&count), "an executor has 1 to {MAX_SLOTS} slots, not {count}");
-        let engines = Arc::new(Engines::new(count, swap_off)?);
+        Ok(Engines::new(count, swap_off)?)
+    }
+
+    /// Starts the engines' number of slot threads and the ticker. `max_memory` 0: no bound of the executor's own.
+    ///
+    /// # Errors
+    /// No threads.
+    pub(crate) fn start(engines: Engines, max_memory: u64, link: &Arc<Link>) -> anyhow::Result<Self> {
+        let count = engines.slots();
+        let engines = Arc::new(engines);
         let runs = Arc::<Runs>::default();
         let activity = Arc::<Activity>::default();
         let (started, tids) = sync_channel(count as usize);

@@ -6,6 +6,8 @@
 
 use crate::accept;
 use crate::broken::BrokenPart;
+use crate::confine::probe;
+use crate::confine::walls::{Closed, Walls};
 use crate::failure::Failure;
 use crate::link::Link;
 use crate::modules::{Loaded, Loader, Request};
@@ -13,6 +15,7 @@ use crate::runs::Entry;
 use crate::slots::Slots;
 use crate::start::{self, Announced};
 use crate::task::refuse;
+use smalti_executor_protocol::supervision::ExecutorKind;
 use smalti_executor_protocol::v1::from_executor::Message;
 use smalti_executor_protocol::v1::{self, ToExecutor, to_executor::Message as To};
 use smalti_executor_protocol::{FrameError, PROTOCOL_VERSION, blocking};
@@ -23,6 +26,7 @@ use std::ffi::OsString;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,32 +45,47 @@ pub(crate) enum SessionEnd {
 }
 
 /// The worker's own command line, written by the supervisor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Arguments {
     listen_fd: RawFd,
+    supervisor_fd: RawFd,
+    kind: ExecutorKind,
     recovery: Duration,
     swap_off: bool,
+    /// Before it ends, see [`crate::confine::probe`].
+    probe: Option<String>,
 }
 
 impl Arguments {
-    /// Reads `work --listen-fd N [--recovery-timeout-ms T] [--swap-off]`.
+    /// Reads `work --listen-fd N --supervisor-fd M [--kind K] [--recovery-timeout-ms T] [--swap-off] [--probe NAME]`.
     fn parse(args: Vec<OsString>) -> Result<Self, String> {
-        let mut parsed = Self { listen_fd: -1, recovery: DEFAULT_RECOVERY, swap_off: false };
+        let mut parsed = Self {
+            listen_fd: -1,
+            supervisor_fd: -1,
+            kind: ExecutorKind::default(),
+            recovery: DEFAULT_RECOVERY,
+            swap_off: false,
+            probe: None,
+        };
         let mut args = args.into_iter().skip(1);
         while let Some(arg) = args.next() {
-            let mut number = || -> Result<u64, String> {
-                let value = args.next().unwrap_or_default();
-                value.to_str().and_then(|v| v.parse().ok()).ok_or_else(|| format!("{arg:?} needs a number, not {value:?}"))
-            };
             match arg.to_str() {
-                Some("--listen-fd") => parsed.listen_fd = RawFd::try_from(number()?).map_err(|e| e.to_string())?,
-                Some("--recovery-timeout-ms") => parsed.recovery = Duration::from_millis(number()?),
+                Some(flag @ "--listen-fd") => parsed.listen_fd = value(flag, args.next())?,
+                Some(flag @ "--supervisor-fd") => parsed.supervisor_fd = value(flag, args.next())?,
+                Some(flag @ "--kind") => parsed.kind = value(flag, args.next())?,
+                Some(flag @ "--recovery-timeout-ms") => parsed.recovery = Duration::from_millis(value(flag, args.next())?),
                 Some("--swap-off") => parsed.swap_off = true,
+                Some(flag @ "--probe") => parsed.probe = Some(value(flag, args.next())?),
                 _ => return Err(format!("{arg:?} is not known")),
             }
         }
         Ok(parsed)
     }
+}
+
+fn value<T: FromStr>(flag: &str, text: Option<OsString>) -> Result<T, String> {
+    let text = text.unwrap_or_default();
+    text.to_str().and_then(|t| t.parse().ok()).ok_or_else(|| format!("{flag} {} is not understood", text.display()))
 }
 
 /// Runs `smalti-executor work …`; `args` begin with that verb.
@@ -83,10 +102,15 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn work(arguments: &Arguments) -> anyhow::Result<()> {
-    let listener = accept::inherited(arguments.listen_fd)?;
-    let mut worker = Worker::new(arguments.swap_off);
+    let (listener, supervisor) = accept::inherited(arguments.listen_fd, arguments.supervisor_fd)?;
+    let walls = Walls::new(supervisor, arguments.kind);
+    let mut worker = Worker { walls: Some(walls), ..Worker::new(arguments.swap_off) };
     while let Some(stream) = accept::accept(&listener, arguments.recovery)? {
         if worker.session(stream)? == SessionEnd::Shutdown {
+            if let Some(name) = arguments.probe.clone() {
+                let tried = std::thread::spawn(move || probe::run(&name)).join();
+                std::process::exit(tried.unwrap_or(i32::MAX));
+            }
             worker.shutdown();
             return Ok(());
         }
@@ -104,10 +128,14 @@ pub(crate) struct Worker {
     loader: Loader,
     modules: BTreeMap<u32, Arc<Loaded>>,
     announced: Announced,
+    /// Closed before the first slot starts. None in the executor's own tests, whose process has more to do afterwards.
+    walls: Option<Walls>,
+    /// How that went.
+    closed: Closed,
 }
 
 impl Worker {
-    /// `swap_off`: the agent has seen to it that no page of this process is swapped out.
+    /// Without walls. `swap_off`: the agent has seen to it that no page of this process is swapped out.
     pub(crate) fn new(swap_off: bool) -> Self {
         Self {
             swap_off,
@@ -116,6 +144,8 @@ impl Worker {
             loader: Loader::default(),
             modules: BTreeMap::new(),
             announced: Announced::default(),
+            walls: None,
+            closed: Closed::default(),
         }
     }
 
@@ -205,7 +235,10 @@ impl Worker {
     /// The first one says how many slots there are; a later one comes from an agent that came back.
     fn welcome(&mut self, welcome: v1::Welcome) -> anyhow::Result<()> {
         if self.slots.is_none() {
-            self.slots = Some(Slots::start(welcome.slots, welcome.max_memory_bytes, self.swap_off, &self.link)?);
+            let engines = Slots::engines(welcome.slots, self.swap_off)?;
+            let closed = self.walls.take().map(|walls| walls.close(engines.facts().reset)).transpose()?;
+            self.closed = closed.unwrap_or_default();
+            self.slots = Some(Slots::start(engines, welcome.max_memory_bytes, &self.link)?);
         }
         let Some(slots) = &self.slots else { return Ok(()) };
         let facts = slots.engines.facts();
@@ -215,7 +248,8 @@ impl Worker {
             slots: slots.threads().map(|(slot, tid)| v1::SlotThread { slot, tid }).collect(),
             allocator: facts.allocator.to_owned(),
             reset: facts.reset.to_owned(),
-            warnings: facts.warnings.clone(),
+            warnings: facts.warnings.iter().chain(&self.closed.warnings).cloned().collect(),
+            layers: self.closed.layers.clone().into_iter().collect(),
         }));
         Ok(())
     }
@@ -282,8 +316,17 @@ mod tests {
 
     #[test]
     fn the_supervisors_arguments_are_understood_and_others_refused() {
-        let good = parse(&["work", "--listen-fd", "3", "--recovery-timeout-ms", "500", "--swap-off"]);
-        assert_eq!(good, Ok(Arguments { listen_fd: 3, recovery: Duration::from_millis(500), swap_off: true }));
+        let words = "work --listen-fd 3 --supervisor-fd 4 --kind pooled --recovery-timeout-ms 500 --swap-off --probe mount";
+        let good = parse(&words.split(' ').collect::<Vec<_>>());
+        let wanted = Arguments {
+            listen_fd: 3,
+            supervisor_fd: 4,
+            kind: ExecutorKind::Pooled,
+            recovery: Duration::from_millis(500),
+            swap_off: true,
+            probe: Some("mount".to_owned()),
+        };
+        assert_eq!(good, Ok(wanted));
         for bad in [&["work", "--listen-fd"][..], &["work", "--listen-fd", "x"], &["work", "--what"]] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

@@ -200,6 +200,19 @@ impl ExecutorGroup {
         Ok(all)
     }
 
+    /// Whether the kernel can kill all of the group at once.
+    #[must_use]
+    pub fn ends_whole(&self) -> bool {
+        self.dir(Controller::Core).is_some_and(|d| d.join("cgroup.kill").exists())
+    }
+
+    /// Which limits the group has: name of the layer, and whether it is there.
+    #[must_use]
+    pub fn limits(&self) -> [(&'static str, bool); 3] {
+        let has = |controller| self.dir(controller).is_some();
+        [("cgroup_cpu", has(Controller::Cpu)), ("cgroup_memory", has(Controller::Memory)), ("cgroup_pids", has(Controller::Pids))]
+    }
+
     /// Kills everything in the group.
     ///
     /// # Errors

@@ -7,7 +7,9 @@
 
 mod locate;
 mod process;
+mod report;
 mod spawn;
+mod syscalls;
 mod threads;
 
 #[cfg(test)]
@@ -18,10 +20,14 @@ pub use process::{Exit, ProcessHandle};
 
 use crate::cgroup::{Cgroups, ExecutorGroup};
 use crate::executor_link::ExecutorLink;
+use crate::uids::{UidRange, Users};
+use report::{Expected, Layer};
+pub use smalti_executor_protocol::supervision::ExecutorKind;
 use smalti_executor_protocol::supervision::{EXIT_NAME, SOCKET_NAME};
 use smalti_executor_protocol::v1::{Hello, Shutdown, Welcome, from_executor, to_executor};
 use smalti_executor_protocol::{FrameError, PROTOCOL_VERSION};
 use smalti_types::{Bytes, ExecutorId, FrameworkId};
+use spawn::Spawned;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -32,6 +38,9 @@ use std::time::Duration;
 const BASE_THREADS: u32 = 64;
 /// Threads per slot: the slot's own, its timer and what serves its blocking host calls.
 const THREADS_PER_SLOT: u32 = 16;
+/// Most warnings of an executor that are listened to, and most characters of each.
+const MAX_WARNINGS: usize = 32;
+const MAX_WARNING_CHARS: usize = 500;
 /// Most slots of one executor: each costs about seven memory maps of the kernel's 65,530, and one cpu group.
 pub const MAX_SLOTS: u32 = 4096;
 
@@ -50,10 +59,16 @@ pub struct Options {
     pub start_timeout: Duration,
     /// Whether to make namespaces. Without, executors still run, and the warning says so.
     pub namespaces: bool,
+    /// As whom they run.
+    pub users: Users,
+    /// Whether an executor that lacks a layer which this host offers is refused.
+    pub required: bool,
+    /// For tests of the walls: what an executor tries from inside before it ends. Never set by an agent.
+    pub probe: Option<String>,
 }
 
 impl Options {
-    /// With the usual time-outs (15 minutes and 10 seconds) and namespaces.
+    /// With the usual time-outs (15 minutes and 10 seconds), namespaces, and a user of its own for each where that is possible.
     #[must_use]
     pub fn new(executor_path: PathBuf, executors_dir: PathBuf, cgroups: Cgroups) -> Self {
         Self {
@@ -63,6 +78,9 @@ impl Options {
             recovery_timeout: Duration::from_secs(15 * 60),
             start_timeout: Duration::from_secs(10),
             namespaces: true,
+            users: Users::detect(UidRange::default()),
+            required: false,
+            probe: None,
         }
     }
 }
@@ -74,6 +92,8 @@ pub struct ExecutorSpec {
     pub id: ExecutorId,
     /// Whose tasks it will host.
     pub framework: FrameworkId,
+    /// What it is for.
+    pub kind: ExecutorKind,
     /// Number of slots, 1 to [`MAX_SLOTS`].
     pub slots: u32,
     /// Limit of its memory group, overhead included.
@@ -110,6 +130,22 @@ pub enum Error {
         id: ExecutorId,
         /// Its words.
         message: String,
+    },
+    /// No user id for it.
+    #[error("executor {id}: {source}")]
+    User {
+        /// Which executor.
+        id: ExecutorId,
+        /// Why not.
+        source: crate::uids::Error,
+    },
+    /// Walls that this host offers do not stand.
+    #[error("executor {id} is not used because the isolation that is required is not in force: {missing}")]
+    NotIsolated {
+        /// Which executor.
+        id: ExecutorId,
+        /// Which layers, and why.
+        missing: String,
     },
     /// The connection.
     #[error("executor {id}: {source}")]
@@ -151,7 +187,13 @@ pub struct Running {
     pub process: ProcessHandle,
     /// Resolves once when it has ended and its groups are being removed. Await it in a task of its own.
     pub exit: Pin<Box<dyn Future<Output = Exit> + Send>>,
-    /// Layers of isolation of this executor: name to `on …` or `off: why`.
+    /// Its worker's pid, as the agent sees it.
+    pub worker: i32,
+    /// The user and group that are its alone, if it has them.
+    pub uid: Option<u32>,
+    /// For kind [`ExecutorKind::Networked`]: the way to its launcher, which stays outside for as long as the executor lives.
+    pub control: Option<std::os::unix::net::UnixStream>,
+    /// Layers of isolation of this executor, by what the kernel says of its processes: name to `on …` or `off: why`.
     pub isolation: BTreeMap<String, String>,
     /// What the operator should know: missing layers, the executor's own warnings.
     pub warnings: Vec<String>,
@@ -214,16 +256,45 @@ impl Launcher {
         let mut guard = process::Guard::new(group.clone(), home.clone());
         let within = self.options.start_timeout;
         let started = tokio::time::timeout(within, self.get_ready(&spec, &home, &group, &mut guard)).await;
-        let (link, hello, warnings) = match started {
+        let ready = match started {
             Ok(result) => result?,
             Err(_) => return Err(Error::TimedOut { id: spec.id, within, last_words: process::last_words(&home) }),
         };
-        let Some(process) = guard.disarm() else {
-            return Err(implausible(&spec.id, "it has no process"));
-        };
-        let isolation = isolation(&process, &group, &warnings);
+        let Some(process) = guard.process() else { return Err(implausible(&spec.id, "it has no process")) };
+        let (isolation, warnings) = self.inspect(&spec, &ready, process, &group)?;
+        let Some(process) = guard.disarm() else { return Err(implausible(&spec.id, "it has no process")) };
         let exit = Box::pin(process::watch(process.clone(), group.clone(), home, spec.max_memory));
-        Ok(Running { hello, link, group, process, exit, isolation, warnings })
+        let Ready { link, hello, worker, spawned } = ready;
+        Ok(Running { hello, link, group, process, exit, worker, uid: spawned.uid.ok(), control: spawned.control, isolation, warnings })
+    }
+
+    /// Asks the kernel which walls stand, and refuses the executor if that is not enough.
+    fn inspect(
+        &self,
+        spec: &ExecutorSpec,
+        ready: &Ready,
+        process: &ProcessHandle,
+        group: &ExecutorGroup,
+    ) -> Result<(BTreeMap<String, String>, Vec<String>), Error> {
+        let Ready { hello, spawned, worker, .. } = ready;
+        let mut warnings = spawned.warnings.clone();
+        warnings.extend(hello.warnings.iter().take(MAX_WARNINGS).map(|w| w.chars().take(MAX_WARNING_CHARS).collect()));
+        let expected = Expected {
+            uid: spawned.uid.as_ref().copied().map_err(String::as_str),
+            namespaces: self.options.namespaces,
+            root: nix::unistd::geteuid().is_root(),
+            warnings: &warnings,
+        };
+        let layers = report::read(process, *worker, group, hello, expected);
+        let missing = report::missing(&layers);
+        if self.options.required && !missing.is_empty() {
+            return Err(Error::NotIsolated { id: spec.id.clone(), missing: missing.join(", ") });
+        }
+        // What is off says so with its reason; the executor's other words follow.
+        let named = |w: &String| layers.keys().any(|name| w.starts_with(&format!("{name}: ")));
+        let mut all = report::warnings(&layers);
+        all.extend(warnings.into_iter().filter(|w| !named(w)));
+        Ok((layers.into_iter().map(|(name, Layer { state, .. })| (name, state)).collect(), all))
     }
 
     fn make_group(&self, spec: &ExecutorSpec) -> Result<ExecutorGroup, Error> {
@@ -231,7 +302,7 @@ impl Launcher {
         let group = self.options.cgroups.executor(&spec.id).map_err(failed)?;
         let limits = group
             .set_memory(spec.max_memory)
-            .and_then(|_| group.set_max_threads(BASE_THREADS + THREADS_PER_SLOT * spec.slots))
+            .and_then(|_| group.set_max_threads(max_threads(spec.slots)))
             .and_then(|()| group.make_slots(spec.slots));
         if let Err(e) = limits {
             let _ = group.try_remove();
@@ -241,14 +312,8 @@ impl Launcher {
     }
 
     /// From the spawn to threads in their slots.
-    async fn get_ready(
-        &self,
-        spec: &ExecutorSpec,
-        home: &Path,
-        group: &ExecutorGroup,
-        guard: &mut process::Guard,
-    ) -> Result<(ExecutorLink, Hello, Vec<String>), Error> {
-        let mut warnings = spawn::spawn(&self.options, spec, home, group, guard).await?;
+    async fn get_ready(&self, spec: &ExecutorSpec, home: &Path, group: &ExecutorGroup, guard: &mut process::Guard) -> Result<Ready, Error> {
+        let spawned = spawn::spawn(&self.options, spec, home, group, guard).await?;
         let Some(process) = guard.process() else { return Err(implausible(&spec.id, "it has no process")) };
         let socket = home.join(SOCKET_NAME);
         let mut link = ExecutorLink::connect(&socket).await.map_err(io(&spec.id, "connecting to", &socket))?;
@@ -272,10 +337,22 @@ impl Launcher {
                 format!("it speaks version {} of the protocol, this agent {PROTOCOL_VERSION}: install both together", hello.protocol);
             return Err(implausible(&spec.id, &text));
         }
-        threads::place(spec, &hello, process, group)?;
-        warnings.extend(hello.warnings.iter().take(16).map(|w| w.chars().take(500).collect()));
-        Ok((link, hello, warnings))
+        let worker = threads::place(spec, &hello, process, group)?;
+        Ok(Ready { link, hello, worker, spawned })
     }
+}
+
+/// An executor that has said Hello and whose threads are in their slots.
+struct Ready {
+    link: ExecutorLink,
+    hello: Hello,
+    worker: i32,
+    spawned: Spawned,
+}
+
+/// Most threads of an executor.
+const fn max_threads(slots: u32) -> u32 {
+    BASE_THREADS + THREADS_PER_SLOT * slots
 }
 
 fn check(spec: &ExecutorSpec) -> Result<(), Error> {
@@ -295,17 +372,6 @@ fn prepare_directory(spec: &ExecutorSpec, home: &Path) -> Result<(), Error> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(&spec.id, "removing", &old)(e)),
         _ => Ok(()),
     }
-}
-
-fn isolation(process: &ProcessHandle, group: &ExecutorGroup, warnings: &[String]) -> BTreeMap<String, String> {
-    let namespace = if process.pid_namespace() {
-        "on".to_owned()
-    } else {
-        let why = warnings.iter().find(|w| w.contains("pid namespace")).map_or("not asked for", String::as_str);
-        format!("off: {why}")
-    };
-    let groups = if group.exists() { "on" } else { "off: no control groups" };
-    BTreeMap::from([("pid_namespace".to_owned(), namespace), ("cgroup".to_owned(), groups.to_owned())])
 }
 
 fn io(id: &ExecutorId, operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {

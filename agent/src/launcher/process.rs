@@ -1,12 +1,12 @@
 //! An executor's processes from outside: killing them, and knowing when and why they ended.
 
+use super::syscalls;
 use crate::cgroup::ExecutorGroup;
 use nix::sys::signal::{Signal as NixSignal, killpg};
 use nix::unistd::Pid as NixPid;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
-use smalti_executor_protocol::supervision::{ExitRecord, STDERR_NAME};
+use smalti_executor_protocol::supervision::{ExitRecord, STDERR_NAME, open_plain};
 use smalti_types::Bytes;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -65,7 +65,8 @@ impl ProcessHandle {
         self.pid_namespace
     }
 
-    /// Kills everything of the executor at once: its namespace ends with its init, else its group or session.
+    /// Kills everything of the executor at once: its namespace ends with its init, and its group where the kernel ends groups
+    /// whole (v2). Without a namespace its session, and its group process by process.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Relaxed);
         if !self.pid_namespace {
@@ -73,9 +74,11 @@ impl ProcessHandle {
             if pidfd_send_signal(&*self.pidfd, Signal::STOP).is_ok() {
                 let _ = killpg(NixPid::from_raw(self.pid), NixSignal::SIGKILL);
             }
-            if let Err(e) = self.group.kill() {
-                tracing::warn!("killing the group of executor {}: {e}", self.group.id());
-            }
+        }
+        if (!self.pid_namespace || self.group.ends_whole())
+            && let Err(e) = self.group.kill()
+        {
+            tracing::warn!("killing the group of executor {}: {e}", self.group.id());
         }
         let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
     }
@@ -158,14 +161,16 @@ fn find_cause(home: &Path, group: &ExecutorGroup, limit: Bytes) -> Exit {
 /// Pure: what a record and a memory limit that was reached mean.
 fn cause(record: Option<ExitRecord>, out_of_memory: Option<Bytes>) -> Exit {
     let record = record.unwrap_or_default();
-    let cause = match (out_of_memory, record.signal, record.code) {
-        (Some(limit), _, _) => format!("out of memory: the executor's cgroup limit of {limit} was reached"),
-        (None, Some(signal), _) => {
+    let cause = match (out_of_memory, record.denied_syscall, record.signal, record.code) {
+        (Some(limit), ..) => format!("out of memory: the executor's cgroup limit of {limit} was reached"),
+        (None, Some(number), ..) => format!("ended by its system call filter: {}", syscalls::describe(number)),
+        (None, None, Some(nix::libc::SIGSYS), _) => "ended by its system call filter".to_owned(),
+        (None, None, Some(signal), _) => {
             let name = NixSignal::try_from(signal).map_or("an unknown signal", NixSignal::as_str);
             format!("killed by signal {signal} ({name})")
         }
-        (None, None, Some(code)) => format!("exited with code {code}"),
-        (None, None, None) => "killed together with its supervisor".to_owned(),
+        (None, None, None, Some(code)) => format!("exited with code {code}"),
+        (None, None, None, None) => "killed together with its supervisor".to_owned(),
     };
     Exit { cause, signal: record.signal, code: record.code, oom: out_of_memory.is_some() }
 }
@@ -191,7 +196,7 @@ fn remove_later(group: ExecutorGroup, home: PathBuf) {
 /// The end of the executor's stderr, for errors and warnings.
 pub(super) fn last_words(home: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(home.join(STDERR_NAME))?;
+        let mut file = open_plain(&home.join(STDERR_NAME))?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES)))?;
         let mut bytes = Vec::new();
@@ -207,13 +212,16 @@ mod tests {
 
     #[test]
     fn causes_are_named() {
-        let record = |code, signal| Some(ExitRecord { version: 1, code, signal });
+        let record = |code, signal| Some(ExitRecord { version: 1, code, signal, denied_syscall: None });
         assert_eq!(cause(record(None, Some(9)), None).cause, "killed by signal 9 (SIGKILL)");
         assert_eq!(cause(record(Some(3), None), None).cause, "exited with code 3");
         assert_eq!(cause(None, None).cause, "killed together with its supervisor");
         let exit = cause(record(None, Some(9)), Some(Bytes::mib(64)));
         assert_eq!(exit.cause, "out of memory: the executor's cgroup limit of 64MiB was reached");
         assert!(exit.oom);
+        let denied = ExitRecord { denied_syscall: Some(99_999), ..record(Some(159), None).unwrap() };
+        assert_eq!(cause(Some(denied), None).cause, "ended by its system call filter: number 99999");
+        assert_eq!(cause(record(None, Some(31)), None).cause, "ended by its system call filter");
         assert_eq!(cause(record(None, Some(4000)), None).cause, "killed by signal 4000 (an unknown signal)");
     }
 }

@@ -1,5 +1,8 @@
 //! With the real executor, real groups and namespaces where this machine has them.
 
+mod guests;
+mod walls;
+
 use super::*;
 use crate::cgroup::Mode;
 use smalti_types::MilliCpus;
@@ -44,6 +47,7 @@ impl World {
         ExecutorSpec {
             id: ExecutorId::new("e1").unwrap(),
             framework: FrameworkId::new("f1").unwrap(),
+            kind: ExecutorKind::Shared,
             slots: 3,
             max_memory: Bytes::mib(512),
         }
@@ -91,10 +95,7 @@ async fn an_executor_starts_in_its_groups_and_ends_when_asked() {
 async fn a_worker_that_is_killed_is_reported_with_its_signal() {
     let world = World::new("killed", Mode::Auto);
     let running = world.launcher(|_| {}).start(world.spec()).await.unwrap();
-    let init = running.process.pid();
-    let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap();
-    let worker: i32 = children.trim().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.worker), nix::sys::signal::Signal::SIGKILL).unwrap();
     let exit = running.exit.await;
     assert_eq!((exit.cause.as_str(), exit.signal), ("killed by signal 9 (SIGKILL)", Some(9)));
     world.all_gone().await;
@@ -106,10 +107,9 @@ async fn killing_takes_everything_with_it_with_and_without_namespaces_and_groups
         let world = World::new("kill", mode);
         let running = world.launcher(|o| o.namespaces = namespaces).start(world.spec()).await.unwrap();
         assert!(namespaces || !running.process.pid_namespace());
-        assert_eq!(running.isolation["pid_namespace"] == "on", running.process.pid_namespace(), "{:?}", running.warnings);
+        assert_eq!(running.isolation["pid_namespace"] == "on", running.process.pid_namespace(), "{:?}", running.isolation);
         let init = running.process.pid();
-        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).unwrap();
-        let worker: i32 = children.trim().parse().unwrap();
+        let worker = running.worker;
         running.process.kill();
         let exit = running.exit.await;
         assert_eq!(exit.code, None, "{exit:?}");

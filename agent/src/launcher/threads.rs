@@ -11,16 +11,16 @@ use smalti_executor_protocol::v1::Hello;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Moves the thread of every slot into its group.
-pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<(), Error> {
+/// Finds the worker and moves the thread of every slot into its group. Gives the worker's pid.
+pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<i32, Error> {
     let slots = check(hello, spec.slots).map_err(|m| implausible(&spec.id, &m))?;
-    if !group.exists() {
-        return Ok(());
-    }
     let worker = find_worker(process.pid(), hello.pid).map_err(io(&spec.id, "looking for the worker in", Path::new("/proc")))?;
     let Some(worker) = worker.filter(|pid| group.contains(*pid)) else {
         return Err(implausible(&spec.id, &format!("its supervisor has no child that calls itself process {}", hello.pid)));
     };
+    if !group.exists() {
+        return Ok(worker);
+    }
     let tasks = PathBuf::from(format!("/proc/{worker}/task"));
     let threads = threads(&tasks).map_err(io(&spec.id, "listing", &tasks))?;
     for (slot, inner) in slots {
@@ -29,7 +29,7 @@ pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle,
         };
         group.place_thread(slot, *outer).map_err(|source| Error::Cgroup { id: spec.id.clone(), source })?;
     }
-    Ok(())
+    Ok(worker)
 }
 
 /// Every slot once, every thread once.

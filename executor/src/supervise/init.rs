@@ -1,33 +1,47 @@
 //! `smalti-executor init`: the worker's parent, pid 1 of its namespace.
 //!
-//! Owns the listening socket until the worker has it, and the exit record. Single-threaded, a few hundred KiB, no timer: it
-//! sleeps in waitpid. It has a session of its own and no parent-death signal, so it outlives the agent; SIGHUP, SIGINT and
-//! SIGTERM are blocked (the agent says Shutdown through the socket, or kills the whole namespace through this process).
+//! Owns the listening socket until the worker has it, the exit record, and the walls that both processes share: it leaves the
+//! namespaces and becomes another user before it starts the worker, and takes the root away from both when the worker says that
+//! it needs it no more. Single-threaded, a few hundred KiB, no timer: afterwards it sleeps in waitpid, without capabilities,
+//! behind a filter of fifteen calls. It has a session of its own and no parent-death signal, so it outlives the agent; SIGHUP,
+//! SIGINT and SIGTERM are blocked (the agent says Shutdown through the socket, or kills the whole namespace through this process).
 
 use super::args::Supervisor;
-use super::launch::LISTENING;
+use super::launch::{LISTENING, MAPPED, UNMAPPED, WARNING};
 use super::{Error, same_binary, step};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use crate::confine::namespaces::Left;
+use crate::confine::rlimits::Limits;
+use crate::confine::rules::Imposed;
+use crate::confine::walls::{MAX_ANSWER_BYTES, READY};
+use crate::confine::{filter, identity, namespaces, open_wall, rlimits, root, rules};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, wait};
-use nix::unistd::Pid;
+use nix::unistd::{Gid, Pid, Uid, read, write};
 use rustix::io::FdFlags;
-use smalti_executor_protocol::supervision::{EXIT_NAME, ExitRecord, SOCKET_NAME};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use smalti_executor_protocol::supervision::{ExitRecord, SOCKET_NAME};
+use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 
-/// Open files of a worker: its tasks' inputs, directories and outputs. Above the usual soft limit of 1024, below what would let
-/// one executor use up the host's table.
-const MAX_OPEN_FILES: u64 = 65_536;
+/// What this process holds while it supervises.
+struct Supervised {
+    worker: Pid,
+    /// The line to the worker: it is ready for its walls; a call was denied.
+    line: OwnedFd,
+    record: File,
+    /// Whether the root can be exchanged without anybody else noticing.
+    own_mounts: bool,
+}
 
 /// Runs the role.
 pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
     match start(args) {
-        Ok(worker) => supervise(args, worker),
+        Ok(supervised) => supervise(&supervised),
         Err(e) => {
             // For `launch`, which waits for a line.
             println!("{e}");
@@ -36,8 +50,8 @@ pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
     }
 }
 
-/// Sets this process up, binds the socket and starts the worker.
-fn start(args: &Supervisor) -> Result<Pid, Error> {
+/// Sets this process up, binds the socket, closes the walls that can be closed before the worker exists, and starts it.
+fn start(args: &Supervisor) -> Result<Supervised, Error> {
     nix::unistd::setsid().map_err(step("setsid"))?;
     let mut blocked = SigSet::empty();
     for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
@@ -45,17 +59,42 @@ fn start(args: &Supervisor) -> Result<Pid, Error> {
     }
     blocked.thread_block().map_err(step("blocking signals"))?;
     umask(Mode::from_bits_truncate(0o077));
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(step("turning core dumps off"))?;
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(step("reading the limit of open files"))?;
-    let files = hard.min(MAX_OPEN_FILES);
-    setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(step(format!("limiting open files to {files}")))?;
+    let mut warnings = Vec::new();
+    rlimits::set(Limits { threads: args.max_threads, file_bytes: room(&args.directory) }, &mut warnings);
 
-    remove_old(&args.directory.join(EXIT_NAME))?;
+    let record = ExitRecord::create(&args.directory).map_err(step(format!("making the exit record in {}", args.directory.display())))?;
     let listener = bind(args)?;
-    let worker = spawn(args, &listener)?;
+    let outside = identity::current();
+    let left = if args.namespaces { namespaces::leave(&mut warnings) } else { Left::none() };
+    if left.user() {
+        get_mapped(args, outside)?;
+    }
+    namespaces::rename_host(left, &mut warnings);
+    let mut own_mounts = left.mount();
+    if let Some(Err(e)) = own_mounts.then(root::prepare) {
+        warnings.push(open_wall("empty_root", e));
+        own_mounts = false;
+    }
+    std::env::set_current_dir("/").map_err(step("going to the root"))?;
+    if let Some(uid) = args.uid {
+        identity::become_user(uid).map_err(|e| step(format!("becoming user {uid}"))(std::io::Error::other(e)))?;
+    }
+    identity::give_up_more(&mut warnings);
+
+    let (line, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(step("making a line"))?;
+    let worker = spawn(args, &listener, &theirs)?;
+    for warning in warnings {
+        println!("{WARNING}{}", warning.replace('\n', " "));
+    }
     println!("{LISTENING}");
     std::io::stdout().flush().map_err(step("telling the launcher"))?;
-    Ok(worker)
+    Ok(Supervised { worker, line, record, own_mounts })
+}
+
+/// Bytes of the file system that the executor's directory lies on.
+fn room(directory: &Path) -> Option<u64> {
+    rustix::fs::statvfs(directory).ok().map(|s| s.f_blocks.saturating_mul(s.f_frsize))
 }
 
 /// The worker's socket. A unix socket's address holds 108 bytes and a data directory may be longer: so from inside it.
@@ -73,12 +112,28 @@ fn remove_old(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn spawn(args: &Supervisor, listener: &UnixListener) -> Result<Pid, Error> {
+/// Has the maps of the user namespace written that this process is in now; `outside` is who it was before.
+fn get_mapped(args: &Supervisor, (uid, gid): (Uid, Gid)) -> Result<(), Error> {
+    if args.self_mapped {
+        return namespaces::write_maps("self", uid, gid, false).map_err(|e| step("mapping its own user")(std::io::Error::other(e)));
+    }
+    println!("{UNMAPPED}");
+    std::io::stdout().flush().map_err(step("asking the launcher for a mapping"))?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(step("waiting for a mapping"))?;
+    if answer.trim_end() == MAPPED {
+        return Ok(());
+    }
+    Err(step("waiting for a mapping")(std::io::Error::other("the launcher gave none")))
+}
+
+fn spawn(args: &Supervisor, listener: &UnixListener, line: &OwnedFd) -> Result<Pid, Error> {
     rustix::io::fcntl_setfd(listener, FdFlags::empty()).map_err(step("passing the listening socket on"))?;
+    rustix::io::fcntl_setfd(line, FdFlags::empty()).map_err(step("passing the line on"))?;
     let child = same_binary()
         .arg("work")
-        .args(["--listen-fd", &listener.as_raw_fd().to_string()])
-        .args(["--recovery-timeout-ms", &args.recovery_timeout_ms.to_string()])
+        .args(["--listen-fd", &listener.as_raw_fd().to_string(), "--supervisor-fd", &line.as_raw_fd().to_string()])
+        .args(["--kind", args.kind.as_str(), "--recovery-timeout-ms", &args.recovery_timeout_ms.to_string()])
         .args(&args.worker)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -87,17 +142,50 @@ fn spawn(args: &Supervisor, listener: &UnixListener) -> Result<Pid, Error> {
     i32::try_from(child.id()).map(Pid::from_raw).map_err(|_| step("the worker's pid")(std::io::Error::other("out of range")))
 }
 
-/// Reaps until the worker has ended, then records how.
-fn supervise(args: &Supervisor, worker: Pid) -> Result<(), Error> {
-    let record = loop {
+/// Closes the rest of the walls when the worker is ready, reaps until it has ended, then records how.
+fn supervise(supervised: &Supervised) -> Result<(), Error> {
+    let mut packet = [0; READY.len()];
+    // Nothing: the worker ended before it was ready.
+    if read(&supervised.line, &mut packet).is_ok_and(|n| packet.get(..n) == Some(READY)) {
+        let mut answer = close_walls(supervised.own_mounts).join("\n").into_bytes();
+        // A packet without a byte would be the end.
+        answer.push(b'\n');
+        answer.truncate(MAX_ANSWER_BYTES);
+        // A worker that is gone is reaped below.
+        let _ = write(&supervised.line, &answer);
+    }
+    let ended = loop {
         match wait() {
-            Ok(WaitStatus::Exited(pid, code)) if pid == worker => break ExitRecord { code: Some(code), ..record() },
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == worker => break ExitRecord { signal: Some(signal as i32), ..record() },
+            Ok(WaitStatus::Exited(pid, code)) if pid == supervised.worker => break ExitRecord { code: Some(code), ..record() },
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == supervised.worker => {
+                break ExitRecord { signal: Some(signal as i32), ..record() };
+            }
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(step("waiting for the worker")(e)),
         }
     };
-    record.store(&args.directory).map_err(step(format!("recording the worker's end in {}", args.directory.display())))
+    // Nobody else holds the other end: this is the last packet, or the end.
+    let mut number = [0; size_of::<i32>()];
+    let length = read(&supervised.line, &mut number).unwrap_or_default();
+    let denied_syscall = (length == number.len()).then(|| i32::from_le_bytes(number));
+    ExitRecord { denied_syscall, ..ended }.store(&supervised.record).map_err(step("recording the worker's end"))
+}
+
+/// Empties the root of both processes, and locks this one in. Gives the walls that stay open.
+fn close_walls(own_mounts: bool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if own_mounts && let Err(e) = root::empty() {
+        warnings.push(open_wall("empty_root", e));
+    }
+    identity::drop_capabilities(&mut warnings);
+    identity::close_to_others(&mut warnings);
+    if let Imposed::Failed(why) = rules::for_supervisor() {
+        warnings.push(open_wall("landlock", format!("{why} (supervisor)")));
+    }
+    if let Err(e) = filter::impose_on_supervisor() {
+        warnings.push(open_wall("seccomp", format!("{e} (supervisor)")));
+    }
+    warnings
 }
 
 fn record() -> ExitRecord {

@@ -1,36 +1,55 @@
-//! `smalti-executor launch`: makes the pid namespace and starts the supervisor in it.
+//! `smalti-executor launch`: makes the pid namespace, starts the supervisor in it, and maps its user.
 //!
-//! The agent starts this process, puts it into the executor's cgroups, and writes one byte to its stdin: from then on every
-//! process that comes from here is limited. It prints one [`Launched`] line, stays until its stdin closes (so that the
-//! supervisor's pid cannot be used again before the agent holds a pidfd of it), and exits. It is single-threaded, as unshare
-//! demands. Deliberately absent: mount, network and other namespaces, user ids.
+//! The agent starts this process with a unix socket as its stdin, puts it into the executor's cgroups, and sends one byte, with
+//! the descriptor that stands for the executor's uid: from then on every process that comes from here is limited. It prints one
+//! [`Launched`] line, stays until the agent closes the socket (so that the supervisor's pid cannot be used again before the agent
+//! holds a pidfd of it), and exits. It is single-threaded, as unshare demands. It stays in the host's mount, network and (with
+//! privilege) user namespace: what an executor of kind `networked` needs done outside is done from here, and for that kind it
+//! stays until the executor has ended.
 
 use super::args::Supervisor;
 use super::{Error, same_binary, step};
+use crate::confine::{identity, namespaces, open_wall};
 use nix::sched::{CloneFlags, unshare};
 use rustix::io::FdFlags;
-use smalti_executor_protocol::supervision::{Launched, STDERR_NAME};
+use smalti_executor_protocol::blocking;
+use smalti_executor_protocol::supervision::{ExecutorKind, Launched, STDERR_NAME};
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Stdio};
 
-/// Longest first line of `init` that is read.
+/// Longest line of `init` that is read, and most of them.
 const MAX_LINE_BYTES: u64 = 4096;
+const MAX_LINES: usize = 64;
 /// What `init` prints when its socket listens.
 pub(super) const LISTENING: &str = "listening";
+/// What `init` prints when it has left its user namespace and waits for the maps to be written.
+pub(super) const UNMAPPED: &str = "unmapped";
+/// What it then reads.
+pub(super) const MAPPED: &str = "mapped";
+/// How it begins a line about a wall that stays open.
+pub(super) const WARNING: &str = "warning ";
 
 /// Runs the role.
 pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
     let mut go = [0_u8; 1];
-    match std::io::stdin().read(&mut go) {
-        Ok(1) => {}
+    let inherited = match blocking::receive(std::io::stdin(), &mut go) {
+        Ok(chunk) if chunk.bytes == 1 => chunk.fds.into_iter().next(),
         Ok(_) => return Ok(()), // The agent changed its mind, or is gone.
-        Err(e) => return report(&Err(step("reading the go byte from stdin")(e))),
-    }
-    let launched = start(args);
+        Err(e) => return report(&Err(step("reading the go byte from stdin")(std::io::Error::other(e)))),
+    };
+    let (launched, child) = match start(args, inherited) {
+        Ok((launched, child)) => (Ok(launched), Some(child)),
+        Err(e) => (Err(e), None),
+    };
     report(&launched)?;
+    if let (ExecutorKind::Networked, Some(mut child)) = (args.kind, child) {
+        // Here is the place of what serves its sockets.
+        return child.wait().map(drop).map_err(step("waiting for the supervisor"));
+    }
     // Ends when the agent closes its end, whatever it writes before.
     let mut rest = Vec::new();
     let _ = std::io::stdin().take(MAX_LINE_BYTES).read_to_end(&mut rest);
@@ -47,53 +66,93 @@ pub(super) fn report(launched: &Result<Launched, Error>) -> Result<(), Error> {
     out.write_all(line.to_line().as_bytes()).and_then(|()| out.flush()).map_err(step("writing to stdout"))
 }
 
-fn start(args: &Supervisor) -> Result<Launched, Error> {
+fn start(args: &Supervisor, inherited: Option<OwnedFd>) -> Result<(Launched, Child), Error> {
     let mut warnings = Vec::new();
     close_foreign_descriptors(&mut warnings);
     let stderr_path = args.directory.join(STDERR_NAME);
     let stderr = OpenOptions::new().create(true).append(true).mode(0o600).open(&stderr_path);
     let stderr = stderr.map_err(step(format!("opening {}", stderr_path.display())))?;
-    let pid_namespace = args.namespaces && make_namespaces(&mut warnings);
+    let way = if args.namespaces { leave_pid_namespace(&mut warnings) } else { Way::NotAtAll };
+    let mut for_init = Supervisor { self_mapped: way == Way::Unprivileged, ..args.clone() };
+    if way == Way::Unprivileged || !nix::unistd::geteuid().is_root() {
+        for_init.uid = None;
+        for_init.max_threads = None;
+    }
+    if let Some(fd) = &inherited {
+        rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(step("passing a descriptor on"))?;
+        for_init.keep_fd = Some(fd.as_raw_fd());
+    }
     let mut child = same_binary()
-        .args(args.for_init())
-        .stdin(Stdio::null())
+        .args(for_init.for_init())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(stderr)
         .spawn()
         .map_err(step("starting the supervisor"))?;
-    let mut line = String::new();
-    if let Some(out) = child.stdout.take() {
-        let read = BufReader::new(out.take(MAX_LINE_BYTES)).read_line(&mut line);
-        read.map_err(step("reading what the supervisor says"))?;
-    }
-    if line.trim_end() != LISTENING {
-        let said = if line.is_empty() { format!("see {}", stderr_path.display()) } else { line.trim_end().to_owned() };
-        return Err(step("the supervisor did not start")(std::io::Error::other(said)));
-    }
+    attend(&mut child, &for_init, &stderr_path, &mut warnings)?;
     let pid = i32::try_from(child.id()).map_err(|_| step("the supervisor's pid")(std::io::Error::other("out of range")))?;
-    Ok(Launched::Started { pid, pid_namespace, warnings })
+    Ok((Launched::Started { pid, pid_namespace: way != Way::NotAtAll, warnings }, child))
 }
 
-/// Leaves the pid namespace for the children; as an ordinary user by way of a user namespace. False with a warning when the
-/// system does not allow it.
-fn make_namespaces(warnings: &mut Vec<String>) -> bool {
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let user = !uid.is_root();
-    let flags = if user { CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUSER } else { CloneFlags::CLONE_NEWPID };
-    if let Err(e) = unshare(flags) {
-        warnings.push(format!("no pid namespace ({e}): the executor sees the host's processes, and its threads end only one by one"));
-        return false;
-    }
-    if user {
-        // Without a mapping of its own id it could not make files.
-        let maps = [("setgroups", "deny".to_owned()), ("uid_map", format!("{uid} {uid} 1")), ("gid_map", format!("{gid} {gid} 1"))];
-        for (file, text) in maps {
-            if let Err(e) = std::fs::write(format!("/proc/self/{file}"), text) {
-                warnings.push(format!("writing /proc/self/{file}: {e}"));
+/// Does what `init` asks for until it listens.
+fn attend(child: &mut Child, args: &Supervisor, stderr: &Path, warnings: &mut Vec<String>) -> Result<(), Error> {
+    let (Some(out), Some(mut to_init)) = (child.stdout.take(), child.stdin.take()) else {
+        return Err(step("starting the supervisor")(std::io::Error::other("it has no pipes")));
+    };
+    let mut out = BufReader::new(out);
+    for _ in 0..MAX_LINES {
+        let mut line = String::new();
+        out.by_ref().take(MAX_LINE_BYTES).read_line(&mut line).map_err(step("reading what the supervisor says"))?;
+        match line.trim_end() {
+            LISTENING => return Ok(()),
+            UNMAPPED => map(child.id(), args, &mut to_init)?,
+            text if text.starts_with(WARNING) => warnings.push(text[WARNING.len()..].to_owned()),
+            text => {
+                let said = if text.is_empty() { format!("see {}", stderr.display()) } else { text.to_owned() };
+                return Err(step("the supervisor did not start")(std::io::Error::other(said)));
             }
         }
     }
-    true
+    Err(step("the supervisor did not start")(std::io::Error::other("it only warns")))
+}
+
+/// Writes the maps of the supervisor's user namespace from outside, which alone can name another user than one's own.
+fn map(pid: u32, args: &Supervisor, to_init: &mut ChildStdin) -> Result<(), Error> {
+    let (own_uid, own_gid) = identity::current();
+    let uid = args.uid.map_or(own_uid, nix::unistd::Uid::from_raw);
+    let gid = args.uid.map_or(own_gid, nix::unistd::Gid::from_raw);
+    namespaces::write_maps(&pid.to_string(), uid, gid, own_uid.is_root())
+        .map_err(|e| step("mapping the executor's user")(std::io::Error::other(e)))?;
+    writeln!(to_init, "{MAPPED}").map_err(step("answering the supervisor"))
+}
+
+/// How the pid namespace was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As root: every other user can be named.
+    Privileged,
+    /// By way of a user namespace, in which only the own user exists.
+    Unprivileged,
+    NotAtAll,
+}
+
+/// Leaves the pid namespace for the children; as an ordinary user by way of a user namespace. Says so when the system does not
+/// allow it.
+fn leave_pid_namespace(warnings: &mut Vec<String>) -> Way {
+    let (uid, gid) = identity::current();
+    if uid.is_root() && unshare(CloneFlags::CLONE_NEWPID).is_ok() {
+        return Way::Privileged;
+    }
+    if let Err(e) = unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUSER) {
+        warnings
+            .push(open_wall("pid_namespace", format!("{e}: the executor sees the host's processes, and its threads end only one by one")));
+        return Way::NotAtAll;
+    }
+    // Without a mapping of its own id it could not make files.
+    if let Err(e) = namespaces::write_maps("self", uid, gid, false) {
+        warnings.push(open_wall("user_namespace", e));
+    }
+    Way::Unprivileged
 }
 
 /// Descriptors that the agent's own parent left open must not reach a worker: they are closed at the next exec.

@@ -1,0 +1,42 @@
+//! What happens when the filter denies a call: its number goes to the supervisor, and the process ends.
+//!
+//! Owns the handler of SIGSYS and the one descriptor that it writes to. Everything that runs in the handler is
+//! async-signal-safe: one `write`, one `_exit`.
+
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Exit code of a process whose call was denied: what a shell says of a process that SIGSYS ended.
+pub(crate) const EXIT_CODE: i32 = 128 + libc::SIGSYS;
+/// Where `si_syscall` lies in a `siginfo_t` of SIGSYS on 64-bit machines: behind three numbers, padding and an address.
+const SYSCALL_OFFSET: usize = 24;
+
+/// The supervisor's end; nothing is written before one is set.
+static REPORT_TO: AtomicI32 = AtomicI32::new(-1);
+
+/// Installs the handler. `report_to` stays open for the rest of this process's life.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn install(report_to: OwnedFd) -> std::io::Result<()> {
+    REPORT_TO.store(report_to.into_raw_fd(), Ordering::SeqCst);
+    let action = SigAction::new(SigHandler::SigAction(on_denied), SaFlags::SA_ONSTACK | SaFlags::SA_SIGINFO, SigSet::all());
+    #[expect(unsafe_code, reason = "a signal handler cannot be installed otherwise")]
+    // SAFETY: the handler does nothing that is not async-signal-safe, and no other code of this process handles SIGSYS.
+    unsafe { sigaction(Signal::SIGSYS, &action) }?;
+    Ok(())
+}
+
+extern "C" fn on_denied(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    #[expect(unsafe_code, reason = "reading what the kernel passed to the handler")]
+    // SAFETY: the kernel passes a whole siginfo_t, of which these four bytes are a part; both calls are async-signal-safe, and
+    // the number is alive on this stack while `write` reads it.
+    unsafe {
+        let number = info.cast::<u8>().add(SYSCALL_OFFSET).cast::<i32>().read_unaligned();
+        let descriptor: RawFd = REPORT_TO.load(Ordering::SeqCst);
+        let _ = libc::write(descriptor, (&raw const number).cast(), size_of::<i32>());
+        libc::_exit(EXIT_CODE)
+    }
+}
