@@ -143,11 +143,6 @@ impl Part {
         self.urgent = true;
     }
 
-    /// Whether its first slot has begun, or waits for items.
-    pub(crate) const fn has_started(&self) -> bool {
-        self.started.is_some()
-    }
-
     /// Whether there is an item to start, and room to tell what comes of it.
     pub(crate) fn has_next(&self) -> bool {
         !self.ending && !self.queue.is_empty() && self.chunks.len() < MOST_CHUNKS
@@ -237,7 +232,7 @@ impl Part {
     pub(crate) fn return_items(&mut self, most: u64) -> u64 {
         let returned = self.queue.take_last(most);
         let missing = most - returned.len();
-        let unlease = if self.started.is_some() { missing.min(self.leased_len()) } else { 0 };
+        let unlease = if self.started.is_some() && self.lanes.len() == 0 { missing.min(self.leased_len()) } else { 0 };
         self.note(ArrayDelta { returned, ..ArrayDelta::default() });
         self.urgent = true;
         unlease

@@ -27,7 +27,7 @@ impl Agent {
             AgentCommand::Launch { framework, role, launch } => self.launch(now, framework, role, launch, out),
             AgentCommand::LaunchArray { framework, role, launch } => self.launch_array(now, framework, role, launch, out),
             AgentCommand::AssignItems { task, batch, open } => self.assign(now, &task, batch, open, out),
-            AgentCommand::ReturnItems { task, most } => self.return_items(&task, most, out),
+            AgentCommand::ReturnItems { task, most } => self.return_items(now, &task, most, out),
             AgentCommand::Kill { task, grace } => self.kill(now, &task, grace, out),
             AgentCommand::Acknowledge(UpdateKey { task, seq }) => self.acknowledge(now, &task, seq, out),
         }
@@ -132,7 +132,7 @@ impl Agent {
         self.end_if_exhausted(now, run, out);
     }
 
-    fn return_items(&mut self, key: &TaskKey, most: u64, out: &mut Out) {
+    fn return_items(&mut self, now: Time, key: &TaskKey, most: u64, out: &mut Out) {
         let Some((run, part)) = self.live_part(key) else {
             self.counters.master_ignored += 1;
             return;
@@ -144,6 +144,8 @@ impl Agent {
         {
             out.send(Message::ToExecutor { executor: place.executor.clone(), message: ToExecutor::Unlease { run, most: unlease } });
         }
+        // Those of a part whose items have executors of their own are never leased ahead: it may have none left.
+        self.end_if_exhausted(now, run, out);
     }
 
     fn kill(&mut self, now: Time, key: &TaskKey, grace: Option<DurationMs>, out: &mut Out) {

@@ -99,17 +99,13 @@ impl Agent {
     }
 
     /// The code of an item is there: starts it.
-    pub(crate) fn start_lane(&mut self, now: Time, run: Run, id: &ExecutorId, module: ModuleId, out: &mut Out) {
+    pub(crate) fn start_lane(&mut self, run: Run, id: &ExecutorId, module: ModuleId, out: &mut Out) {
         let Some(task) = self.tasks.get_mut(&run) else { return };
         let (cpus, key) = (task.cpus(), task.key.clone());
         let Work::Part(part) = &mut task.work else { return };
         let Some(lane) = part.lanes.busy.get_mut(id) else { return };
         let Some(batch) = lane.batch.take() else { return };
         let segments = vec![lane.number];
-        if !part.has_started() {
-            part.start(now);
-            self.dirty.insert(run);
-        }
         let launch = part.launch.clone();
         if self.pool.executors.get_mut(id).is_some_and(|e| e.set_cpus(0, cpus)) {
             out.send(Message::SetSlotCpus { executor: id.clone(), slot: 0, cpus });

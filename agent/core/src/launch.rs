@@ -49,10 +49,12 @@ impl Agent {
                     let back = part.resources(beyond);
                     part.give_back(beyond);
                     self.held = self.held.checked_sub(&back).unwrap_or_default();
-                    self.dirty.insert(run);
                 }
                 part.lanes = Lanes::new(part.slots);
+                // It takes items from now on; each waits for its executor.
+                part.start(now);
                 task.phase = Phase::Spread;
+                self.dirty.insert(run);
             }
         }
         self.queue_process(run);

@@ -134,21 +134,12 @@ pub(crate) struct Task {
 
 impl Task {
     /// The state that the master is told.
-    pub(crate) fn state(&self) -> TaskState {
+    pub(crate) const fn state(&self) -> TaskState {
         match (&self.phase, &self.kill) {
             (Phase::Ended, _) => TaskState::Unknown,
             (_, Some(_)) => TaskState::Killing,
-            (Phase::Running(_), None) => TaskState::Running,
-            (Phase::Spread, None) if self.has_begun() => TaskState::Running,
+            (Phase::Running(_) | Phase::Spread, None) => TaskState::Running,
             _ => TaskState::Staging,
-        }
-    }
-
-    /// Whether a part has started its first item, or its slots wait for items.
-    const fn has_begun(&self) -> bool {
-        match &self.work {
-            Work::Single(_) => false,
-            Work::Part(part) => part.has_started(),
         }
     }
 

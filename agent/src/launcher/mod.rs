@@ -21,7 +21,7 @@ use crate::executor_link::ExecutorLink;
 use smalti_executor_protocol::supervision::{EXIT_NAME, SOCKET_NAME};
 use smalti_executor_protocol::v1::{Hello, Shutdown, Welcome, from_executor, to_executor};
 use smalti_executor_protocol::{FrameError, PROTOCOL_VERSION};
-use smalti_types::{Bytes, ExecutorId, FrameworkId};
+use smalti_types::{Bytes, ExecutorId};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -72,8 +72,6 @@ impl Options {
 pub struct ExecutorSpec {
     /// Its name, used once.
     pub id: ExecutorId,
-    /// Whose tasks it will host.
-    pub framework: FrameworkId,
     /// Number of slots, 1 to [`MAX_SLOTS`].
     pub slots: u32,
     /// Limit of its memory group, overhead included.

@@ -302,12 +302,12 @@ fn each_item_of_a_part_has_an_executor_of_its_own() {
     w.event(prepared(1));
     w.starts(1, ExecutorKind::Pooled);
     w.starts(2, ExecutorKind::Pooled);
+    assert_eq!(w.update().state, TaskState::Running);
     w.event(up(1));
     w.item_starts(1, 1, 0, 0);
-    assert_eq!(w.update().state, TaskState::Running);
     w.event(up(2));
     w.item_starts(2, 1, 1, 1);
-    w.starts_nothing();
+    w.silent();
     // The second says what it cannot know, then what it can.
     w.event(report(2, 1, 0..3));
     w.discarded(2);
@@ -330,12 +330,6 @@ fn each_item_of_a_part_has_an_executor_of_its_own() {
     assert!(w.agent.pool.executors.values().all(|e| matches!(e.phase, Phase::Stopping(_))));
 }
 
-impl World {
-    fn starts_nothing(&self) {
-        self.silent();
-    }
-}
-
 #[test]
 fn a_kill_returns_what_has_not_begun() {
     let mut w = World::new(no_pool());
@@ -344,9 +338,9 @@ fn a_kill_returns_what_has_not_begun() {
     w.event(prepared(1));
     w.next();
     w.next();
+    w.update();
     w.event(up(1));
     w.item_starts(1, 1, 0, 0);
-    w.update();
     w.event(up(2));
     w.bound(2, 1, "p", 1);
     w.event(kill(1, "p"));
@@ -372,6 +366,7 @@ fn code_that_cannot_be_loaded_ends_the_part() {
     w.event(prepared(1));
     w.next();
     w.next();
+    w.update();
     w.event(up(1));
     w.bound(1, 1, "p", 1);
     let failure = Some(Failure::new(Reason::MissingImport, "no"));
@@ -391,9 +386,9 @@ fn an_open_part_goes_on_when_items_come() {
     w.next();
     w.event(prepared(1));
     w.next();
+    w.update();
     w.event(up(1));
     w.item_starts(1, 1, 0, 0);
-    w.update();
     w.event(report(1, 1, 0..1));
     w.discarded(1);
     w.update();
