@@ -79,6 +79,8 @@ pub(crate) enum Input {
         executor: ExecutorId,
         /// How it ended.
         cause: String,
+        /// Whether the kernel killed in its memory group.
+        out_of_memory: bool,
     },
 }
 
@@ -257,10 +259,10 @@ impl EventLoop {
                 Some(Event::ExecutorFailed { executor, message })
             }
             Input::Said { executor, message } => Some(Event::Executor { executor, message }),
-            Input::Exited { executor, cause } => {
+            Input::Exited { executor, cause, out_of_memory } => {
                 tracing::info!(%executor, "ended: {cause}");
                 self.executors.exited(&executor);
-                Some(Event::ExecutorExited { executor, cause })
+                Some(Event::ExecutorExited { executor, cause, out_of_memory })
             }
         }
     }
@@ -313,7 +315,11 @@ impl EventLoop {
                 }
             }
             Message::CancelPrepare { run } => self.preparer.cancel(run.0),
-            Message::StartExecutor { executor, framework, slots, memory } => self.executors.start(executor, framework, slots, memory),
+            Message::StartExecutor { executor, kind, framework: _, grant: _, slots, memory } => {
+                self.executors.start(executor, kind, slots, memory);
+            }
+            Message::BindExecutor { executor, key } => tracing::debug!(%executor, %key, "has the one task of its life"),
+            Message::DiscardExecutor { executor } => self.executors.discard(&executor),
             Message::StopExecutor { executor } => self.executors.stop(&executor),
             Message::KillExecutor { executor, why } => self.executors.kill(&executor, &why),
             Message::SetSlotCpus { executor, slot, cpus } => self.executors.set_slot_cpus(&executor, slot, cpus),

@@ -5,13 +5,13 @@
 
 use crate::event_loop::Input;
 use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendError};
-use crate::launcher::{ExecutorKind, ExecutorSpec, Launcher, ProcessHandle, Running};
+use crate::launcher::{self, ExecutorSpec, Launcher, ProcessHandle, Running};
 use crate::prepare::Ready;
 use crate::sandbox::Sandboxes;
 use crate::{cgroup::ExecutorGroup, wire};
-use smalti_agent_core::{Run, ToExecutor};
+use smalti_agent_core::{ExecutorKind, Run, ToExecutor};
 use smalti_executor_protocol::v1::{self, to_executor};
-use smalti_types::{Bytes, ExecutorId, FrameworkId, MilliCpus, Time};
+use smalti_types::{Bytes, ExecutorId, MilliCpus, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,9 +25,18 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long an executor may live after it closed its connection.
 const END_AFTER_CLOSE: Duration = Duration::from_secs(5);
 
+/// One on its way.
+#[derive(Debug)]
+struct Starting {
+    task: AbortHandle,
+    kind: ExecutorKind,
+    memory: Bytes,
+}
+
 /// One that has said hello.
 #[derive(Debug)]
 struct Executor {
+    kind: ExecutorKind,
     link: LinkSender,
     process: ProcessHandle,
     group: ExecutorGroup,
@@ -42,7 +51,7 @@ pub(crate) struct Executors {
     inbox: mpsc::Sender<Input>,
     /// Upper bound of any executor's memory: what all tasks together may have, and what executors take beside.
     most_memory: Bytes,
-    starting: BTreeMap<ExecutorId, (AbortHandle, Bytes)>,
+    starting: BTreeMap<ExecutorId, Starting>,
     up: BTreeMap<ExecutorId, Executor>,
     watchers: Vec<JoinHandle<()>>,
     ready: HashMap<Run, Ready>,
@@ -76,19 +85,19 @@ impl Executors {
     }
 
     /// Starts one; the answer comes as [`Input::Launched`].
-    pub(crate) fn start(&mut self, id: ExecutorId, framework: FrameworkId, slots: u32, memory: Bytes) {
-        let spec = ExecutorSpec { id: id.clone(), framework, kind: ExecutorKind::Shared, slots, max_memory: self.most_memory };
+    pub(crate) fn start(&mut self, id: ExecutorId, kind: ExecutorKind, slots: u32, memory: Bytes) {
+        let spec = ExecutorSpec { id: id.clone(), kind: launch_kind(kind), slots, max_memory: self.most_memory };
         let (launcher, inbox, name) = (self.launcher.clone(), self.inbox.clone(), id.clone());
         let task = tokio::spawn(async move {
             let result = launcher.start(spec).await.map(Box::new).map_err(|e| e.to_string());
             let _ = inbox.send(Input::Launched { executor: name, result }).await;
         });
-        self.starting.insert(id, (task.abort_handle(), memory));
+        self.starting.insert(id, Starting { task: task.abort_handle(), kind, memory });
     }
 
     /// One is up: watches it, and returns its number of slots. `None`: nobody waits for it any more.
     pub(crate) fn launched(&mut self, id: &ExecutorId, running: Running) -> Option<u32> {
-        let Some((_, memory)) = self.starting.remove(id) else {
+        let Some(Starting { kind, memory, .. }) = self.starting.remove(id) else {
             running.process.kill();
             return None;
         };
@@ -99,7 +108,7 @@ impl Executors {
             tracing::error!(executor = %id, "its memory limit is not in force: {e}");
         }
         let slots = u32::try_from(running.hello.slots.len()).unwrap_or(u32::MAX);
-        tracing::info!(executor = %id, slots, allocator = %running.hello.allocator, reset = %running.hello.reset, isolation = ?running.isolation, "started");
+        tracing::info!(executor = %id, ?kind, slots, allocator = %running.hello.allocator, reset = %running.hello.reset, isolation = ?running.isolation, "started");
         let counts = running.link.counts();
         let (reader, writer) = running.link.split();
         let link = writer.into_queue(LINK_QUEUE);
@@ -110,9 +119,9 @@ impl Executors {
             let exit = exit.await;
             // What it said before its end comes before its end.
             let _ = tokio::time::timeout(LAST_WORDS, reading).await;
-            let _ = inbox.send(Input::Exited { executor: name, cause: exit.cause }).await;
+            let _ = inbox.send(Input::Exited { executor: name, cause: exit.cause, out_of_memory: exit.oom }).await;
         }));
-        self.up.insert(id.clone(), Executor { link, process: running.process, group: running.group, counts });
+        self.up.insert(id.clone(), Executor { kind, link, process: running.process, group: running.group, counts });
         Some(slots)
     }
 
@@ -137,6 +146,13 @@ impl Executors {
     /// Ends one.
     pub(crate) fn kill(&mut self, id: &ExecutorId, why: &str) {
         tracing::warn!(executor = %id, "ending it: {why}");
+        if let Some(executor) = self.up.get(id) {
+            executor.process.kill();
+        }
+    }
+
+    /// Ends one that has had its only task, or that nobody needs.
+    pub(crate) fn discard(&self, id: &ExecutorId) {
         if let Some(executor) = self.up.get(id) {
             executor.process.kill();
         }
@@ -174,10 +190,12 @@ impl Executors {
                 let outputs = self.sandboxes.create_task_outputs(&key).map_err(|e| (run, wire::Error::Outputs(e)))?;
                 wire::start_task(run, slot, module, &key, &launch, ready, outputs, now).map_err(|e| (run, e))?
             }
-            ToExecutor::StartArray { run, slots, module, key, launch } => {
+            ToExecutor::StartArray { run, slots, segments, module, key, launch } => {
                 let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
-                let create = |slot| self.sandboxes.create_slot_outputs(&key, slot);
-                let start = wire::slot_files(run, &slots, create)
+                let again = self.up.get(id).is_some_and(|e| e.kind.is_used_once());
+                let files = &self.sandboxes;
+                let open = |n| if again { files.reopen_slot_outputs(&key, n) } else { files.create_slot_outputs(&key, n) };
+                let start = wire::slot_files(run, &slots, &segments, open)
                     .and_then(|files| Ok((files, wire::start_array(run, slots.clone(), module, &key, &launch, ready)?)));
                 let (files, start) = start.unwrap_or_else(|e| (Vec::new(), wire::refused_array(run, slots, &e)));
                 for (message, fds) in files {
@@ -216,8 +234,8 @@ impl Executors {
 
     /// Ends all at once and waits until they are gone, at most `within`.
     pub(crate) async fn end_all(&mut self, within: Duration) {
-        for (task, _) in self.starting.values() {
-            task.abort();
+        for starting in self.starting.values() {
+            starting.task.abort();
         }
         for executor in self.up.values() {
             executor.process.kill();
@@ -228,6 +246,15 @@ impl Executors {
         if tokio::time::timeout(within, all).await.is_err() {
             tracing::warn!("some executors did not end within {within:?}");
         }
+    }
+}
+
+/// The launcher's word for a kind.
+const fn launch_kind(kind: ExecutorKind) -> launcher::ExecutorKind {
+    match kind {
+        ExecutorKind::Shared => launcher::ExecutorKind::Shared,
+        ExecutorKind::Pooled => launcher::ExecutorKind::Pooled,
+        ExecutorKind::Networked => launcher::ExecutorKind::Networked,
     }
 }
 

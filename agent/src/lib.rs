@@ -17,12 +17,14 @@ mod master_link;
 pub mod options;
 mod outputs;
 pub mod prepare;
+pub mod process_options;
 mod reads;
 mod sandbox;
 pub mod uids;
 mod wire;
 
 pub use options::Options;
+pub use process_options::ProcessOptions;
 
 use anyhow::Context;
 use cgroup::Cgroups;
@@ -95,7 +97,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     // What tasks may have together, and as much again for executors beside their tasks: the core sets the real, lower limits.
     let most_memory = Bytes(info.total.mem.0.saturating_mul(2).saturating_add(info.overhead.mem.0));
     let executors = Executors::new(launcher, sandboxes.clone(), inbox.clone(), most_memory);
-    let core = Agent::new(Parameters { slots_per_executor: options.slots_per_executor, ..Parameters::new(info.total.clone()) });
+    let core = Agent::new(
+        options.process.apply(Parameters { slots_per_executor: options.slots_per_executor, ..Parameters::new(info.total.clone()) }),
+    );
     let figures = Arc::new(Figures::default());
     let event_loop = EventLoop::new(core, executors, preparer, sandboxes.clone(), figures.clone());
 

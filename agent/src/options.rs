@@ -5,6 +5,7 @@
 use crate::cgroup::Mode;
 use crate::detect::Overrides;
 use crate::uids::UidRange;
+use crate::process_options::ProcessOptions;
 use smalti_types::{Attributes, Bytes, MilliCpus, MilliUnits, PortSet};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -61,6 +62,9 @@ pub struct Options {
     /// Slots of an executor
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots_per_executor: u32,
+    /// Which tasks get a process of their own.
+    #[command(flatten)]
+    pub process: ProcessOptions,
     /// Directories below which file:// bundles and inputs may lie (repeatable)
     #[arg(long, value_name = "DIR")]
     pub file_root: Vec<PathBuf>,
@@ -70,7 +74,14 @@ impl Options {
     /// The part that replaces what would be detected.
     #[must_use]
     pub fn overrides(&self) -> Overrides {
-        Overrides { cpus: self.cpus, mem: self.mem, disk: self.disk, ports: self.ports.clone(), custom: self.resources.0.clone() }
+        Overrides {
+            cpus: self.cpus,
+            mem: self.mem,
+            disk: self.disk,
+            ports: self.ports.clone(),
+            custom: self.resources.0.clone(),
+            pool_memory: self.process.pool_memory(),
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
-use smalti_types::{Bytes, FrameworkId, TaskKey};
+use smalti_types::{Bytes, TaskKey};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -128,8 +128,20 @@ impl Sandboxes {
     /// # Errors
     /// As [`Sandboxes::create_task_outputs`].
     pub(crate) fn create_slot_outputs(&self, key: &TaskKey, slot: u32) -> std::io::Result<Vec<OwnedFd>> {
+        self.slot_outputs(key, slot, OFlag::O_EXCL)
+    }
+
+    /// The same files, new or as an executor before has left them: in class `process` one follows the other.
+    ///
+    /// # Errors
+    /// As [`Sandboxes::create_task_outputs`], but for files that are there.
+    pub(crate) fn reopen_slot_outputs(&self, key: &TaskKey, slot: u32) -> std::io::Result<Vec<OwnedFd>> {
+        self.slot_outputs(key, slot, OFlag::empty())
+    }
+
+    fn slot_outputs(&self, key: &TaskKey, slot: u32, flags: OFlag) -> std::io::Result<Vec<OwnedFd>> {
         let directory = relative(key);
-        ["out", "err", "ledger"].iter().map(|kind| create(&*self.base, &format!("{directory}/slot-{slot}.{kind}"))).collect()
+        ["out", "err", "ledger"].iter().map(|kind| open_new(&*self.base, &format!("{directory}/slot-{slot}.{kind}"), flags)).collect()
     }
 
     /// The task has ended: readers that follow it come to their end, and the directory may go when room is needed.
@@ -186,7 +198,11 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// A new file, for the agent's own user by its name; whoever gets the descriptor can write.
 fn create(base: impl AsFd, path: &str) -> std::io::Result<OwnedFd> {
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    open_new(base, path, OFlag::O_EXCL)
+}
+
+fn open_new(base: impl AsFd, path: &str, flags: OFlag) -> std::io::Result<OwnedFd> {
+    let flags = flags | OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(openat(base, path, flags, Mode::S_IRUSR | Mode::S_IWUSR)?)
 }
 
@@ -298,8 +314,12 @@ mod tests {
         for name in ["stdout", "stderr", "slot-7.out", "slot-7.err", "slot-7.ledger"] {
             assert_eq!(std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }
+        assert!(all.create_slot_outputs(&key(1), 7).is_err());
+        std::fs::write(path.join("slot-7.out"), "kept").unwrap();
+        assert_eq!(all.reopen_slot_outputs(&key(1), 7).unwrap().len(), 3);
+        assert_eq!(std::fs::read(path.join("slot-7.out")).unwrap(), b"kept");
         std::os::unix::fs::symlink("../../../x", path.join("slot-8.out")).unwrap();
-        assert!(all.create_slot_outputs(&key(1), 8).is_err());
+        assert!(all.create_slot_outputs(&key(1), 8).is_err() && all.reopen_slot_outputs(&key(1), 8).is_err());
         assert!(!dir.path().join("x").exists());
     }
 

@@ -89,13 +89,19 @@ pub(crate) fn start_task(
     Ok((to_executor::Message::Start(message), fds))
 }
 
-/// The outputs of an array part's slots, which come before it; `create` makes a slot's three files.
-pub(crate) fn slot_files(run: Run, slots: &[u32], create: impl Fn(u32) -> std::io::Result<Vec<OwnedFd>>) -> Result<Vec<Outgoing>, Error> {
+/// The outputs of an array part's slots, which come before it; `open` gives the three files of a segment, one segment per slot.
+pub(crate) fn slot_files(
+    run: Run,
+    slots: &[u32],
+    segments: &[u32],
+    open: impl Fn(u32) -> std::io::Result<Vec<OwnedFd>>,
+) -> Result<Vec<Outgoing>, Error> {
     let mut messages = Vec::new();
-    for slots in slots.chunks(MAX_FDS / OUTPUTS_OF_SLOT) {
+    let some = MAX_FDS / OUTPUTS_OF_SLOT;
+    for (slots, segments) in slots.chunks(some).zip(segments.chunks(some)) {
         let mut fds = Vec::with_capacity(slots.len() * OUTPUTS_OF_SLOT);
-        for slot in slots {
-            fds.extend(create(*slot).map_err(Error::Outputs)?.into_iter().map(Arc::new));
+        for segment in segments {
+            fds.extend(open(*segment).map_err(Error::Outputs)?.into_iter().map(Arc::new));
         }
         messages.push((to_executor::Message::SlotFiles(v1::SlotFiles { run: run.0, slots: slots.to_vec() }), fds));
     }
@@ -279,7 +285,7 @@ mod tests {
     fn the_outputs_of_many_slots_come_in_several_frames() {
         let slots: Vec<u32> = (0..128).collect();
         let three = |_| (0..3).map(|_| Ok(File::open("/dev/null")?.into())).collect();
-        let messages = slot_files(Run(7), &slots, three).unwrap();
+        let messages = slot_files(Run(7), &slots, &slots, three).unwrap();
         let mut seen = Vec::new();
         for (message, fds) in messages {
             let to_executor::Message::SlotFiles(files) = message else { panic!("{message:?}") };
@@ -288,7 +294,7 @@ mod tests {
         }
         assert_eq!(seen, slots);
         let failing = |_| Err(std::io::ErrorKind::StorageFull.into());
-        assert!(matches!(slot_files(Run(7), &slots, failing), Err(Error::Outputs(_))));
+        assert!(matches!(slot_files(Run(7), &slots, &slots, failing), Err(Error::Outputs(_))));
     }
 
     #[test]

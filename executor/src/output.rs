@@ -65,8 +65,11 @@ struct Segment {
 }
 
 impl Segment {
-    const fn new(file: File) -> Self {
-        Self { file, written: 0, buffer: Vec::new() }
+    /// Goes on at the end of what is there, less what no whole record of `unit` bytes is: in class `process` the executor before
+    /// may have died while it wrote.
+    fn new(file: File, unit: u64) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        Ok(Self { file, written: length - length % unit, buffer: Vec::new() })
     }
     /// Where the next byte goes.
     const fn end(&self) -> u64 {
@@ -118,10 +121,14 @@ pub(crate) struct SlotOutput {
 }
 
 impl SlotOutput {
-    /// Over three new files.
-    pub(crate) const fn new(out: File, err: File, ledger: File) -> Self {
-        let segments = Segments { out: Segment::new(out), err: Segment::new(err), ledger: Segment::new(ledger), current: None };
-        Self { segments: Mutex::new(segments) }
+    /// Over three files, new ones or those that an executor before has left.
+    ///
+    /// # Errors
+    /// When they cannot be asked for their length.
+    pub(crate) fn new(out: File, err: File, ledger: File) -> io::Result<Self> {
+        let (out, err) = (Segment::new(out, 1)?, Segment::new(err, 1)?);
+        let segments = Segments { out, err, ledger: Segment::new(ledger, RECORD_LEN as u64)?, current: None };
+        Ok(Self { segments: Mutex::new(segments) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Segments> {
@@ -192,7 +199,29 @@ mod tests {
 
     fn slot_output(directory: &std::path::Path, slot: u32) -> SlotOutput {
         let file = |kind: &str| File::create_new(directory.join(format!("slot-{slot}.{kind}"))).expect("made");
-        SlotOutput::new(file("out"), file("err"), file("ledger"))
+        SlotOutput::new(file("out"), file("err"), file("ledger")).expect("made")
+    }
+
+    #[test]
+    fn the_next_executor_of_an_array_goes_on_behind_whole_records() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let write = |output: &SlotOutput, item: u64| {
+            output.begin(Instant::now());
+            output.write(Channel::Out, b"abc").expect("written");
+            output.end(Record { item, ..Record::default() }).expect("ended");
+            output.flush().expect("flushed");
+        };
+        write(&slot_output(temp.path(), 0), 7);
+        // One that died in the middle: output without a record, and half a record.
+        for (name, bytes) in [("slot-0.out", 5), ("slot-0.ledger", RECORD_LEN / 2)] {
+            let mut file = File::options().append(true).open(temp.path().join(name)).expect("open");
+            file.write_all(&vec![b'x'; bytes]).expect("written");
+        }
+        let open = |kind: &str| File::options().write(true).open(temp.path().join(format!("slot-0.{kind}"))).expect("open");
+        write(&SlotOutput::new(open("out"), open("err"), open("ledger")).expect("made"), 8);
+        let ledger = std::fs::read(temp.path().join("slot-0.ledger")).expect("read");
+        let records: Vec<Record> = ledger.chunks_exact(RECORD_LEN).map(|r| Record::decode(r).expect("a record")).collect();
+        assert_eq!(records.iter().map(|r| (r.item, r.out_offset, r.out_length)).collect::<Vec<_>>(), [(7, 0, 3), (8, 8, 3)]);
     }
 
     #[test]

@@ -68,7 +68,8 @@ impl Announced {
         let mut files = fds.into_iter().map(File::from);
         for slot in &message.slots {
             if let (Some(out), Some(err), Some(ledger)) = (files.next(), files.next(), files.next()) {
-                self.outputs.insert(*slot, Arc::new(SlotOutput::new(out, err, ledger)));
+                let output = SlotOutput::new(out, err, ledger).map_err(|e| refused(format!("an output file has no length: {e}")))?;
+                self.outputs.insert(*slot, Arc::new(output));
             }
         }
         Ok(())

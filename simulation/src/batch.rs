@@ -7,7 +7,7 @@ use smalti_framework_sdk_core::{Delivery, UpdateId};
 use smalti_scheduler_core::spec::ReduceSpec;
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, JobState, MapSpec, Message, Policy, Record, Scheduler, SingleSpec, Work};
 use smalti_types::protocol::FrameworkEvent;
-use smalti_types::{ArrayTemplate, BundleRef, Bytes, Effects, Input, MilliCpus, Resources, Role, TaskSpec, Time};
+use smalti_types::{ArrayTemplate, BundleRef, Bytes, Effects, Input, Isolation, MilliCpus, Resources, Role, TaskSpec, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -31,7 +31,8 @@ pub(crate) struct Batch {
 }
 
 fn spec(rng: &mut Rng) -> TaskSpec {
-    TaskSpec::new(BundleRef { digest: bundle(rng.below(4)), uri: None })
+    let isolation = if rng.chance(25) { Isolation::Process } else { Isolation::Instance };
+    TaskSpec { isolation, ..TaskSpec::new(BundleRef { digest: bundle(rng.below(4)), uri: None }) }
 }
 
 fn resources(rng: &mut Rng) -> Resources {

@@ -5,7 +5,7 @@
 
 use crate::rng::Rng;
 use smalti_agent_core::{ArrayReport, Failure, FromExecutor, ItemFailure, ModuleId, Run, ToExecutor};
-use smalti_types::{DurationMs, Reason, TaskKey, Usage};
+use smalti_types::{DurationMs, Isolation, Reason, TaskKey, Usage};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What happens inside an executor.
@@ -123,9 +123,12 @@ impl Executor {
                 let long = if rng.chance(10) { 5_000_000 } else { 300_000 };
                 out.push(Action::After(rng.between(600, long), Inside::TaskEnded(run)));
             }
-            ToExecutor::StartArray { run, slots, module, key, .. } => {
+            ToExecutor::StartArray { run, slots, module, key, launch, .. } => {
                 self.check(module, &slots)?;
-                out.push(Action::Starts(key));
+                // In class `process` each item's executor is told.
+                if launch.template.spec.isolation == Isolation::Instance {
+                    out.push(Action::Starts(key));
+                }
                 let pace = if rng.chance(30) { 200_000 } else { 5_000 };
                 self.arrays.insert(run, Array::new(slots, pace));
             }

@@ -3,13 +3,18 @@
 //! Owns the attempts, their index, what they hold, and the connection's state. The rules are beside it: `commands` (what the master
 //! wants), `launch` (from prepared to started), `reports` (what executors say), `array` (items), `executors` (processes and slots).
 
-use crate::event::{Event, Message, Parameters, Record, Run, ToExecutor};
+use crate::event::{Event, Message, Record, Run, ToExecutor};
 use crate::executors::Pool;
+use crate::parameters::Parameters;
+use crate::process::Processes;
 use crate::seen::Seen;
 use crate::task::{Ending, Phase, Task, Work};
 use smalti_types::protocol::RunningTask;
-use smalti_types::{Effects, ExecutorId, FrameworkId, Resources, StatusUpdate, TaskKey, Time};
+use smalti_types::{Effects, ExecutorId, FrameworkId, MilliCpus, Resources, StatusUpdate, TaskKey, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What a slot may use while its guest is stopped by force.
+const HURRY_CPUS: MilliCpus = MilliCpus(1_000);
 
 /// What one step decides.
 pub(crate) type Out = Effects<Record, Message>;
@@ -34,8 +39,10 @@ pub struct Agent {
     pub(crate) next_run: u64,
     pub(crate) seen: Seen,
     pub(crate) pool: Pool,
-    /// Attempts that wait for slots, in order.
+    /// Attempts that wait for slots of their framework's executors, in order.
     pub(crate) waiting: BTreeMap<FrameworkId, VecDeque<Run>>,
+    /// Attempts that wait for executors of their own.
+    pub(crate) processes: Processes,
     /// Sum of what all attempts hold.
     pub(crate) held: Resources,
     pub(crate) connected: bool,
@@ -52,6 +59,7 @@ impl Agent {
     pub fn new(parameters: Parameters) -> Self {
         Self {
             seen: Seen::new(parameters.seen_per_framework),
+            processes: Processes::new(parameters.pool_from_start),
             parameters,
             tasks: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -79,13 +87,16 @@ impl Agent {
             Event::Prepared { run, result } => self.prepared(now, run, result, &mut out),
             Event::ExecutorStarted { executor, slots } => self.executor_started(now, &executor, slots, &mut out),
             Event::ExecutorFailed { executor, message } => self.executor_failed(now, &executor, &message, &mut out),
-            Event::ExecutorExited { executor, cause } => self.executor_exited(now, &executor, &cause, &mut out),
+            Event::ExecutorExited { executor, cause, out_of_memory } => {
+                self.executor_exited(now, &executor, &cause, out_of_memory, &mut out);
+            }
             Event::Executor { executor, message } => self.executor_said(now, &executor, message, &mut out),
             Event::Tick => self.tick(now, &mut out),
         }
         for framework in std::mem::take(&mut self.to_place) {
             self.place(now, &framework, &mut out);
         }
+        self.serve_processes(now, &mut out);
         self.flush(now, &mut out);
         out
     }
@@ -142,21 +153,31 @@ impl Agent {
     /// Time-outs of all kinds.
     fn tick(&mut self, now: Time, out: &mut Out) {
         let mut stuck: Vec<(ExecutorId, String)> = Vec::new();
+        let mut hurried: Vec<Run> = Vec::new();
         for (run, task) in &mut self.tasks {
             self.dirty.insert(*run);
-            let Some(place) = task.phase.place() else { continue };
-            if let Work::Part(part) = &mut task.work
+            if let (Some(place), Work::Part(part)) = (task.phase.place(), &mut task.work)
                 && part.should_ask()
             {
                 let message = ToExecutor::Unlease { run: *run, most: 0 };
                 out.send(Message::ToExecutor { executor: place.executor.clone(), message });
             }
-            if task.kill.is_some_and(|k| now >= k.deadline) {
-                stuck.push((place.executor.clone(), format!("it did not stop {} in time", task.key)));
-            } else if task.overdue.is_some_and(|d| now >= d) {
-                stuck.push((place.executor.clone(), format!("it did not end {} at its time limit", task.key)));
+            if task.kill.is_some_and(|k| k.hurry.is_some_and(|at| now >= at)) {
+                hurried.push(*run);
             }
+            let why = if task.kill.is_some_and(|k| now >= k.deadline) {
+                format!("it did not stop {} in time", task.key)
+            } else if task.overdue.is_some_and(|d| now >= d) {
+                format!("it did not end {} at its time limit", task.key)
+            } else {
+                continue;
+            };
+            stuck.extend(task.places().into_iter().map(|(executor, _)| (executor, why.clone())));
         }
+        for run in hurried {
+            self.hurry(run, out);
+        }
+        self.processes.touch();
         for (executor, why) in stuck {
             self.end_executor(now, &executor, why, out);
         }
@@ -169,6 +190,23 @@ impl Agent {
         for (id, executor) in &mut self.pool.executors {
             if let Some(bytes) = executor.lower(now) {
                 out.send(Message::SetExecutorMemory { executor: id.clone(), bytes });
+            }
+        }
+    }
+
+    /// A guest that is to be stopped by force gets the cpu that this takes: throttled, it would not come to the point where it ends.
+    pub(crate) fn hurry(&mut self, run: Run, out: &mut Out) {
+        let Some(task) = self.tasks.get_mut(&run) else { return };
+        if let Some(kill) = &mut task.kill {
+            kill.hurry = None;
+        }
+        let cpus = task.cpus().max(HURRY_CPUS);
+        for (id, slots) in task.places() {
+            let Some(executor) = self.pool.executors.get_mut(&id) else { continue };
+            for slot in slots {
+                if executor.set_cpus(slot, cpus) {
+                    out.send(Message::SetSlotCpus { executor: id.clone(), slot, cpus });
+                }
             }
         }
     }
@@ -203,7 +241,19 @@ impl Agent {
         task.say_end(now, ending);
         let code = task.digest.map(|digest| (digest, task.fuel()));
         let memory = task_memory(task);
+        let key = task.key.clone();
         match std::mem::replace(&mut task.phase, Phase::Ended) {
+            Phase::Waiting if task.kind.is_used_once() => self.processes.forget(run),
+            Phase::Spread => {
+                self.processes.forget(run);
+                let ids = if let Work::Part(part) = &mut task.work { std::mem::take(&mut part.lanes).into_executors() } else { Vec::new() };
+                for id in ids {
+                    self.discard(now, &id, out);
+                }
+            }
+            Phase::Loading(place) | Phase::Starting(place) | Phase::Running(place) if task.kind.is_used_once() => {
+                self.discard(now, &place.executor, out);
+            }
             Phase::Waiting => {
                 if let Some(queue) = self.waiting.get_mut(&task.key.framework) {
                     queue.retain(|r| *r != run);
@@ -224,17 +274,17 @@ impl Agent {
             }
             Phase::Preparing | Phase::Ended => {}
         }
-        out.send(Message::Ended { run, key: task.key.clone() });
+        out.send(Message::Ended { run, key });
         self.dirty.insert(run);
     }
 
     /// Ends an executor that does not do what it was told; its tasks end with it, when it has gone.
     pub(crate) fn end_executor(&mut self, now: Time, id: &ExecutorId, why: String, out: &mut Out) {
         let Some(executor) = self.pool.executors.get_mut(id) else { return };
-        if executor.phase != crate::executors::Phase::Up {
+        if executor.phase != crate::executor::Phase::Up {
             return;
         }
-        executor.phase = crate::executors::Phase::Stopping(None);
+        executor.phase = crate::executor::Phase::Stopping(None);
         executor.idle_since = now;
         out.send(Message::KillExecutor { executor: id.clone(), why });
     }

@@ -4,6 +4,7 @@
 //! delta not yet told. Does not know executors: the agent passes leases on.
 
 use crate::event::{ArrayReport, Failure, ItemFailure};
+use crate::lanes::Lanes;
 use crate::lease::{Rate, pace_us};
 use crate::queue::{Batch, Queue};
 use smalti_types::status::{MAX_RESULT_LEN, truncate};
@@ -19,6 +20,8 @@ const CHUNK_BYTES: usize = 512 << 10;
 const MOST_CHUNKS: usize = 4;
 /// Longest message of one failed item: there may be thousands in one update.
 const ITEM_MESSAGE_LEN: usize = 512;
+/// The same when all items of an executor fail at once with the same words.
+const ABANDONED_MESSAGE_CHARS: usize = 120;
 /// Unacknowledged updates up to which ordinary and urgent ones are made.
 const IN_FLIGHT: usize = 1;
 const IN_FLIGHT_URGENT: usize = 2;
@@ -43,6 +46,8 @@ pub(crate) struct Part {
     /// The executor knows that no more leases follow.
     pub(crate) ending: bool,
     pub(crate) queue: Queue,
+    /// In class `process`: the executors of its items.
+    pub(crate) lanes: Lanes,
     leased: BTreeMap<u32, ItemSet>,
     chunks: VecDeque<ArrayDelta>,
     rate: Rate,
@@ -72,6 +77,7 @@ impl Part {
             open: true,
             ending: false,
             queue: Queue::default(),
+            lanes: Lanes::default(),
             leased: BTreeMap::new(),
             chunks: VecDeque::new(),
             rate: Rate::default(),
@@ -137,6 +143,38 @@ impl Part {
         self.urgent = true;
     }
 
+    /// Whether there is an item to start, and room to tell what comes of it.
+    pub(crate) fn has_next(&self) -> bool {
+        !self.ending && !self.queue.is_empty() && self.chunks.len() < MOST_CHUNKS
+    }
+
+    /// The next item by itself.
+    pub(crate) fn lease_one(&mut self) -> Option<Batch> {
+        let batch = self.has_next().then(|| self.queue.take_first(1)).flatten()?;
+        self.leased.entry(batch.attempt).or_default().extend(&batch.items);
+        Some(batch)
+    }
+
+    /// An item that was leased and never started goes back.
+    pub(crate) fn return_one(&mut self, item: u64) {
+        let returned = self.unlease(&ItemSet::range(item, item + 1));
+        self.note(ArrayDelta { returned, ..ArrayDelta::default() });
+        self.urgent = true;
+    }
+
+    /// The executor of this one item is gone.
+    pub(crate) fn abandon_one(&mut self, item: u64, state: TaskState, failure: &Failure) {
+        if let Some(attempt) = self.unlease_one(item) {
+            let failed = vec![abandoned(item, attempt, state, failure)];
+            self.note(ArrayDelta { failed, ..ArrayDelta::default() });
+        }
+    }
+
+    /// Whether this item is in the hands of an executor.
+    pub(crate) fn is_leased(&self, item: u64) -> bool {
+        self.leased.values().any(|items| items.contains(item))
+    }
+
     /// Whether every item is accounted for and none can follow.
     pub(crate) fn is_exhausted(&self) -> bool {
         !self.open && self.queue.is_empty() && self.leased.is_empty()
@@ -194,7 +232,7 @@ impl Part {
     pub(crate) fn return_items(&mut self, most: u64) -> u64 {
         let returned = self.queue.take_last(most);
         let missing = most - returned.len();
-        let unlease = if self.started.is_some() { missing.min(self.leased_len()) } else { 0 };
+        let unlease = if self.started.is_some() && self.lanes.len() == 0 { missing.min(self.leased_len()) } else { 0 };
         self.note(ArrayDelta { returned, ..ArrayDelta::default() });
         self.urgent = true;
         unlease
@@ -248,14 +286,7 @@ impl Part {
     pub(crate) fn abandon(&mut self, state: TaskState, failure: &Failure) {
         let mut delta = ArrayDelta::default();
         for (attempt, items) in std::mem::take(&mut self.leased) {
-            delta.failed.extend(items.iter().map(|item| FailedItem {
-                item,
-                attempt,
-                state,
-                reason: failure.reason,
-                message: failure.message.chars().take(120).collect(),
-                exit_code: None,
-            }));
+            delta.failed.extend(items.iter().map(|item| abandoned(item, attempt, state, failure)));
         }
         delta.failed.sort_by_key(|f| f.item);
         if !delta.failed.is_empty() {
@@ -324,6 +355,9 @@ impl Part {
         if self.leased.values().any(ItemSet::is_empty) {
             return Err("an empty lease is kept".into());
         }
+        if self.lanes.items().any(|item| !self.is_leased(item)) {
+            return Err("an executor has an item that is not leased".into());
+        }
         if self.handed != sum + self.told {
             return Err(format!("{} items were handed in, {} told, {sum} are here", self.handed, self.told));
         }
@@ -370,6 +404,12 @@ impl Part {
             _ => self.chunks.push_back(delta),
         }
     }
+}
+
+/// What the master is told of an item whose executor is gone.
+fn abandoned(item: u64, attempt: u32, state: TaskState, failure: &Failure) -> FailedItem {
+    let message = failure.message.chars().take(ABANDONED_MESSAGE_CHARS).collect();
+    FailedItem { item, attempt, state, reason: failure.reason, message, exit_code: None }
 }
 
 /// Every item that a delta speaks of.

@@ -5,42 +5,45 @@
 use crate::agent::{Agent, Out};
 use crate::array::Part;
 use crate::event::{Message, Run, ToExecutor};
+use crate::parameters::ExecutorKind;
 use crate::task::{Ending, Kill, Phase, Single, Task, Work};
 use crate::updates::Stream;
 use smalti_types::protocol::AgentCommand;
 use smalti_types::{
-    DurationMs, FrameworkId, Input, Isolation, ItemBatch, Launch, LaunchArray, Reason, Resources, TaskKey, TaskSpec, TaskState, Time,
-    UpdateKey,
+    DurationMs, FrameworkId, Input, ItemBatch, Launch, LaunchArray, Reason, Resources, Role, TaskKey, TaskSpec, TaskState, Time, UpdateKey,
 };
 use std::sync::Arc;
 
 /// Beyond its grace period, a kill has this long before the executor is ended.
 const KILL_MARGIN: DurationMs = DurationMs(10_000);
+/// A throttled guest gets more cpu this long before its grace period ends, so that it can be stopped then: one tick.
+const HURRY_BEFORE: DurationMs = DurationMs(100);
 /// A grace period counts as at most this long: no deadline may lie beyond reach.
 const LONGEST_GRACE: DurationMs = DurationMs(24 * 3_600 * 1_000);
 
 impl Agent {
     pub(crate) fn command(&mut self, now: Time, command: AgentCommand, out: &mut Out) {
         match command {
-            AgentCommand::Launch { framework, role: _, launch } => self.launch(now, framework, launch, out),
-            AgentCommand::LaunchArray { framework, role: _, launch } => self.launch_array(now, framework, launch, out),
+            AgentCommand::Launch { framework, role, launch } => self.launch(now, framework, role, launch, out),
+            AgentCommand::LaunchArray { framework, role, launch } => self.launch_array(now, framework, role, launch, out),
             AgentCommand::AssignItems { task, batch, open } => self.assign(now, &task, batch, open, out),
-            AgentCommand::ReturnItems { task, most } => self.return_items(&task, most, out),
+            AgentCommand::ReturnItems { task, most } => self.return_items(now, &task, most, out),
             AgentCommand::Kill { task, grace } => self.kill(now, &task, grace, out),
-            AgentCommand::Acknowledge(UpdateKey { task, seq }) => self.acknowledge(&task, seq),
+            AgentCommand::Acknowledge(UpdateKey { task, seq }) => self.acknowledge(now, &task, seq, out),
         }
     }
 
-    fn launch(&mut self, now: Time, framework: FrameworkId, launch: Launch, out: &mut Out) {
+    fn launch(&mut self, now: Time, framework: FrameworkId, role: Role, launch: Launch, out: &mut Out) {
         let key = TaskKey { framework, task: launch.task.clone(), attempt: launch.attempt };
         let (resources, spec) = (launch.resources.clone(), Arc::new(launch.spec.clone()));
         let checked = launch.resources.check_request().map_err(|e| e.to_string());
         let checked = checked.and_then(|()| supported(&launch.spec, &launch.resources));
+        let kind = self.parameters.process.kind(&role, &spec, &resources);
         let work = Work::Single(Single { launch: Arc::new(launch), progress: None, next_progress: Time(0) });
-        self.accept(now, key, work, checked.map(|()| resources), spec, Arc::new([]), out);
+        self.accept(now, (key, role, kind), work, checked.map(|()| resources), spec, Arc::new([]), out);
     }
 
-    fn launch_array(&mut self, now: Time, framework: FrameworkId, launch: LaunchArray, out: &mut Out) {
+    fn launch_array(&mut self, now: Time, framework: FrameworkId, role: Role, launch: LaunchArray, out: &mut Out) {
         let key = TaskKey { framework, task: launch.task.clone(), attempt: launch.attempt };
         let checked = launch.slot_resources.check_request().and_then(|()| launch.slot_resources.checked_mul(launch.slots));
         let mut checked = checked.map_err(|e| e.to_string());
@@ -51,9 +54,10 @@ impl Agent {
         }
         let checked = checked.and_then(|sum| supported(&launch.template.spec, &launch.slot_resources).map(|()| sum));
         let (spec, split_inputs) = (Arc::new(launch.template.spec.clone()), launch.template.split_inputs.clone().into());
+        let kind = self.parameters.process.kind(&role, &spec, &launch.slot_resources);
         let (part, refused) = Part::new(launch);
         self.counters.master_ignored = self.counters.master_ignored.saturating_add(refused);
-        self.accept(now, key.clone(), Work::Part(Box::new(part)), checked, spec, split_inputs, out);
+        self.accept(now, (key.clone(), role, kind), Work::Part(Box::new(part)), checked, spec, split_inputs, out);
         if let Some(run) = self.keys.get(&key).copied() {
             self.end_if_exhausted(now, run, out);
         }
@@ -64,7 +68,7 @@ impl Agent {
     fn accept(
         &mut self,
         now: Time,
-        key: TaskKey,
+        (key, role, kind): (TaskKey, Role, ExecutorKind),
         work: Work,
         wanted: Result<Resources, String>,
         spec: Arc<TaskSpec>,
@@ -78,8 +82,8 @@ impl Agent {
         let array = matches!(work, Work::Part(_));
         self.next_run += 1;
         let run = Run(self.next_run);
-        let task =
-            Task { key: key.clone(), phase: Phase::Preparing, digest: None, work, stream: Stream::default(), kill: None, overdue: None };
+        let (phase, stream) = (Phase::Preparing, Stream::default());
+        let task = Task { key: key.clone(), role, kind, phase, digest: None, work, stream, kill: None, overdue: None };
         self.keys.insert(key.clone(), run);
         self.tasks.insert(run, task);
         self.dirty.insert(run);
@@ -128,7 +132,7 @@ impl Agent {
         self.end_if_exhausted(now, run, out);
     }
 
-    fn return_items(&mut self, key: &TaskKey, most: u64, out: &mut Out) {
+    fn return_items(&mut self, now: Time, key: &TaskKey, most: u64, out: &mut Out) {
         let Some((run, part)) = self.live_part(key) else {
             self.counters.master_ignored += 1;
             return;
@@ -140,6 +144,8 @@ impl Agent {
         {
             out.send(Message::ToExecutor { executor: place.executor.clone(), message: ToExecutor::Unlease { run, most: unlease } });
         }
+        // Those of a part whose items have executors of their own are never leased ahead: it may have none left.
+        self.end_if_exhausted(now, run, out);
     }
 
     fn kill(&mut self, now: Time, key: &TaskKey, grace: Option<DurationMs>, out: &mut Out) {
@@ -160,32 +166,41 @@ impl Agent {
                 self.end(now, run, Ending::killed(), out);
             }
             Phase::Waiting | Phase::Loading(_) => self.end(now, run, Ending::killed(), out),
-            Phase::Starting(place) | Phase::Running(place) => {
+            Phase::Starting(_) | Phase::Running(_) | Phase::Spread => {
                 let grace = DurationMs(grace.unwrap_or_else(|| task.grace()).0.min(LONGEST_GRACE.0));
                 let deadline = now.after(grace).after(KILL_MARGIN);
                 if task.kill.is_some_and(|k| k.deadline <= deadline) {
                     return;
                 }
-                let executor = place.executor.clone();
-                let first = task.kill.replace(Kill { grace, deadline }).is_none();
+                let hurry = now.after(DurationMs(grace.0.saturating_sub(HURRY_BEFORE.0)));
+                let first = task.kill.replace(Kill { grace, deadline, hurry: Some(hurry) }).is_none();
                 match &mut task.work {
                     // Unstarted items come back as returned, and the slots leave one by one.
                     Work::Part(part) => part.ending = true,
                     Work::Single(_) if first => task.say(now, TaskState::Killing, Reason::KilledByRequest, ""),
                     Work::Single(_) => {}
                 }
-                out.send(Message::ToExecutor { executor, message: ToExecutor::Kill { run, grace } });
                 self.dirty.insert(run);
+                let executor = task.phase.place().map(|p| p.executor.clone());
+                if hurry <= now {
+                    self.hurry(run, out);
+                }
+                match executor {
+                    Some(executor) => out.send(Message::ToExecutor { executor, message: ToExecutor::Kill { run, grace } }),
+                    None => self.kill_lanes(now, run, grace, out),
+                }
             }
         }
     }
 
-    fn acknowledge(&mut self, key: &TaskKey, seq: u64) {
+    fn acknowledge(&mut self, now: Time, key: &TaskKey, seq: u64, out: &mut Out) {
         if let Some(run) = self.keys.get(key).copied()
             && let Some(task) = self.tasks.get_mut(&run)
             && task.stream.acknowledge(seq)
         {
             self.dirty.insert(run);
+            // A part that had too much to tell may go on.
+            self.feed(now, run, out);
         }
     }
 
@@ -207,10 +222,6 @@ fn supported(spec: &TaskSpec, resources: &Resources) -> Result<(), String> {
     }
     if !spec.connect.is_empty() {
         return Err("tasks that connect are not supported by this agent".into());
-    }
-    // Tasks with ports go on in class `instance` until class `process` is there: they have no network in either.
-    if spec.isolation == Isolation::Process && resources.ports.is_empty() {
-        return Err("isolation class `process` is not supported by this agent".into());
     }
     Ok(())
 }

@@ -2,10 +2,11 @@
 //!
 //! Owns the vocabulary only. Descriptors, paths and environments are the shell's: here, a run is a number.
 
+use crate::parameters::ExecutorKind;
 use smalti_types::protocol::AgentCommand;
 use smalti_types::{
-    Bytes, Digest, DurationMs, ExecutorId, FrameworkId, Input, ItemSet, Launch, LaunchArray, MasterEpoch, MilliCpus, Reason, Resources,
-    Split, StatusUpdate, TaskKey, TaskSpec, Usage,
+    Bytes, Digest, DurationMs, Endpoint, ExecutorId, FrameworkId, Input, ItemSet, Launch, LaunchArray, MasterEpoch, MilliCpus, PortSet,
+    Reason, Role, Split, StatusUpdate, TaskKey, TaskSpec, Usage,
 };
 use std::sync::Arc;
 
@@ -20,38 +21,6 @@ pub struct ModuleId(pub u32);
 /// Nothing is durable yet: checkpoints come with agent recovery, and until then no record can be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {}
-
-/// What the operator or the machine fixes.
-#[derive(Debug, Clone)]
-pub struct Parameters {
-    /// What the agent has for tasks.
-    pub total: Resources,
-    /// Slots of an executor unless an array part needs more.
-    pub slots_per_executor: u32,
-    /// An array part that wants more slots than this gets this many and gives the rest back.
-    pub most_slots_per_executor: u32,
-    /// Executors alive at once, over all frameworks.
-    pub most_executors: u32,
-    /// An executor without work is stopped after this long.
-    pub idle_stop: DurationMs,
-    /// Launches remembered per framework, so that none starts twice.
-    pub seen_per_framework: usize,
-}
-
-impl Parameters {
-    /// The defaults for an agent with `total` for its tasks.
-    #[must_use]
-    pub const fn new(total: Resources) -> Self {
-        Self {
-            total,
-            slots_per_executor: 32,
-            most_slots_per_executor: 128,
-            most_executors: 64,
-            idle_stop: DurationMs(60_000),
-            seen_per_framework: 100_000,
-        }
-    }
-}
 
 /// Why something did not work, for machines and for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +37,21 @@ impl Failure {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
+}
+
+/// What a task may reach over the network, for its executor's start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The task.
+    pub run: Run,
+    /// Its attempt.
+    pub key: TaskKey,
+    /// Its framework's role: the operator may have a policy for it.
+    pub role: Role,
+    /// Where it may listen, on the agent's address.
+    pub ports: PortSet,
+    /// Where it may connect to.
+    pub connect: Vec<Endpoint>,
 }
 
 /// What happened.
@@ -110,6 +94,8 @@ pub enum Event {
         executor: ExecutorId,
         /// How it ended.
         cause: String,
+        /// Whether the kernel killed in its own memory group, at that group's limit.
+        out_of_memory: bool,
     },
     /// An executor said something.
     Executor {
@@ -232,12 +218,28 @@ pub enum Message {
     StartExecutor {
         /// Its name.
         executor: ExecutorId,
-        /// Whose tasks it will run.
-        framework: FrameworkId,
+        /// What it is for.
+        kind: ExecutorKind,
+        /// Whose tasks it will run; `None` for pooled ones: that is told by [`Message::BindExecutor`].
+        framework: Option<FrameworkId>,
+        /// For networked ones: the task that it is for, and what that may reach.
+        grant: Option<Arc<Grant>>,
         /// How many slots.
         slots: u32,
         /// Its memory limit for now.
         memory: Bytes,
+    },
+    /// A pooled executor now has the one task of its life.
+    BindExecutor {
+        /// Which.
+        executor: ExecutorId,
+        /// Which attempt, or of which array part an item.
+        key: TaskKey,
+    },
+    /// End an executor whose task is over, or that nobody needs. `ExecutorExited` follows.
+    DiscardExecutor {
+        /// Which.
+        executor: ExecutorId,
     },
     /// Let an idle executor end. `ExecutorExited` follows.
     StopExecutor {
@@ -319,6 +321,9 @@ pub enum ToExecutor {
         run: Run,
         /// Where.
         slots: Vec<u32>,
+        /// Numbers of the slots' output files within the part, in the order of `slots`. Those of a part in class `process` are
+        /// used by one executor after the other.
+        segments: Vec<u32>,
         /// What.
         module: ModuleId,
         /// Which attempt.

@@ -1,211 +1,16 @@
-//! Which executors exist, whose they are, what is in their slots, which code they have, and how much memory they need.
+//! Which executors exist, and which of them can take what waits.
 //!
-//! Owns the bookkeeping of executors. Deliberately absent: processes and cgroups (the shell's), and what runs in the slots.
+//! Owns the executors and their names. Deliberately absent: what is in one (`executor`), processes and cgroups (the shell's), and
+//! what runs in the slots.
 
-use crate::event::{ModuleId, Run};
-use smalti_types::{Bytes, Digest, DurationMs, ExecutorId, FrameworkId, MilliCpus, Time};
+use crate::event::Run;
+use crate::executor::{Executor, Phase};
+use crate::parameters::ExecutorKind;
+use smalti_types::{DurationMs, ExecutorId, FrameworkId, Time};
 use std::collections::BTreeMap;
 
-/// Code kept loaded in one executor; the least recently used that nothing runs is unloaded first.
-const MOST_MODULES: usize = 64;
-/// Memory of an executor beside its tasks: the process itself, each slot's stacks and resident pages, each module's code.
-const BASE: Bytes = Bytes::mib(96);
-const PER_SLOT: Bytes = Bytes::mib(6);
-const PER_MODULE: Bytes = Bytes::mib(16);
-/// Limits move in steps of this, so that they rarely move.
-const STEP: Bytes = Bytes::mib(256);
-/// A limit is lowered at the earliest this long after it was last raised.
-const LOWER_AFTER: DurationMs = DurationMs(10_000);
 /// An executor that was told to end has this long.
 const STOP_WITHIN: DurationMs = DurationMs(10_000);
-
-/// Where an executor is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Asked for.
-    Starting,
-    /// Takes tasks.
-    Up,
-    /// Told to end; takes nothing. Killed after the deadline.
-    Stopping(Option<Time>),
-}
-
-/// One thread that runs one instance at a time.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Slot {
-    pub(crate) run: Option<Run>,
-    /// The limit that the kernel has for it; `None`: never set.
-    cpus: Option<MilliCpus>,
-}
-
-/// Code in an executor.
-#[derive(Debug)]
-struct Module {
-    id: ModuleId,
-    loaded: bool,
-    /// Runs that wait for it, in order.
-    waiting: Vec<Run>,
-    /// Runs that use it or wait for it.
-    users: u32,
-    last_used: u64,
-}
-
-/// What names code in an executor: the bundle, and whether it counts fuel.
-pub(crate) type Code = (Digest, bool);
-
-/// What to do for a run that needs code.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Need {
-    /// It is there.
-    Loaded(ModuleId),
-    /// It is on its way.
-    Wait,
-    /// Load it, and unload the other first.
-    Load(ModuleId, Option<ModuleId>),
-}
-
-/// One executor.
-#[derive(Debug)]
-pub(crate) struct Executor {
-    pub(crate) framework: FrameworkId,
-    pub(crate) phase: Phase,
-    pub(crate) slots: Vec<Slot>,
-    modules: BTreeMap<Code, Module>,
-    next_module: u32,
-    clock: u64,
-    /// Sum of the memory of its tasks.
-    pub(crate) tasks_memory: u64,
-    limit: Bytes,
-    raised: Time,
-    pub(crate) idle_since: Time,
-}
-
-impl Executor {
-    pub(crate) fn free_slots(&self) -> u32 {
-        let free = self.slots.iter().filter(|s| s.run.is_none()).count();
-        u32::try_from(free).unwrap_or(u32::MAX)
-    }
-
-    pub(crate) fn is_idle(&self) -> bool {
-        self.slots.iter().all(|s| s.run.is_none())
-    }
-
-    /// Takes the `n` lowest free slots.
-    pub(crate) fn reserve(&mut self, run: Run, n: u32) -> Vec<u32> {
-        let mut taken = Vec::new();
-        for (i, slot) in (0_u32..).zip(&mut self.slots) {
-            if taken.len() == n as usize {
-                break;
-            }
-            if slot.run.is_none() {
-                slot.run = Some(run);
-                taken.push(i);
-            }
-        }
-        taken
-    }
-
-    /// Gives slots back.
-    pub(crate) fn release(&mut self, slots: &[u32], memory: u64, now: Time) {
-        for slot in slots {
-            if let Some(slot) = self.slots.get_mut(*slot as usize) {
-                slot.run = None;
-            }
-        }
-        self.tasks_memory = self.tasks_memory.saturating_sub(memory);
-        self.idle_since = now;
-    }
-
-    /// The new limit of a slot, if the kernel has another.
-    pub(crate) fn set_cpus(&mut self, slot: u32, cpus: MilliCpus) -> bool {
-        self.slots.get_mut(slot as usize).is_some_and(|s| s.cpus.replace(cpus) != Some(cpus))
-    }
-
-    /// Counts a task's memory in; the new limit, if it must be raised first.
-    pub(crate) fn add_memory(&mut self, memory: u64, now: Time) -> Option<Bytes> {
-        self.tasks_memory = self.tasks_memory.saturating_add(memory);
-        self.raise(now)
-    }
-
-    fn raise(&mut self, now: Time) -> Option<Bytes> {
-        let needed = self.needed();
-        (needed > self.limit.0).then(|| {
-            self.limit = limit_for(needed);
-            self.raised = now;
-            self.limit
-        })
-    }
-
-    /// A lower limit, when it has long been far above the need.
-    pub(crate) fn lower(&mut self, now: Time) -> Option<Bytes> {
-        let wanted = limit_for(self.needed());
-        let lower = self.phase == Phase::Up && wanted.0.saturating_mul(2) <= self.limit.0 && now >= self.raised.after(LOWER_AFTER);
-        lower.then(|| {
-            self.limit = wanted;
-            wanted
-        })
-    }
-
-    fn needed(&self) -> u64 {
-        overhead(self.slots.len(), self.modules.len()).saturating_add(self.tasks_memory)
-    }
-
-    /// What must happen before `run` can start with `code`. Counts it as a user.
-    pub(crate) fn need(&mut self, code: Code, run: Run) -> Need {
-        self.clock += 1;
-        if let Some(module) = self.modules.get_mut(&code) {
-            module.users += 1;
-            module.last_used = self.clock;
-            if module.loaded {
-                return Need::Loaded(module.id);
-            }
-            module.waiting.push(run);
-            return Need::Wait;
-        }
-        let mut unload = None;
-        if self.modules.len() >= MOST_MODULES {
-            let unused = self.modules.iter().filter(|(_, m)| m.users == 0 && m.loaded).min_by_key(|(_, m)| m.last_used);
-            if let Some(code) = unused.map(|(code, _)| *code) {
-                unload = self.modules.remove(&code).map(|m| m.id);
-            }
-        }
-        self.next_module += 1;
-        let id = ModuleId(self.next_module);
-        self.modules.insert(code, Module { id, loaded: false, waiting: vec![run], users: 1, last_used: self.clock });
-        Need::Load(id, unload)
-    }
-
-    /// The executor answered: the runs that waited, and the number to start them with. `None`: nobody asked for it.
-    pub(crate) fn loaded(&mut self, id: ModuleId, ok: bool) -> Option<Vec<Run>> {
-        let code = self.modules.iter().find(|(_, m)| m.id == id && !m.loaded).map(|(code, _)| *code)?;
-        if ok {
-            let module = self.modules.get_mut(&code)?;
-            module.loaded = true;
-            Some(std::mem::take(&mut module.waiting))
-        } else {
-            self.modules.remove(&code).map(|m| m.waiting)
-        }
-    }
-
-    /// A run does not use its code any more.
-    pub(crate) fn done_with(&mut self, code: Code, run: Run) {
-        if let Some(module) = self.modules.get_mut(&code) {
-            module.users = module.users.saturating_sub(1);
-            module.waiting.retain(|r| *r != run);
-        }
-    }
-}
-
-/// Memory that an executor needs beside its tasks.
-fn overhead(slots: usize, modules: usize) -> u64 {
-    BASE.0.saturating_add(PER_SLOT.0.saturating_mul(slots as u64)).saturating_add(PER_MODULE.0.saturating_mul(modules as u64))
-}
-
-/// The limit for a need: an eighth more, in whole steps.
-const fn limit_for(needed: u64) -> Bytes {
-    let wanted = needed.saturating_add(needed / 8);
-    Bytes(wanted.div_ceil(STEP.0).saturating_mul(STEP.0))
-}
 
 /// All executors.
 #[derive(Debug, Default)]
@@ -215,25 +20,34 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Adds one that is to be started, for a first task with this much memory.
-    pub(crate) fn start(&mut self, framework: &FrameworkId, slots: u32, memory: u64, now: Time) -> Option<(ExecutorId, Bytes)> {
+    /// Adds one that is to be started.
+    pub(crate) fn add(&mut self, executor: Executor) -> Option<ExecutorId> {
         self.started += 1;
         let id = ExecutorId::new(format!("E{}", self.started)).ok()?;
-        let limit = limit_for(overhead(slots as usize, 1).saturating_add(memory));
-        let executor = Executor {
-            framework: framework.clone(),
-            phase: Phase::Starting,
-            slots: vec![Slot::default(); slots as usize],
-            modules: BTreeMap::new(),
-            next_module: 0,
-            clock: 0,
-            tasks_memory: 0,
-            limit,
-            raised: now,
-            idle_since: now,
-        };
         self.executors.insert(id.clone(), executor);
-        Some((id, limit))
+        Some(id)
+    }
+
+    /// How many there are of the kinds that are used once (`true`) or not.
+    pub(crate) fn count(&self, used_once: bool) -> usize {
+        self.executors.values().filter(|e| e.kind.is_used_once() == used_once).count()
+    }
+
+    /// One that waits for its only use: of the pool, or for this attempt. The one that started first.
+    pub(crate) fn fresh(&self, kind: ExecutorKind, only: Option<Run>) -> Option<ExecutorId> {
+        let fits = self.executors.iter().filter(|(_, e)| e.kind == kind && e.only == only && e.is_fresh());
+        fits.min_by_key(|(_, e)| e.idle_since).map(|(id, _)| id.clone())
+    }
+
+    /// How many of a kind (for one attempt) wait for their only use or are being started.
+    pub(crate) fn coming(&self, kind: ExecutorKind, only: Option<Run>) -> usize {
+        let coming = |e: &&Executor| e.kind == kind && e.only == only && (e.phase == Phase::Starting || e.is_fresh());
+        self.executors.values().filter(coming).count()
+    }
+
+    /// How many of those that are used once are being started.
+    pub(crate) fn starting_once(&self) -> usize {
+        self.executors.values().filter(|e| e.kind.is_used_once() && e.phase == Phase::Starting).count()
     }
 
     /// The executor of `framework` with the fewest, but at least `n`, free slots: the others stay whole for those who need many.
@@ -255,7 +69,7 @@ impl Pool {
 
     /// Executors to be stopped now because they are idle for too long.
     pub(crate) fn take_idle(&mut self, now: Time, after: DurationMs) -> Vec<ExecutorId> {
-        let idle = |e: &Executor| e.phase == Phase::Up && e.is_idle() && now >= e.idle_since.after(after);
+        let idle = |e: &Executor| e.kind == ExecutorKind::Shared && e.phase == Phase::Up && e.is_idle() && now >= e.idle_since.after(after);
         let ids: Vec<_> = self.executors.iter().filter(|(_, e)| idle(e)).map(|(id, _)| id.clone()).collect();
         for id in &ids {
             self.stop(id, now);
@@ -265,7 +79,7 @@ impl Pool {
 
     /// An executor without work of any framework, to make room.
     pub(crate) fn any_idle(&self) -> Option<ExecutorId> {
-        self.executors.iter().find(|(_, e)| e.phase == Phase::Up && e.is_idle()).map(|(id, _)| id.clone())
+        self.executors.iter().find(|(_, e)| e.kind == ExecutorKind::Shared && e.phase == Phase::Up && e.is_idle()).map(|(id, _)| id.clone())
     }
 
     /// Marks one as told to end.
@@ -290,7 +104,7 @@ impl Pool {
     }
 
     fn of<'a>(&'a self, framework: &'a FrameworkId) -> impl Iterator<Item = (&'a ExecutorId, &'a Executor)> {
-        self.executors.iter().filter(move |(_, e)| e.framework == *framework)
+        self.executors.iter().filter(move |(_, e)| e.kind == ExecutorKind::Shared && e.framework.as_ref() == Some(framework))
     }
 }
 
@@ -298,16 +112,11 @@ impl Pool {
 mod tests {
     use super::*;
 
-    fn pool() -> (Pool, ExecutorId, FrameworkId) {
-        let framework = FrameworkId::new("F").unwrap();
-        let mut pool = Pool::default();
-        let (id, _) = pool.start(&framework, 4, 0, Time(0)).unwrap();
-        (pool, id, framework)
-    }
-
     #[test]
     fn slots_are_taken_once_and_come_back() {
-        let (mut pool, id, framework) = pool();
+        let framework = FrameworkId::new("F").unwrap();
+        let mut pool = Pool::default();
+        let id = pool.add(Executor::new(ExecutorKind::Shared, Some(framework.clone()), 4, 0, Time(0))).unwrap();
         assert_eq!(pool.with_free(&framework, 1), None, "not up yet");
         pool.executors.get_mut(&id).unwrap().phase = Phase::Up;
         let e = pool.executors.get_mut(&id).unwrap();
@@ -319,35 +128,21 @@ mod tests {
     }
 
     #[test]
-    fn code_is_loaded_once_and_the_oldest_unused_makes_room() {
-        let (mut pool, id, _) = pool();
-        let e = pool.executors.get_mut(&id).unwrap();
-        let code = |n: u8| (Digest::of(&[n]), false);
-        assert_eq!(e.need(code(0), Run(1)), Need::Load(ModuleId(1), None));
-        assert_eq!(e.need(code(0), Run(2)), Need::Wait);
-        assert_eq!(e.loaded(ModuleId(1), true), Some(vec![Run(1), Run(2)]));
-        assert_eq!(e.loaded(ModuleId(1), true), None, "a repeat");
-        assert_eq!(e.need(code(0), Run(3)), Need::Loaded(ModuleId(1)));
-        for n in 1..64 {
-            let run = Run(100 + u64::from(n));
-            assert!(matches!(e.need(code(n), run), Need::Load(_, None)));
-            e.loaded(ModuleId(u32::from(n) + 1), true);
-            e.done_with(code(n), run);
-        }
-        assert_eq!(e.need(code(200), Run(4)), Need::Load(ModuleId(65), Some(ModuleId(2))), "the first is still in use");
-    }
-
-    #[test]
-    fn memory_is_raised_before_it_is_needed_and_lowered_late() {
-        let (mut pool, id, _) = pool();
-        let e = pool.executors.get_mut(&id).unwrap();
-        e.phase = Phase::Up;
-        let raised = e.add_memory(Bytes::gib(4).0, Time(0)).unwrap();
-        assert!(raised.0 >= Bytes::gib(4).0 && raised.0.is_multiple_of(STEP.0));
-        assert_eq!(e.add_memory(1, Time(0)), None);
-        e.release(&[], Bytes::gib(4).0, Time(1));
-        assert_eq!(e.lower(Time(9_999_999)), None);
-        assert!(e.lower(Time(10_000_000)).unwrap() < raised);
-        assert_eq!(e.lower(Time(30_000_000)), None);
+    fn those_that_are_used_once_are_nobodys_until_then() {
+        let framework = FrameworkId::new("F").unwrap();
+        let mut pool = Pool::default();
+        let pooled = pool.add(Executor::new(ExecutorKind::Pooled, None, 1, 0, Time(0))).unwrap();
+        let mut networked = Executor::new(ExecutorKind::Networked, Some(framework.clone()), 1, 0, Time(0));
+        networked.only = Some(Run(7));
+        let networked = pool.add(networked).unwrap();
+        assert_eq!((pool.starting_once(), pool.coming(ExecutorKind::Pooled, None)), (2, 1));
+        pool.executors.values_mut().for_each(|e| e.phase = Phase::Up);
+        assert_eq!(pool.with_free(&framework, 1), None, "not for class instance");
+        assert_eq!(pool.fresh(ExecutorKind::Pooled, None), Some(pooled.clone()));
+        assert_eq!(pool.fresh(ExecutorKind::Networked, Some(Run(8))), None);
+        assert_eq!(pool.fresh(ExecutorKind::Networked, Some(Run(7))), Some(networked));
+        pool.executors.get_mut(&pooled).unwrap().used = true;
+        assert_eq!(pool.fresh(ExecutorKind::Pooled, None), None);
+        assert_eq!((pool.count(true), pool.count(false)), (2, 0));
     }
 }

@@ -3,8 +3,10 @@
 //! Owns the checks only; tests and the simulation call them after each step. Nothing here repairs anything.
 
 use crate::agent::{Agent, task_memory};
+use crate::executor::{self, Executor};
+use crate::parameters::ExecutorKind;
 use crate::task::{Phase, Task, Work};
-use smalti_types::Resources;
+use smalti_types::{ExecutorId, Resources};
 use std::collections::BTreeMap;
 
 impl Agent {
@@ -25,8 +27,13 @@ impl Agent {
             held = held.checked_add(&task.resources()).map_err(|e| context(e.to_string()))?;
             check_task(task).map_err(context)?;
             let queued = self.waiting.get(&task.key.framework).map_or(0, |q| q.iter().filter(|r| *r == run).count());
-            if queued != usize::from(task.phase == Phase::Waiting) {
+            if queued != usize::from(task.phase == Phase::Waiting && !task.kind.is_used_once()) {
                 return Err(context(format!("{:?} and {queued} times in the queue", task.phase)));
+            }
+            let queued = self.processes.places_of(*run);
+            let may = matches!(task.phase, Phase::Waiting | Phase::Spread) && task.kind.is_used_once();
+            if queued > usize::from(may) || (queued == 0 && may && matches!(task.work, Work::Single(_))) {
+                return Err(context(format!("{:?} and {queued} times in the queue for processes", task.phase)));
             }
         }
         if held != self.held {
@@ -49,22 +56,31 @@ impl Agent {
             for (i, slot) in (0_u32..).zip(&executor.slots) {
                 let Some(run) = slot.run else { continue };
                 let Some(task) = self.tasks.get(&run) else { return Err(format!("{id} slot {i} is held by {run:?}, which is not here")) };
-                let place = task.phase.place().ok_or_else(|| format!("{id} slot {i} is held by {run:?}, which has no place"))?;
-                if place.executor != *id || !place.slots.contains(&i) {
-                    return Err(format!("{id} slot {i} is held by {run:?}, which is in {place:?}"));
+                let places = task.places();
+                if !places.iter().any(|(at, slots)| at == id && slots.contains(&i)) {
+                    return Err(format!("{id} slot {i} is held by {run:?}, which is in {places:?}"));
                 }
-                if task.key.framework != executor.framework {
-                    return Err(format!("{id} of {} runs {}", executor.framework, task.key));
+                if executor.framework.as_ref() != Some(&task.key.framework) {
+                    return Err(format!("{id} of {:?} runs {}", executor.framework, task.key));
+                }
+                if executor.kind != task.kind || executor.only.is_some_and(|only| only != run) {
+                    return Err(format!("{id} of kind {:?} for {:?} runs {}", executor.kind, executor.only, task.key));
                 }
                 memory += task_memory(task);
                 *reserved.entry(run).or_insert(0_usize) += 1;
             }
+            check_used_once(id, executor)?;
             if memory != executor.tasks_memory {
                 return Err(format!("{id}: its tasks have {memory} bytes, counted are {}", executor.tasks_memory));
             }
         }
         for (run, task) in &self.tasks {
-            let has = task.phase.place().map_or(0, |p| p.slots.len());
+            let has: usize = task.places().iter().map(|(_, slots)| slots.len()).sum();
+            if let (Phase::Spread, Work::Part(part)) = (&task.phase, &task.work)
+                && part.lanes.len() != part.slots as usize
+            {
+                return Err(format!("{} holds {} slots and has {} lanes", task.key, part.slots, part.lanes.len()));
+            }
             if has != reserved.get(run).copied().unwrap_or(0) {
                 return Err(format!("{} thinks it has {has} slots", task.key));
             }
@@ -74,11 +90,33 @@ impl Agent {
                 return Err(format!("{} holds {} slots and is in {place:?}", task.key, part.slots));
             }
         }
-        if self.pool.executors.len() > self.parameters.most_executors as usize {
-            return Err(format!("{} executors", self.pool.executors.len()));
+        let (shared, own) = (self.pool.count(false), self.pool.count(true));
+        if shared > self.parameters.most_executors as usize || own > self.parameters.most_processes as usize {
+            return Err(format!("{shared} shared executors, and {own} that are used once"));
+        }
+        if self.pool.starting_once() > self.parameters.most_starting as usize {
+            return Err(format!("{} executors start at once", self.pool.starting_once()));
         }
         Ok(())
     }
+}
+
+/// An executor that is used once has one slot, and after its use nothing but its end.
+fn check_used_once(id: &ExecutorId, executor: &Executor) -> Result<(), String> {
+    if !executor.kind.is_used_once() {
+        return Ok(());
+    }
+    let idle = executor.is_idle();
+    if executor.slots.len() != 1 {
+        return Err(format!("{id} is for one task and has {} slots", executor.slots.len()));
+    }
+    if !executor.used && (!idle || (executor.kind == ExecutorKind::Pooled && executor.framework.is_some())) {
+        return Err(format!("{id} is nobody's yet, and is {executor:?}"));
+    }
+    if executor.used && idle && !matches!(executor.phase, executor::Phase::Stopping(_)) {
+        return Err(format!("{id} was used and does not end: {:?}", executor.phase));
+    }
+    Ok(())
 }
 
 /// One attempt by itself.

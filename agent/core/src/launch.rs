@@ -4,7 +4,9 @@
 
 use crate::agent::{Agent, Out, task_memory};
 use crate::event::{Failure, Message, Run, ToExecutor};
-use crate::executors::{self, Need};
+use crate::executor::{self, Executor, Need};
+use crate::lanes::Lanes;
+use crate::parameters::ExecutorKind;
 use crate::task::{Ending, Phase, Place, Work};
 use smalti_types::{Digest, DurationMs, ExecutorId, FrameworkId, Reason, TaskState, Time};
 
@@ -18,6 +20,9 @@ impl Agent {
         match result {
             Ok(digest) => {
                 task.digest = Some(digest);
+                if task.kind.is_used_once() {
+                    return self.prepared_process(now, run, out);
+                }
                 task.phase = Phase::Waiting;
                 let framework = task.key.framework.clone();
                 self.waiting.entry(framework.clone()).or_default().push_back(run);
@@ -32,6 +37,30 @@ impl Agent {
         }
     }
 
+    /// The same for class `process`.
+    fn prepared_process(&mut self, now: Time, run: Run, out: &mut Out) {
+        let most = self.parameters.most_processes.max(1);
+        let Some(task) = self.tasks.get_mut(&run) else { return };
+        match &mut task.work {
+            Work::Single(_) => task.phase = Phase::Waiting,
+            Work::Part(part) => {
+                let beyond = part.slots.saturating_sub(most);
+                if beyond > 0 {
+                    let back = part.resources(beyond);
+                    part.give_back(beyond);
+                    self.held = self.held.checked_sub(&back).unwrap_or_default();
+                }
+                part.lanes = Lanes::new(part.slots);
+                // It takes items from now on; each waits for its executor.
+                part.start(now);
+                task.phase = Phase::Spread;
+                self.dirty.insert(run);
+            }
+        }
+        self.queue_process(run);
+        self.settle_lanes(now, run, out);
+    }
+
     /// Gives slots to those of a framework that wait, in order.
     pub(crate) fn place(&mut self, now: Time, framework: &FrameworkId, out: &mut Out) {
         while let Some(run) = self.waiting.get(framework).and_then(|q| q.front().copied()) {
@@ -41,7 +70,7 @@ impl Agent {
             let found = match self.pool.with_free(framework, need) {
                 Some(executor) => Some((executor, need)),
                 None if self.pool.is_starting(framework) => None,
-                None if self.pool.executors.len() < self.parameters.most_executors as usize => {
+                None if self.pool.count(false) < self.parameters.most_executors as usize => {
                     self.start_executor(now, framework, need, memory.saturating_mul(u64::from(need)), out);
                     None
                 }
@@ -64,8 +93,11 @@ impl Agent {
 
     fn start_executor(&mut self, now: Time, framework: &FrameworkId, need: u32, memory: u64, out: &mut Out) {
         let slots = self.parameters.slots_per_executor.max(need).max(1);
-        if let Some((executor, memory)) = self.pool.start(framework, slots, memory, now) {
-            out.send(Message::StartExecutor { executor, framework: framework.clone(), slots, memory });
+        let (kind, framework) = (ExecutorKind::Shared, Some(framework.clone()));
+        let starting = Executor::new(kind, framework.clone(), slots, memory, now);
+        let memory = starting.limit();
+        if let Some(executor) = self.pool.add(starting) {
+            out.send(Message::StartExecutor { executor, kind, framework, grant: None, slots, memory });
         }
     }
 
@@ -122,10 +154,7 @@ impl Agent {
         let Phase::Loading(place) = &task.phase else { return };
         let place = place.clone();
         let Some(executor) = self.pool.executors.get_mut(&place.executor) else { return };
-        let cpus = match &task.work {
-            Work::Single(single) => single.launch.resources.cpus,
-            Work::Part(part) => part.launch.slot_resources.cpus,
-        };
+        let cpus = task.cpus();
         for slot in &place.slots {
             if executor.set_cpus(*slot, cpus) {
                 out.send(Message::SetSlotCpus { executor: place.executor.clone(), slot: *slot, cpus });
@@ -143,7 +172,8 @@ impl Agent {
             Work::Part(part) => {
                 part.start(now);
                 task.phase = Phase::Running(place.clone());
-                ToExecutor::StartArray { run, slots: place.slots.clone(), module, key, launch: part.launch.clone() }
+                let (slots, segments) = (place.slots.clone(), place.slots.clone());
+                ToExecutor::StartArray { run, slots, segments, module, key, launch: part.launch.clone() }
             }
         };
         out.send(Message::ToExecutor { executor: place.executor, message });
@@ -155,6 +185,9 @@ impl Agent {
     /// Leases items to a running part's executor, and tells it when none will follow.
     pub(crate) fn feed(&mut self, now: Time, run: Run, out: &mut Out) {
         let Some(task) = self.tasks.get_mut(&run) else { return };
+        if task.phase == Phase::Spread {
+            return self.queue_process(run);
+        }
         let Phase::Running(place) = &task.phase else { return };
         let Work::Part(part) = &mut task.work else { return };
         let mut tell = |message| out.send(Message::ToExecutor { executor: place.executor.clone(), message });
@@ -177,6 +210,9 @@ impl Agent {
     /// A part that has nothing left ends at once, if no executor has begun with it.
     pub(crate) fn end_if_exhausted(&mut self, now: Time, run: Run, out: &mut Out) {
         let Some(task) = self.tasks.get(&run) else { return };
+        if task.phase == Phase::Spread {
+            return self.settle_lanes(now, run, out);
+        }
         let Work::Part(part) = &task.work else { return };
         if !part.is_exhausted() {
             return;
@@ -187,18 +223,21 @@ impl Agent {
                 self.end(now, run, Ending::new(TaskState::Finished, Reason::None, ""), out);
             }
             Phase::Waiting | Phase::Loading(_) => self.end(now, run, Ending::new(TaskState::Finished, Reason::None, ""), out),
-            Phase::Starting(_) | Phase::Running(_) | Phase::Ended => {}
+            Phase::Starting(_) | Phase::Running(_) | Phase::Spread | Phase::Ended => {}
         }
     }
 
     pub(crate) fn executor_started(&mut self, now: Time, id: &ExecutorId, slots: u32, out: &mut Out) {
-        let Some(executor) = self.pool.executors.get_mut(id).filter(|e| e.phase == executors::Phase::Starting) else {
+        let Some(executor) = self.pool.executors.get_mut(id).filter(|e| e.phase == executor::Phase::Starting) else {
             self.counters.executor_ignored += 1;
             return;
         };
-        executor.phase = executors::Phase::Up;
+        executor.phase = executor::Phase::Up;
         executor.idle_since = now;
-        self.to_place.insert(executor.framework.clone());
+        match &executor.framework {
+            Some(framework) if executor.kind == ExecutorKind::Shared => drop(self.to_place.insert(framework.clone())),
+            _ => self.processes.touch(),
+        }
         let asked = executor.slots.len();
         if asked != slots as usize {
             self.end_executor(now, id, format!("it was asked for {asked} slots and has {slots}"), out);
@@ -206,11 +245,14 @@ impl Agent {
     }
 
     pub(crate) fn executor_failed(&mut self, now: Time, id: &ExecutorId, message: &str, out: &mut Out) {
-        if self.pool.executors.get(id).is_some_and(|e| e.phase != executors::Phase::Starting) {
-            return self.executor_exited(now, id, message, out);
+        if self.pool.executors.get(id).is_some_and(|e| e.phase != executor::Phase::Starting) {
+            return self.executor_exited(now, id, message, false, out);
         }
         let Some(executor) = self.pool.executors.remove(id) else { return };
-        let waiting = self.waiting.get(&executor.framework).cloned().unwrap_or_default();
+        if executor.kind.is_used_once() {
+            return self.process_failed(now, &executor, message, out);
+        }
+        let waiting = executor.framework.as_ref().and_then(|f| self.waiting.get(f)).cloned().unwrap_or_default();
         for run in waiting {
             let failure = Failure::new(Reason::LaunchFailed, format!("its executor could not be started: {message}"));
             if let Some(Work::Part(part)) = self.tasks.get_mut(&run).map(|t| &mut t.work) {

@@ -5,7 +5,8 @@
 
 use crate::agent::{Agent, Out};
 use crate::event::{ArrayReport, Failure, FromExecutor, ModuleId, Run};
-use crate::executors;
+use crate::executor;
+use crate::parameters::ExecutorKind;
 use crate::task::{Ending, Phase, Task, Work};
 use smalti_types::status::{MAX_MESSAGE_LEN, truncate};
 use smalti_types::{ExecutorId, Reason, TaskState, Time, Usage};
@@ -15,7 +16,7 @@ const PROGRESS_LEN: usize = 256;
 
 impl Agent {
     pub(crate) fn executor_said(&mut self, now: Time, id: &ExecutorId, message: FromExecutor, out: &mut Out) {
-        if !self.pool.executors.get(id).is_some_and(|e| e.phase != executors::Phase::Starting) {
+        if !self.pool.executors.get(id).is_some_and(|e| e.phase != executor::Phase::Starting) {
             self.counters.executor_ignored += 1;
             return;
         }
@@ -39,10 +40,16 @@ impl Agent {
             return;
         };
         for run in runs {
+            let spread = self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Spread);
             match &failure {
+                None if spread => self.start_lane(run, id, module, out),
                 None => self.start(now, run, module, out),
                 Some(failure) => {
                     let checked = checked_failure(Some(failure.clone()), None);
+                    if spread {
+                        self.lanes_cannot_start(now, run, checked, out);
+                        continue;
+                    }
                     if let Some(Work::Part(part)) = self.tasks.get_mut(&run).map(|t| &mut t.work) {
                         part.return_queue();
                     }
@@ -63,7 +70,7 @@ impl Agent {
                 }
                 self.dirty.insert(run);
             }
-            (Phase::Running(_), Work::Part(_)) => {}
+            (Phase::Running(_) | Phase::Spread, Work::Part(_)) => {}
             _ => self.counters.executor_ignored += 1,
         }
     }
@@ -88,6 +95,9 @@ impl Agent {
 
     fn report(&mut self, now: Time, id: &ExecutorId, run: Run, report: ArrayReport, out: &mut Out) {
         let Some(task) = self.task_of(id, run) else { return };
+        if task.phase == Phase::Spread {
+            return self.lane_report(now, id, run, report, out);
+        }
         let (Phase::Running(_), Work::Part(part)) = (&task.phase, &mut task.work) else {
             self.counters.executor_ignored += 1;
             return;
@@ -152,17 +162,35 @@ impl Agent {
         }
     }
 
-    pub(crate) fn executor_exited(&mut self, now: Time, id: &ExecutorId, cause: &str, out: &mut Out) {
-        if self.pool.executors.get(id).is_some_and(|e| e.phase == executors::Phase::Starting) {
+    pub(crate) fn executor_exited(&mut self, now: Time, id: &ExecutorId, cause: &str, out_of_memory: bool, out: &mut Out) {
+        if self.pool.executors.get(id).is_some_and(|e| e.phase == executor::Phase::Starting) {
             return self.executor_failed(now, id, cause, out);
         }
         let Some(executor) = self.pool.executors.remove(id) else { return };
+        if executor.kind.is_used_once() {
+            self.processes.touch();
+            if executor.is_fresh() {
+                self.process_lost(now);
+            }
+        }
+        // Only where nobody else's memory is counted can the limit be the task's own.
+        let own_limit = out_of_memory && executor.kind != ExecutorKind::Shared;
+        let reason = if own_limit { Reason::MemoryLimit } else { Reason::ExecutorTerminated };
+        let died = if own_limit {
+            format!("the kernel ended its executor process at the memory limit of {}, the host's own part included", executor.limit())
+        } else {
+            format!("the executor died: {cause}")
+        };
         let mut runs: Vec<Run> = executor.slots.iter().filter_map(|s| s.run).collect();
         runs.sort_unstable();
         runs.dedup();
         for run in runs {
             let Some(task) = self.tasks.get_mut(&run) else { continue };
-            let failure = Failure::new(Reason::ExecutorTerminated, format!("the executor died: {cause}"));
+            let failure = Failure::new(reason, died.clone());
+            if task.phase == Phase::Spread {
+                self.lane_failed(now, run, id, &failure, out);
+                continue;
+            }
             let ending = match &task.kill {
                 Some(_) => Ending { message: failure.message.clone(), ..Ending::killed() },
                 None => Ending::new(TaskState::Failed, failure.reason, failure.message.clone()),
@@ -182,7 +210,7 @@ impl Agent {
 
     /// The attempt that `id` speaks of, if it is in its slots.
     fn task_of(&mut self, id: &ExecutorId, run: Run) -> Option<&mut Task> {
-        let task = self.tasks.get_mut(&run).filter(|t| t.phase.place().is_some_and(|p| p.executor == *id));
+        let task = self.tasks.get_mut(&run).filter(|t| t.is_in(id));
         if task.is_none() {
             self.counters.executor_ignored += 1;
         }
@@ -216,6 +244,9 @@ pub(crate) fn checked_failure(failure: Option<Failure>, exit_code: Option<i32>) 
             | Reason::MemoryLimit
             | Reason::OutputLimit
             | Reason::FuelLimit
+            | Reason::HandleLimit
+            | Reason::DiskLimit
+            | Reason::InstanceLimit
             | Reason::KilledByRequest
             | Reason::InvalidBundle
             | Reason::MissingImport

@@ -4,9 +4,11 @@
 
 use crate::array::Part;
 use crate::event::Failure;
+use crate::parameters::ExecutorKind;
 use crate::updates::Stream;
 use smalti_types::{
-    Digest, DurationMs, ExecutorId, Launch, Reason, Resources, StatusUpdate, TaskKey, TaskState, Time, Usage, status::MAX_RESULT_LEN,
+    Digest, DurationMs, ExecutorId, Launch, MilliCpus, Reason, Resources, Role, StatusUpdate, TaskKey, TaskState, Time, Usage,
+    status::MAX_RESULT_LEN,
 };
 use std::sync::Arc;
 
@@ -22,17 +24,17 @@ pub(crate) struct Place {
 ///
 /// | from | to |
 /// |---|---|
-/// | Preparing | Waiting, Ended |
+/// | Preparing | Waiting, Spread (parts in class `process`), Ended |
 /// | Waiting | Loading, Ended |
 /// | Loading | Starting (tasks), Running (parts), Ended |
 /// | Starting | Running, Ended |
-/// | Running | Ended |
+/// | Running, Spread | Ended |
 /// | Ended | removed, when its last update is acknowledged |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Fetched, verified, compiled.
     Preparing,
-    /// Ready; no executor of its framework has a free slot yet.
+    /// Ready; there is no free slot for it yet, or no executor of its own.
     Waiting,
     /// Has its slots; the executor loads its code.
     Loading(Place),
@@ -40,6 +42,8 @@ pub(crate) enum Phase {
     Starting(Place),
     /// The executor says that it runs.
     Running(Place),
+    /// A part whose items each get an executor of their own: which ones is in its lanes.
+    Spread,
     /// Terminal; updates wait for acknowledgement.
     Ended,
 }
@@ -49,7 +53,7 @@ impl Phase {
     pub(crate) const fn place(&self) -> Option<&Place> {
         match self {
             Self::Loading(place) | Self::Starting(place) | Self::Running(place) => Some(place),
-            Self::Preparing | Self::Waiting | Self::Ended => None,
+            Self::Preparing | Self::Waiting | Self::Spread | Self::Ended => None,
         }
     }
 }
@@ -61,6 +65,8 @@ pub(crate) struct Kill {
     pub(crate) grace: DurationMs,
     /// When it must be over; then the executor is ended.
     pub(crate) deadline: Time,
+    /// When the grace period is over, if its slots have not been given enough cpu to end yet.
+    pub(crate) hurry: Option<Time>,
 }
 
 /// A single task's own part.
@@ -112,6 +118,10 @@ impl Ending {
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) key: TaskKey,
+    /// Its framework's role.
+    pub(crate) role: Role,
+    /// What kind of executor runs it.
+    pub(crate) kind: ExecutorKind,
     pub(crate) phase: Phase,
     /// The code it runs, once it is known.
     pub(crate) digest: Option<Digest>,
@@ -128,8 +138,32 @@ impl Task {
         match (&self.phase, &self.kill) {
             (Phase::Ended, _) => TaskState::Unknown,
             (_, Some(_)) => TaskState::Killing,
-            (Phase::Running(_), None) => TaskState::Running,
+            (Phase::Running(_) | Phase::Spread, None) => TaskState::Running,
             _ => TaskState::Staging,
+        }
+    }
+
+    /// Executors that have something of it, each with the slots that are its there.
+    pub(crate) fn places(&self) -> Vec<(ExecutorId, Vec<u32>)> {
+        match (&self.phase, &self.work) {
+            (Phase::Spread, Work::Part(part)) => part.lanes.executors().map(|id| (id.clone(), vec![0])).collect(),
+            (phase, _) => phase.place().map(|p| (p.executor.clone(), p.slots.clone())).into_iter().collect(),
+        }
+    }
+
+    /// Whether this executor has something of it.
+    pub(crate) fn is_in(&self, id: &ExecutorId) -> bool {
+        match (&self.phase, &self.work) {
+            (Phase::Spread, Work::Part(part)) => part.lanes.has(id),
+            (phase, _) => phase.place().is_some_and(|p| p.executor == *id),
+        }
+    }
+
+    /// How much processor time each of its slots may use.
+    pub(crate) fn cpus(&self) -> MilliCpus {
+        match &self.work {
+            Work::Single(single) => single.launch.resources.cpus,
+            Work::Part(part) => part.launch.slot_resources.cpus,
         }
     }
 

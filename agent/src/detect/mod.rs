@@ -41,6 +41,8 @@ pub struct Overrides {
     pub ports: Option<PortSet>,
     /// `--resource NAME=AMOUNT`
     pub custom: BTreeMap<Arc<str>, MilliUnits>,
+    /// What executors kept ready for class `process` take: overhead, too.
+    pub pool_memory: Bytes,
 }
 
 /// What the agent advertises, and what it keeps.
@@ -101,7 +103,7 @@ pub fn resources(overrides: &Overrides, data_dir: &Path) -> Result<Detected, Err
 
 /// Pure: less the overhead where nothing was set.
 fn advertise(overrides: &Overrides, node: Node) -> Detected {
-    let wanted = AGENT_MEMORY.0 + EXECUTORS_MEMORY.0 + COMPILER_MEMORY.0;
+    let wanted = (AGENT_MEMORY.0 + EXECUTORS_MEMORY.0 + COMPILER_MEMORY.0).saturating_add(overrides.pool_memory.0);
     let memory_overhead = if overrides.mem.is_some() { wanted } else { wanted.min(node.memory.0 / MAX_OVERHEAD_PART) };
     let disk_overhead = (node.disk.0 / DISK_OVERHEAD_PART).min(MAX_DISK_OVERHEAD.0);
     let less = |set: bool, have: u64, overhead: u64| if set { have } else { have.saturating_sub(overhead) };
@@ -137,12 +139,13 @@ mod tests {
             disk: Some(Bytes::gib(1)),
             ports: Some("8000-8001".parse().unwrap()),
             custom: BTreeMap::from([("gpus".into(), MilliUnits(1000)), ("none".into(), MilliUnits(0))]),
+            pool_memory: Bytes::mib(4),
         };
         let node = Node { cpus: MilliCpus(4000), memory: Bytes::gib(4), disk: Bytes::gib(1) };
         let Detected { total, overhead } = advertise(&set, node);
         assert_eq!((total.cpus, total.mem, total.disk), (MilliCpus(4000), Bytes::gib(4), Bytes::gib(1)));
         assert_eq!((total.ports.len(), total.custom("gpus"), total.custom.len()), (2, MilliUnits(1000), 1));
-        assert_eq!(overhead.mem, Bytes::mib(896));
+        assert_eq!(overhead.mem, Bytes::mib(900));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use smalti_executor_protocol::supervision::ExecutorKind;
 use smalti_executor_protocol::supervision::{EXIT_NAME, SOCKET_NAME};
 use smalti_executor_protocol::v1::{Hello, Shutdown, Welcome, from_executor, to_executor};
 use smalti_executor_protocol::{FrameError, PROTOCOL_VERSION};
-use smalti_types::{Bytes, ExecutorId, FrameworkId};
+use smalti_types::{Bytes, ExecutorId};
 use spawn::Spawned;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -90,8 +90,6 @@ impl Options {
 pub struct ExecutorSpec {
     /// Its name, used once.
     pub id: ExecutorId,
-    /// Whose tasks it will host.
-    pub framework: FrameworkId,
     /// What it is for.
     pub kind: ExecutorKind,
     /// Number of slots, 1 to [`MAX_SLOTS`].

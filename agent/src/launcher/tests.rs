@@ -46,7 +46,6 @@ impl World {
     fn spec(&self) -> ExecutorSpec {
         ExecutorSpec {
             id: ExecutorId::new("e1").unwrap(),
-            framework: FrameworkId::new("f1").unwrap(),
             kind: ExecutorKind::Shared,
             slots: 3,
             max_memory: Bytes::mib(512),

@@ -99,18 +99,18 @@ pub(crate) fn scheduler(master: &str, dir: &Path) -> Role {
 /// `number` from 1.
 ///
 /// Below `files` lie the `file://` bundles and inputs that tasks may name.
-pub(crate) fn agent(number: usize, master: &str, dir: &Path, share: &Share, isolation: &str, files: &Path) -> Role {
+pub(crate) fn agent(number: usize, master: &str, dir: &Path, share: &Share, files: &Path, further: &[(&str, String)]) -> Role {
     let name = format!("agent-{number}");
-    let args = [
+    let mut args = vec![
         ("master", master.into()),
         ("data-dir", dir.join(&name).into()),
         ("cpus", share.cpus.to_string().into()),
         ("mem", share.mem.0.to_string().into()),
         ("disk", share.disk.0.to_string().into()),
         ("ports", share.ports.to_string().into()),
-        ("isolation", isolation.into()),
         ("file-root", files.into()),
     ];
+    args.extend(further.iter().map(|(flag, value)| (*flag, value.into())));
     role(name, "agent", &args)
 }
 
@@ -156,9 +156,10 @@ mod tests {
     fn every_role_ends_with_its_parent() {
         let share = divide(&total(1, 2000, 4096, "5-9")).unwrap().remove(0);
         let dir = Path::new("/d");
-        for role in [master("a", dir), scheduler("a", dir), agent(1, "a", dir, &share, "auto", dir)] {
+        for role in [master("a", dir), scheduler("a", dir), agent(1, "a", dir, &share, dir, &[])] {
             assert!(role.args.contains(&"--stop-when-stdin-closes".into()), "{role:?}");
         }
-        assert!(agent(2, "a", dir, &share, "auto", dir).args.contains(&"--data-dir=/d/agent-2".into()));
+        let second = agent(2, "a", dir, &share, dir, &[("isolation", "auto".into())]);
+        assert!(second.args.contains(&"--data-dir=/d/agent-2".into()) && second.args.contains(&"--isolation=auto".into()));
     }
 }

@@ -8,6 +8,7 @@ use crate::job::options::size;
 use crate::output;
 use clap::{Args, ValueEnum};
 use futures::future::{join_all, select_all};
+use smalti_agent::ProcessOptions;
 use smalti_types::{Bytes, MilliCpus, PortSet};
 use std::path::PathBuf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -57,6 +58,8 @@ pub(crate) struct Dev {
     /// How much to insist on the kernel's limits
     #[arg(long, value_enum, default_value = "auto")]
     isolation: Isolation,
+    #[command(flatten)]
+    process: ProcessOptions,
     /// Show what the processes log, not only their warnings
     #[arg(short, long)]
     verbose: bool,
@@ -86,8 +89,9 @@ impl Dev {
         let files = self.file_root()?;
         let master = children.master.insert(Child::start(&plan::master(&self.listen, &dir), &log)?).ready().await?;
         children.scheduler = Some(Child::start(&plan::scheduler(&master, &dir), &log)?);
+        let further: Vec<_> = std::iter::once(("isolation", self.isolation_name().to_owned())).chain(self.process.flags()).collect();
         for (i, share) in shares.iter().enumerate() {
-            children.agents.push(Child::start(&plan::agent(i + 1, &master, &dir, share, self.isolation_name(), &files), &log)?);
+            children.agents.push(Child::start(&plan::agent(i + 1, &master, &dir, share, &files, &further), &log)?);
         }
         for agent in &mut children.agents {
             home.add_agent(&agent.ready().await?);

@@ -8,7 +8,7 @@ use smalti_agent_core::{Agent, Event, Failure, Message, Parameters};
 use smalti_master_core::AgentMessage;
 use smalti_types::protocol::Registration;
 use smalti_types::{AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
 /// An agent, or the place where it was.
@@ -21,13 +21,15 @@ pub(crate) struct AgentNode {
     /// Its connection, registered or not.
     pub(crate) conn: Option<u64>,
     executors: BTreeMap<ExecutorId, Executor>,
+    /// Those of this life that have had the only task of theirs.
+    bound: BTreeSet<ExecutorId>,
 }
 
 impl AgentNode {
     pub(crate) fn new(index: usize, rng: &mut Rng) -> Self {
         let mut total = Resources::new(MilliCpus(rng.between(2, 8) * 1_000), Bytes::gib(rng.between(2, 8)));
         total.ports = vec![PortRange { first: 31_000, last: 31_010 }].into();
-        Self { index, total, core: None, life: 0, conn: None, executors: BTreeMap::new() }
+        Self { index, total, core: None, life: 0, conn: None, executors: BTreeMap::new(), bound: BTreeSet::new() }
     }
 
     pub(crate) fn id(&self) -> AgentId {
@@ -40,6 +42,9 @@ impl AgentNode {
             slots_per_executor: 4,
             most_slots_per_executor: 8,
             most_executors: 3,
+            pool: 1,
+            most_processes: 5,
+            most_starting: 2,
             idle_stop: DurationMs(1_500),
             ..Parameters::new(self.total.clone())
         };
@@ -50,6 +55,7 @@ impl AgentNode {
         self.core = None;
         self.conn = None;
         self.executors.clear();
+        self.bound.clear();
     }
 
     /// A connection stands: what is said first on it.
@@ -126,6 +132,12 @@ impl World {
                 };
                 self.after(us, Happening::Agent(i, life, event));
             }
+            Message::BindExecutor { executor, key } => {
+                if !self.agents[i].bound.insert(executor.clone()) {
+                    return Err(format!("executor {executor} had its only task, and gets {key}"));
+                }
+            }
+            Message::DiscardExecutor { executor } => self.end_executor(i, life, executor, "its task is over"),
             Message::StopExecutor { executor } => self.end_executor(i, life, executor, "it was told to"),
             Message::KillExecutor { executor, .. } => self.end_executor(i, life, executor, "it was killed"),
             Message::ToExecutor { executor, message } => {
@@ -143,8 +155,9 @@ impl World {
 
     fn end_executor(&mut self, i: usize, life: u64, executor: ExecutorId, cause: &str) {
         if self.agents[i].executors.remove(&executor).is_some() {
+            let out_of_memory = self.rng.chance(20);
             let us = self.rng.between(100, 5_000);
-            self.after(us, Happening::Agent(i, life, Event::ExecutorExited { executor, cause: cause.into() }));
+            self.after(us, Happening::Agent(i, life, Event::ExecutorExited { executor, cause: cause.into(), out_of_memory }));
         }
     }
 

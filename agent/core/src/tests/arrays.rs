@@ -134,7 +134,7 @@ fn items_go_back_for_another_part_from_the_queue_first_then_from_the_executor() 
 fn an_executor_that_dies_fails_what_it_held_and_gives_back_the_rest() {
     let mut w = World::new(parameters());
     running_part(&mut w, 2, 10, 10, false);
-    w.event(Event::ExecutorExited { executor: executor(1), cause: "killed by signal 9".into() });
+    w.event(exited(1, "killed by signal 9"));
     w.ended(1, "p");
     let update = w.update();
     assert_eq!((update.state, update.reason), (TaskState::Failed, Reason::ExecutorTerminated));

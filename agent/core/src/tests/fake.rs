@@ -1,6 +1,6 @@
 //! The recording fake: every message must be expected, and silence is demanded at the end.
 
-use crate::{Agent, Event, Failure, FromExecutor, Message, ModuleId, Parameters, Run, ToExecutor};
+use crate::{Agent, Event, ExecutorKind, Failure, FromExecutor, Message, ModuleId, Parameters, Run, ToExecutor};
 use smalti_types::protocol::AgentCommand;
 use smalti_types::*;
 use std::collections::VecDeque;
@@ -42,14 +42,28 @@ pub(super) fn launch_with(f: u32, task: &str, resources: Resources, spec: TaskSp
     Event::Command(AgentCommand::Launch { framework: framework(f), role: Role::default(), launch })
 }
 
+/// A description that asks for a process of its own.
+pub(super) fn own() -> TaskSpec {
+    TaskSpec { isolation: Isolation::Process, ..spec() }
+}
+
+/// A task of one cpu in a process of its own.
+pub(super) fn launch_own(f: u32, task: &str) -> Event {
+    launch_with(f, task, Resources::new(MilliCpus(1_000), Bytes::mib(1)), own())
+}
+
 /// A part of one cpu per slot with items `0..items`.
 pub(super) fn part(f: u32, task: &str, slots: u32, items: u64, total: u64, open: bool) -> Event {
+    part_with(f, task, slots, items, total, open, spec())
+}
+
+pub(super) fn part_with(f: u32, task: &str, slots: u32, items: u64, total: u64, open: bool, spec: TaskSpec) -> Event {
     let launch = LaunchArray {
         task: TaskId::new(task).unwrap(),
         attempt: 0,
         slot_resources: Resources::new(MilliCpus(1_000), Bytes::mib(1)),
         slots,
-        template: ArrayTemplate { spec: spec(), total_items: total, split_inputs: vec![] },
+        template: ArrayTemplate { spec, total_items: total, split_inputs: vec![] },
         batch: ItemBatch { items: ItemSet::range(0, items), attempt: 0, splits: vec![] },
         open,
     };
@@ -71,6 +85,10 @@ pub(super) fn prepared(run: u64) -> Event {
 
 pub(super) fn from(e: u32, message: FromExecutor) -> Event {
     Event::Executor { executor: executor(e), message }
+}
+
+pub(super) fn exited(e: u32, cause: &str) -> Event {
+    Event::ExecutorExited { executor: executor(e), cause: cause.into(), out_of_memory: false }
 }
 
 pub(super) fn loaded(e: u32, module: u32) -> Event {
@@ -155,8 +173,8 @@ impl World {
         self.event(launch(f, name));
         assert!(matches!(self.next(), Message::Prepare { run: r, .. } if r == Run(run)));
         self.event(prepared(run));
-        let Message::StartExecutor { executor: id, framework: whose, slots: 4, .. } = self.next() else { panic!("no executor") };
-        assert_eq!((id, whose), (executor(e), framework(f)));
+        let Message::StartExecutor { executor: id, kind, framework: whose, slots: 4, .. } = self.next() else { panic!("no executor") };
+        assert_eq!((id, kind, whose), (executor(e), ExecutorKind::Shared, Some(framework(f))));
         self.event(Event::ExecutorStarted { executor: executor(e), slots: 4 });
         assert!(matches!(self.told(e), ToExecutor::LoadModule { run: r, .. } if r == Run(run)));
         self.event(loaded(e, 1));

@@ -81,7 +81,7 @@ fn an_executor_that_does_not_stop_a_task_is_ended() {
     assert!(matches!(w.next(), Message::KillExecutor { .. }));
     w.after_ms(5_000);
     w.silent();
-    w.event(Event::ExecutorExited { executor: executor(1), cause: "killed by signal 9".into() });
+    w.event(exited(1, "killed by signal 9"));
     killed(&mut w, "a");
 }
 

@@ -4,5 +4,6 @@ mod arrays;
 mod fake;
 mod hostile;
 mod kills;
+mod process;
 mod random;
 mod tasks;

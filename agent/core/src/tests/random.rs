@@ -1,6 +1,7 @@
 //! Random events, sensible and not: nothing panics, the invariants hold after each, and in the end everything is accounted for.
 
 use super::fake::*;
+use crate::task::Phase;
 use crate::{ArrayReport, Event, Failure, FromExecutor, ItemFailure, Message, ModuleId, Run};
 use proptest::prelude::*;
 use smalti_types::protocol::AgentCommand;
@@ -11,6 +12,10 @@ const RUNS: std::ops::Range<u64> = 1..13;
 
 fn name(n: u8) -> String {
     format!("t{}", n % 6)
+}
+
+fn listening() -> Resources {
+    Resources { ports: "31000".parse().unwrap(), ..Resources::new(MilliCpus(500), Bytes::mib(1)) }
 }
 
 fn item_set() -> impl Strategy<Value = ItemSet> {
@@ -48,6 +53,10 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => (1_u32..3, any::<u8>()).prop_map(|(f, n)| launch(f, &name(n))),
         3 => (1_u32..3, any::<u8>(), 0_u32..6, 0_u64..30, any::<bool>()).prop_map(|(f, n, s, i, open)| part(f, &name(n), s, i, 40, open)),
+        3 => (1_u32..3, any::<u8>()).prop_map(|(f, n)| launch_own(f, &name(n))),
+        2 => (1_u32..3, any::<u8>(), 0_u32..4, 0_u64..30, any::<bool>())
+            .prop_map(|(f, n, s, i, open)| part_with(f, &name(n), s, i, 40, open, own())),
+        1 => (1_u32..3, any::<u8>()).prop_map(|(f, n)| launch_with(f, &name(n), listening(), spec())),
         4 => (1_u32..3, any::<u8>(), 0_u64..45, 0_u64..12, any::<bool>()).prop_map(|(f, n, a, k, open)| assign(f, &name(n), a, a + k, open)),
         2 => (1_u32..3, any::<u8>(), 0_u64..10).prop_map(move |(f, n, most)| command(AgentCommand::ReturnItems { task: key(f, &name(n)), most })),
         2 => (1_u32..3, any::<u8>()).prop_map(|(f, n)| kill(f, &name(n))),
@@ -57,10 +66,13 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (RUNS, 0_u8..8).prop_map(|(run, ok)| if ok > 0 { prepared(run) } else {
             Event::Prepared { run: Run(run), result: Err(Failure::new(Reason::FetchFailed, "404")) }
         }),
-        5 => (1_u32..4).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 4 }),
-        1 => (1_u32..4).prop_map(|e| Event::ExecutorFailed { executor: executor(e), message: "no".into() }),
-        1 => (1_u32..4).prop_map(|e| Event::ExecutorExited { executor: executor(e), cause: "gone".into() }),
-        16 => (1_u32..4, from_executor()).prop_map(|(e, m)| from(e, m)),
+        4 => (1_u32..8).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 4 }),
+        8 => (1_u32..8).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 1 }),
+        1 => (1_u32..8).prop_map(|e| Event::ExecutorFailed { executor: executor(e), message: "no".into() }),
+        2 => (1_u32..8, any::<bool>()).prop_map(|(e, out_of_memory)| {
+            Event::ExecutorExited { executor: executor(e), cause: "gone".into(), out_of_memory }
+        }),
+        20 => (1_u32..8, from_executor()).prop_map(|(e, m)| from(e, m)),
         2 => Just(Event::Tick),
     ]
 }
@@ -110,13 +122,16 @@ proptest! {
 
     #[test]
     fn everything_is_accounted_for(events in proptest::collection::vec((event(), 0_u64..50), 1..120)) {
-        let mut w = World::new(crate::Parameters { most_executors: 2, most_slots_per_executor: 4, ..parameters() });
+        let bounds = crate::Parameters { most_executors: 2, most_slots_per_executor: 4, pool: 1, most_processes: 3, most_starting: 2, ..parameters() };
+        let mut w = World::new(crate::Parameters { total: Resources { ports: listening().ports, ..bounds.total.clone() }, ..bounds });
+        let mut bound = BTreeSet::new();
         let (mut told, mut ended) = (Told::default(), BTreeSet::new());
-        let mut drain = |w: &mut World, told: &mut Told| {
+        let mut drain = move |w: &mut World, told: &mut Told| {
             while let Some(message) = w.said.pop_front() {
                 match message {
                     Message::Updates(updates) => told.take(updates),
                     Message::Ended { run, .. } => assert!(ended.insert(run), "{run:?} ended twice"),
+                    Message::BindExecutor { executor, key } => assert!(bound.insert(executor.clone()), "{executor} also got {key}"),
                     _ => {}
                 }
             }
@@ -142,10 +157,16 @@ proptest! {
             for run in RUNS {
                 w.event(Event::Prepared { run: Run(run), result: Err(Failure::new(Reason::FetchFailed, "404")) });
             }
-            for e in 1..30 {
-                w.event(Event::ExecutorExited { executor: executor(e), cause: "gone".into() });
-                w.event(Event::ExecutorFailed { executor: executor(e), message: "no".into() });
+            while let Some(id) = w.agent.pool.executors.keys().next().cloned() {
+                w.event(Event::ExecutorExited { executor: id, cause: "gone".into(), out_of_memory: false });
             }
+            // The pool pauses after failures that nobody waited for.
+            w.after_ms(2_000);
+        }
+        // Only a part whose items each get an executor of their own can be left without one: while it has no items.
+        for task in w.agent.tasks.values().filter(|t| t.phase != Phase::Ended).map(|t| (t.key.clone(), t.phase.clone())).collect::<Vec<_>>() {
+            prop_assert_eq!(task.1, Phase::Spread);
+            w.event(Event::Command(AgentCommand::Kill { task: task.0, grace: None }));
         }
         drain(&mut w, &mut told);
         prop_assert_eq!(w.agent.live(), 0);

@@ -89,10 +89,6 @@ fn nonsense_is_refused_with_words() {
     let update = w.update();
     assert_eq!((update.state, update.reason), (TaskState::Dropped, Reason::LaunchFailed));
     assert!(update.message.contains("cpus: 8.001 wanted, 8 there"), "{}", update.message);
-    let own = TaskSpec { isolation: Isolation::Process, ..spec() };
-    w.event(launch_with(1, "own", Resources::new(MilliCpus(10), Bytes(1)), own));
-    w.ended(1, "own");
-    assert_eq!(w.update().state, TaskState::Error);
     let dialling = TaskSpec { connect: vec!["example.org:443".parse().unwrap()], ..spec() };
     let disk = Resources { disk: Bytes(1), ..Resources::new(MilliCpus(10), Bytes(1)) };
     let nowhere = TaskSpec { disk_path: Some("/data".into()), ..spec() };
@@ -125,7 +121,7 @@ fn an_executor_that_dies_takes_only_its_own_tasks_with_it() {
     let mut w = World::new(parameters());
     w.run_cold(1, "a", 1, 1);
     w.run_cold(2, "b", 2, 2);
-    w.event(Event::ExecutorExited { executor: executor(1), cause: "killed by signal 9".into() });
+    w.event(exited(1, "killed by signal 9"));
     w.ended(1, "a");
     let update = w.update();
     assert_eq!((update.key.task.task.as_str(), update.state, update.reason), ("a", TaskState::Failed, Reason::ExecutorTerminated));
@@ -180,7 +176,7 @@ fn a_full_executor_is_joined_by_a_second_and_idle_ones_are_stopped() {
     w.silent();
     w.after_ms(1);
     assert!(matches!(w.next(), Message::KillExecutor { .. }));
-    w.event(Event::ExecutorExited { executor: executor(2), cause: "killed".into() });
+    w.event(exited(2, "killed"));
     w.after_ms(100_000);
     w.silent();
 }
@@ -199,7 +195,7 @@ fn when_there_may_be_no_more_executors_an_idle_one_makes_room() {
     // The other framework's place is looked for when the executor is known to be idle: at the next event about it.
     w.after_ms(60_000);
     assert_eq!(w.next(), Message::StopExecutor { executor: executor(1) });
-    w.event(Event::ExecutorExited { executor: executor(1), cause: "stopped".into() });
+    w.event(exited(1, "stopped"));
     assert!(matches!(w.next(), Message::StartExecutor { .. }));
     w.silent();
 }
