@@ -46,7 +46,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().context("starting tokio")?;
 
     // One agent with two cpus: two slots of one cpu each, as many as the machine has cores.
-    let agent = AgentConfig { cpus: "2".into(), mem: "4GiB".into(), flags: Vec::new() };
+    let agent = AgentConfig { cpus: "2".into(), mem: "4GiB".into(), ..AgentConfig::default() };
     let cluster = Cluster::start(Config { agents: vec![agent], env: vec![("RUST_LOG".into(), "warn".into())], ..Config::default() })?;
     let guest = cluster.paths.guest("empty")?.display().to_string();
     println!(

@@ -3,7 +3,7 @@
 use crate::paths::Paths;
 use crate::process::{Finished, Process};
 use anyhow::{Context, Result, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -19,11 +19,13 @@ pub struct AgentConfig {
     pub mem: String,
     /// Further flags.
     pub flags: Vec<String>,
+    /// The control group (v2) that it is started in, as a service manager would; by default that of the test.
+    pub group: Option<PathBuf>,
 }
 
 impl Default for AgentConfig {
     fn default() -> Self {
-        Self { cpus: "2".into(), mem: "2GiB".into(), flags: Vec::new() }
+        Self { cpus: "2".into(), mem: "2GiB".into(), flags: Vec::new(), group: None }
     }
 }
 
@@ -114,17 +116,40 @@ impl Cluster {
     /// When it does not become ready.
     pub fn add_agent(&mut self, agent: &AgentConfig) -> Result<usize> {
         let n = self.agents.len();
+        let process = self.start_agent(n, agent)?;
+        self.agents.push(process);
+        Ok(n)
+    }
+
+    /// Kills an agent as a crash would, and starts it again with the same data; waits until it is registered.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn crash_agent(&mut self, n: usize, again: &AgentConfig) -> Result<()> {
+        self.agents[n].signal(nix::sys::signal::Signal::SIGKILL)?;
+        self.agents[n].wait(COMMAND_TIMEOUT)?;
+        self.agents[n] = self.start_agent(n, again)?;
+        Ok(())
+    }
+
+    fn start_agent(&self, n: usize, agent: &AgentConfig) -> Result<Process> {
         let name = format!("agent-{n}");
         let ports = format!("{}-{}", 20_000 + n * 100, 20_099 + n * 100);
-        let mut c = Command::new(self.paths.smalti());
+        let mut c = match &agent.group {
+            None => Command::new(self.paths.smalti()),
+            Some(group) => {
+                let mut c = Command::new("sh");
+                c.args(["-c", "echo 0 > \"$0\" && exec \"$@\""]).arg(group.join("cgroup.procs")).arg(self.paths.smalti());
+                c
+            }
+        };
         c.args(["agent", "--master", &self.address, "--data-dir"]).arg(self.dir.path().join(&name));
         c.args(["--cpus", &agent.cpus, "--mem", &agent.mem, "--disk", "1GiB", "--ports", &ports, "--isolation", &self.config.isolation]);
         c.args(&agent.flags).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
         c.envs(self.config.env.iter().cloned());
         let mut process = Process::spawn_role(&name, c, self.dir.path())?;
         process.wait_for_line("ready: agent")?;
-        self.agents.push(process);
-        Ok(n)
+        Ok(process)
     }
 
     /// The cluster's directory: data of every part, and their logs.

@@ -3,8 +3,10 @@
 
 mod cluster;
 mod paths;
+mod patience;
 mod process;
 
 pub use cluster::{AgentConfig, Cluster, Config};
 pub use paths::{Paths, workspace_root};
+pub use patience::patience;
 pub use process::{Finished, Process};

@@ -16,18 +16,22 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// Finds the target directory: `$CARGO_TARGET_DIR`, else that of the running program, else `target`.
-    ///
-    /// # Errors
-    /// When `smalti` or its executor are not built.
-    pub fn find() -> Result<Self> {
+    /// The target directory: `$CARGO_TARGET_DIR`, else that of the running program, else `target`.
+    #[must_use]
+    pub fn target() -> PathBuf {
         let of_exe = || {
             let exe = std::env::current_exe().ok()?;
             exe.ancestors().find(|p| p.file_name().is_some_and(|n| n == "release"))?.parent().map(Path::to_path_buf)
         };
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).or_else(of_exe).unwrap_or_else(|| workspace_root().join("target"));
-        let paths = Self { target };
+        std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).or_else(of_exe).unwrap_or_else(|| workspace_root().join("target"))
+    }
+
+    /// Finds what was built, in [`Self::target`].
+    ///
+    /// # Errors
+    /// When `smalti` or its executor are not built.
+    pub fn find() -> Result<Self> {
+        let paths = Self { target: Self::target() };
         for binary in [paths.smalti(), paths.executor()] {
             if !binary.is_file() {
                 bail!("{} is not there: run `cargo xtask build` first", binary.display());

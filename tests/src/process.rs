@@ -1,5 +1,6 @@
 //! A child process with its output collected, stopped politely and then not.
 
+use crate::patience::patience;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -9,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// Longest wait for a ready line. Generous: a debug kernel under emulation is slow, and only failures wait this long.
+/// Longest wait for a ready line. Only failures wait this long.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between SIGTERM and SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
@@ -76,7 +77,7 @@ impl Process {
     /// # Errors
     /// When the process ends or the time is over first; the message has its log.
     pub fn wait_for_line(&mut self, prefix: &str) -> Result<String> {
-        let until = Instant::now() + READY_TIMEOUT;
+        let until = Instant::now() + patience(READY_TIMEOUT);
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
@@ -113,9 +114,9 @@ impl Process {
     /// Waits for its end.
     ///
     /// # Errors
-    /// When it does not end within `timeout`.
+    /// When it does not end within `timeout`, times [`patience`].
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
-        let until = Instant::now() + timeout;
+        let until = Instant::now() + patience(timeout);
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
@@ -148,7 +149,8 @@ impl Drop for Process {
 }
 
 impl Finished {
-    /// Runs `command` to its end, with `stdin` as its input, at most `timeout`.
+    /// Runs `command` to its end, with `stdin` as its input, at most `timeout` times
+    /// [`patience`].
     ///
     /// # Errors
     /// When it cannot be started or does not end in time.
@@ -174,7 +176,7 @@ impl Finished {
             })
         }
         let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
-        let until = Instant::now() + timeout;
+        let until = Instant::now() + patience(timeout);
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;

@@ -1,10 +1,11 @@
-//! Project automation: `cargo xtask build | demo | test | bench | sim | tidy`.
+//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | sim | tidy`.
 
 mod bench;
 mod build;
 mod demo;
 mod sim;
 mod test;
+mod test_v2;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +35,8 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Runs the suites of limits and confinement on kernels with nothing but cgroup v2, under qemu (see docs/testing-v2.md)
+    TestV2(test_v2::Options),
     /// Measures, each figure beside its floor
     Bench {
         /// Arguments for the bench program: see `cargo xtask bench --help-bench`
@@ -51,6 +54,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    // The machine of `test-v2` has this program as its first process.
+    if let Some(code) = test_v2::init() {
+        return code;
+    }
     // Ctrl-C reaches every process of the terminal's group. This one goes on to its next error, and so stops what it
     // started and removes what it made.
     if let Err(error) = ctrlc::set_handler(|| {}) {
@@ -60,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Build => build::everything(),
         Verb::Demo { text } => demo::run(text),
         Verb::Test { args } => test::run(&args),
+        Verb::TestV2(options) => test_v2::run(&options),
         Verb::Bench { args } => bench::run(&args),
         Verb::Sim { args } => sim::run(&args),
         Verb::Tidy => tidy::run(),

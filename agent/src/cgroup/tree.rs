@@ -1,6 +1,6 @@
 //! Where groups lie: one directory per controller on v1, one for all on v2.
 
-use super::{Error, files};
+use super::{Error, files, v2};
 use smalti_types::ExecutorId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -63,15 +63,21 @@ impl Version {
 pub(super) struct Tree {
     version: Option<Version>,
     agent: BTreeMap<Controller, PathBuf>,
+    /// v2: where this process went to make room for the groups.
+    moved: Option<v2::Moved>,
 }
 
 impl Tree {
     pub(super) fn none() -> Self {
-        Self { version: None, agent: BTreeMap::new() }
+        Self { version: None, agent: BTreeMap::new(), moved: None }
     }
 
     pub(super) fn new(version: Version, agent: BTreeMap<Controller, PathBuf>) -> Self {
-        if agent.is_empty() { Self::none() } else { Self { version: Some(version), agent } }
+        if agent.is_empty() { Self::none() } else { Self { version: Some(version), agent, moved: None } }
+    }
+
+    pub(super) fn with_moved(self, moved: Option<v2::Moved>) -> Self {
+        Self { moved, ..self }
     }
 
     pub(super) fn version(&self) -> Option<Version> {
@@ -135,7 +141,7 @@ impl Tree {
                 agent.insert(controller, dir.to_owned());
             }
         }
-        Self { version, agent }
+        Self { version, agent, moved: None }
     }
 
     /// Its directories that `other` does not have.
@@ -145,7 +151,8 @@ impl Tree {
     }
 
     pub(super) fn remove(&self) -> Result<(), Error> {
-        self.agent.values().try_for_each(|dir| files::remove_dir(dir))
+        self.agent.values().try_for_each(|dir| files::remove_dir(dir))?;
+        self.moved.as_ref().map_or(Ok(()), v2::Moved::back)
     }
 
     /// Takes back what was made on a way that leads nowhere: what fails here is not the error to report.

@@ -47,7 +47,7 @@ async fn connect(cluster: &Cluster, name: &str) -> Result<(Handle, Events)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_framework_1_leaves_is_offered_to_framework_2() -> Result {
-    let agent = AgentConfig { cpus: "4".into(), mem: "4GiB".into(), flags: Vec::new() };
+    let agent = AgentConfig { cpus: "4".into(), mem: "4GiB".into(), ..AgentConfig::default() };
     let cluster = Cluster::start(Config { agents: vec![agent], scheduler: false, ..Config::default() })?;
     let bundle = smalti_framework_sdk::push_bundle(&cluster.address, cluster.paths.guest("misbehave")?).await?;
     let spec = TaskSpec {

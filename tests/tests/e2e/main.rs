@@ -2,6 +2,7 @@
 
 mod arrays;
 mod bad_input;
+mod cgroup_v2;
 mod classic;
 mod dev;
 mod executors;
@@ -32,9 +33,9 @@ fn guest(cluster: &Cluster, name: &str) -> Result<String> {
     Ok(cluster.paths.guest(name)?.display().to_string())
 }
 
-/// Waits until `condition` holds; fails after a minute with `what`.
+/// Waits until `condition` holds; fails after a minute, times the tests' patience, with `what`.
 fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let until = std::time::Instant::now() + smalti_tests::patience(std::time::Duration::from_secs(60));
     while !condition()? {
         anyhow::ensure!(std::time::Instant::now() < until, "never came true: {what}");
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -42,7 +43,12 @@ fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result
     Ok(())
 }
 
-/// Whether this process may use cgroups and namespaces for real.
+/// Whether this process may make control groups: as root, or in a part of a v2 hierarchy that belongs to its user.
+fn has_cgroups() -> bool {
+    is_root() || cgroup_v2::playground().is_some()
+}
+
+/// Whether this process may do what only root may.
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
