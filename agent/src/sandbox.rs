@@ -295,7 +295,7 @@ fn size_of(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smalti_types::TaskId;
+    use smalti_types::{FrameworkId, TaskId};
 
     fn key(n: u32) -> TaskKey {
         TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 }
