@@ -36,7 +36,7 @@ impl Agent {
         let (resources, spec) = (launch.resources.clone(), Arc::new(launch.spec.clone()));
         let checked = launch.resources.check_request().map_err(|e| e.to_string());
         let checked = checked.and_then(|()| supported(&launch.spec, &launch.resources));
-        let work = Work::Single(Single { launch: Arc::new(launch), progress: None, next_progress: Time(0) });
+        let work = Work::Single(Single::new(launch));
         self.accept(now, key, work, checked.map(|()| resources), spec, Arc::new([]), out);
     }
 

@@ -78,12 +78,21 @@ pub(crate) struct Executor {
     limit: Bytes,
     raised: Time,
     pub(crate) idle_since: Time,
+    /// Messages that spoke of what it does not hold.
+    pub(crate) lies: u32,
+    /// Since when they are counted.
+    pub(crate) lies_since: Time,
 }
 
 impl Executor {
     pub(crate) fn free_slots(&self) -> u32 {
         let free = self.slots.iter().filter(|s| s.run.is_none()).count();
         u32::try_from(free).unwrap_or(u32::MAX)
+    }
+
+    /// Its memory limit now.
+    pub(crate) const fn limit(&self) -> Bytes {
+        self.limit
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -231,6 +240,8 @@ impl Pool {
             limit,
             raised: now,
             idle_since: now,
+            lies: 0,
+            lies_since: now,
         };
         self.executors.insert(id.clone(), executor);
         Some((id, limit))

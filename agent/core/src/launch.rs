@@ -136,6 +136,7 @@ impl Agent {
             Work::Single(single) => {
                 let limits = &single.launch.spec.limits;
                 task.overdue = limits.timeout.map(|t| now.after(t).after(limits.grace).after(OVERDUE_MARGIN));
+                single.began = Some(now);
                 task.phase = Phase::Starting(place.clone());
                 let slot = place.slots.first().copied().unwrap_or_default();
                 ToExecutor::StartTask { run, slot, module, key, launch: single.launch.clone() }

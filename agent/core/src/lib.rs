@@ -16,10 +16,13 @@ mod queue;
 mod reports;
 mod seen;
 mod task;
+mod trust;
 mod updates;
+mod views;
 
 #[cfg(test)]
 mod tests;
 
 pub use agent::{Agent, Counters};
 pub use event::{ArrayReport, Event, Failure, FromExecutor, ItemFailure, Message, ModuleId, Parameters, Record, Run, ToExecutor};
+pub use views::{ExecutorState, ExecutorView};

@@ -19,6 +19,7 @@ impl Agent {
             self.counters.executor_ignored += 1;
             return;
         }
+        let ignored = self.counters.executor_ignored;
         match message {
             FromExecutor::ModuleLoaded { module, failure } => self.module_loaded(now, id, module, failure, out),
             FromExecutor::Started { run } => self.started(now, id, run),
@@ -29,6 +30,10 @@ impl Agent {
             FromExecutor::Report { run, report } => self.report(now, id, run, report, out),
             FromExecutor::Ended { run, slots } => self.slots_ended(now, id, run, &slots, out),
             FromExecutor::Progress { run, permille, text } => self.progress(id, run, permille, text),
+            FromExecutor::Usage { runs } => self.usage(now, id, &runs),
+        }
+        if self.counters.executor_ignored != ignored {
+            self.distrust(now, id, out);
         }
     }
 
@@ -74,6 +79,10 @@ impl Agent {
             self.counters.executor_ignored += 1;
             return;
         }
+        let usage = match &task.work {
+            Work::Single(single) => single.bounds().cut(now, &outcome.usage),
+            Work::Part(_) => Usage::default(),
+        };
         let mut ending = match (&task.kill, outcome.failure) {
             (Some(_), None) => Ending::killed(),
             (Some(_), Some(failure)) => Ending { message: failure.message, ..Ending::killed() },
@@ -81,7 +90,7 @@ impl Agent {
             (None, Some(failure)) => Ending::new(TaskState::Failed, failure.reason, failure.message),
         };
         ending.exit_code = outcome.exit_code;
-        ending.usage = outcome.usage;
+        ending.usage = Some(usage);
         ending.result = outcome.result;
         self.end(now, run, ending, out);
     }
@@ -110,7 +119,9 @@ impl Agent {
             self.counters.executor_ignored += 1;
             return;
         }
-        let (gone, kept): (Vec<u32>, Vec<u32>) = place.slots.iter().partition(|s| slots.contains(s));
+        // It names slots that the part has, so there are no more: a longer list is not even looked through.
+        let plausible = slots.len() <= place.slots.len();
+        let (gone, kept): (Vec<u32>, Vec<u32>) = place.slots.iter().partition(|s| plausible && slots.contains(s));
         if gone.is_empty() {
             self.counters.executor_ignored += 1;
             return;
@@ -149,6 +160,27 @@ impl Agent {
             truncate(&mut text, PROGRESS_LEN);
             single.progress = Some((permille.min(1000), text));
             self.dirty.insert(run);
+        }
+    }
+
+    /// What runs have used so far. Each has a slot of its own, so it cannot speak of more than it has slots.
+    fn usage(&mut self, now: Time, id: &ExecutorId, runs: &[(Run, Usage)]) {
+        let slots = self.pool.executors.get(id).map_or(0, |e| e.slots.len());
+        if runs.len() > slots {
+            self.counters.executor_ignored += 1;
+            return;
+        }
+        for (run, usage) in runs {
+            let Some(task) = self.task_of(id, *run) else { continue };
+            match (&task.phase, &mut task.work) {
+                (Phase::Running(_), Work::Single(single)) => single.note_usage(now, usage),
+                (Phase::Running(_), Work::Part(part)) => part.note_running(now, usage),
+                _ => {
+                    self.counters.executor_ignored += 1;
+                    continue;
+                }
+            }
+            self.dirty.insert(*run);
         }
     }
 

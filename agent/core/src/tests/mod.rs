@@ -6,3 +6,4 @@ mod hostile;
 mod kills;
 mod random;
 mod tasks;
+mod usage;
