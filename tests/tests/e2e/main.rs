@@ -10,6 +10,7 @@ mod isolation;
 mod jobs;
 mod kill;
 mod limits;
+mod lying_executor;
 mod output;
 mod resources;
 
