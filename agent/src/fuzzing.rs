@@ -323,7 +323,7 @@ mod tests {
     use super::*;
     use smalti_executor_protocol::ledger::Record;
 
-    const SEEDS: u64 = 20_000;
+    const SEEDS: u64 = 4_000;
 
     /// `n` bytes that follow from `seed` alone (SplitMix64).
     fn bytes(seed: u64, n: usize) -> Vec<u8> {

@@ -48,12 +48,12 @@ mod tests {
 
     #[test]
     fn a_report_without_bounds_gets_some() {
-        let long = "x".repeat(1 << 16);
+        let long = "x".repeat(1 << 10);
         let layers: HashMap<String, String> =
-            (0..1_000).map(|n| (n.to_string(), long.clone())).chain([(long.clone(), String::new())]).collect();
+            (0..100).map(|n| (n.to_string(), long.clone())).chain([(long.clone(), String::new())]).collect();
         let one = v1::ExecutorReport { id: long.clone(), allocator: long.clone(), layers, pid: 7, ..Default::default() };
         let overhead_memory = HashMap::from([("agent".to_owned(), 5), (long, 6)]);
-        let reports = bounded(v1::ExecutorReports { executors: vec![one; 2_000], overhead_memory });
+        let reports = bounded(v1::ExecutorReports { executors: vec![one; 600], overhead_memory });
         assert_eq!(reports.executors.len(), MAX_EXECUTORS);
         let first = &reports.executors[0];
         assert_eq!((first.pid, first.id.len(), first.allocator.len(), first.layers.len()), (7, MAX_TEXT, MAX_TEXT, MAX_ENTRIES));

@@ -194,7 +194,7 @@ impl Agent {
 
     pub(crate) fn executor_started(&mut self, now: Time, id: &ExecutorId, slots: u32, out: &mut Out) {
         let Some(executor) = self.pool.executors.get_mut(id).filter(|e| e.phase == executors::Phase::Starting) else {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         };
         executor.phase = executors::Phase::Up;

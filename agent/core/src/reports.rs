@@ -16,7 +16,7 @@ const PROGRESS_LEN: usize = 256;
 impl Agent {
     pub(crate) fn executor_said(&mut self, now: Time, id: &ExecutorId, message: FromExecutor, out: &mut Out) {
         if !self.pool.executors.get(id).is_some_and(|e| e.phase != executors::Phase::Starting) {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
         let ignored = self.counters.executor_ignored;
@@ -32,7 +32,7 @@ impl Agent {
             FromExecutor::Progress { run, permille, text } => self.progress(id, run, permille, text),
             FromExecutor::Usage { runs } => self.usage(now, id, &runs),
         }
-        if self.counters.executor_ignored != ignored {
+        if self.counters.executor_ignored > ignored {
             self.distrust(now, id, out);
         }
     }
@@ -40,7 +40,7 @@ impl Agent {
     fn module_loaded(&mut self, now: Time, id: &ExecutorId, module: ModuleId, failure: Option<Failure>, out: &mut Out) {
         let runs = self.pool.executors.get_mut(id).and_then(|e| e.loaded(module, failure.is_none()));
         let Some(runs) = runs else {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         };
         for run in runs {
@@ -69,14 +69,14 @@ impl Agent {
                 self.dirty.insert(run);
             }
             (Phase::Running(_), Work::Part(_)) => {}
-            _ => self.counters.executor_ignored += 1,
+            _ => self.counters.ignore_executor(1),
         }
     }
 
     fn outcome(&mut self, now: Time, id: &ExecutorId, run: Run, outcome: Outcome, out: &mut Out) {
         let Some(task) = self.task_of(id, run) else { return };
         if !matches!((&task.phase, &task.work), (Phase::Starting(_) | Phase::Running(_), Work::Single(_))) {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
         let usage = match &task.work {
@@ -98,12 +98,12 @@ impl Agent {
     fn report(&mut self, now: Time, id: &ExecutorId, run: Run, report: ArrayReport, out: &mut Out) {
         let Some(task) = self.task_of(id, run) else { return };
         let (Phase::Running(_), Work::Part(part)) = (&task.phase, &mut task.work) else {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         };
         let (finished, ignored) = part.report(report, task.kill.is_some());
         self.counters.items_finished = self.counters.items_finished.saturating_add(finished);
-        self.counters.executor_ignored = self.counters.executor_ignored.saturating_add(ignored);
+        self.counters.ignore_executor(ignored);
         self.dirty.insert(run);
         self.feed(now, run, out);
     }
@@ -112,18 +112,18 @@ impl Agent {
         let Some(task) = self.task_of(id, run) else { return };
         let killing = task.kill.is_some();
         let (Phase::Running(place), Work::Part(part)) = (&mut task.phase, &mut task.work) else {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         };
         if !part.ending {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
         // It names slots that the part has, so there are no more: a longer list is not even looked through.
         let plausible = slots.len() <= place.slots.len();
         let (gone, kept): (Vec<u32>, Vec<u32>) = place.slots.iter().partition(|s| plausible && slots.contains(s));
         if gone.is_empty() {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
         if kept.is_empty() {
@@ -167,7 +167,7 @@ impl Agent {
     fn usage(&mut self, now: Time, id: &ExecutorId, runs: &[(Run, Usage)]) {
         let slots = self.pool.executors.get(id).map_or(0, |e| e.slots.len());
         if runs.len() > slots {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
         for (run, usage) in runs {
@@ -176,7 +176,7 @@ impl Agent {
                 (Phase::Running(_), Work::Single(single)) => single.note_usage(now, usage),
                 (Phase::Running(_), Work::Part(part)) => part.note_running(now, usage),
                 _ => {
-                    self.counters.executor_ignored += 1;
+                    self.counters.ignore_executor(1);
                     continue;
                 }
             }
@@ -216,7 +216,7 @@ impl Agent {
     fn task_of(&mut self, id: &ExecutorId, run: Run) -> Option<&mut Task> {
         let task = self.tasks.get_mut(&run).filter(|t| t.phase.place().is_some_and(|p| p.executor == *id));
         if task.is_none() {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
         }
         task
     }

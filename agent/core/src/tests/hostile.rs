@@ -74,6 +74,23 @@ fn items_that_it_does_not_hold_or_reports_twice_are_not_believed() {
 }
 
 #[test]
+fn a_count_of_lies_has_no_end() {
+    let mut w = World::new(parameters());
+    w.event(part(1, "p", 2, 2, 2, true));
+    w.event(prepared(1));
+    w.event(crate::Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(loaded(1, 1));
+    // Found by feeding the core whatever an executor may send: the second statement made the sum overflow.
+    let all = ArrayReport { finished: ItemSet::range(0, u64::MAX), ..ArrayReport::default() };
+    for n in 1..4 {
+        w.event(from(1, FromExecutor::Report { run: Run(1), report: all.clone() }));
+        w.event(loaded(1, 77));
+        // One report does not make the counter stand still: those after it count, too.
+        assert_eq!(w.agent.counters().executor_ignored, n * 1_000_001);
+    }
+}
+
+#[test]
 fn one_that_keeps_lying_is_ended_and_the_others_go_on() {
     let mut w = World::new(parameters());
     w.run_cold(1, "a", 1, 1);
