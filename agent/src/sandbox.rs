@@ -7,7 +7,7 @@
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
-use smalti_types::{Bytes, FrameworkId, TaskKey};
+use smalti_types::{Bytes, TaskKey};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -279,7 +279,7 @@ fn size_of(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smalti_types::TaskId;
+    use smalti_types::{FrameworkId, TaskId};
 
     fn key(n: u32) -> TaskKey {
         TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 }

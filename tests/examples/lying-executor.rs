@@ -9,7 +9,7 @@ use smalti_executor_protocol::v1::{self, FromExecutor, ToExecutor, from_executor
 use smalti_executor_protocol::{PROTOCOL_VERSION, Reader, Writer, blocking};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -28,7 +28,8 @@ fn main() {
     }
     match verb.as_ref().and_then(|v| v.to_str()) {
         Some("launch") => launch(&directory),
-        Some("lie") => lie(&directory),
+        Some("supervise") => supervise(&directory),
+        Some("lie") => lie(),
         other => panic!("{other:?}"),
     }
 }
@@ -39,7 +40,7 @@ fn launch(directory: &Path) {
         return;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.arg("lie").arg("--dir").arg(directory).stdin(Stdio::null()).stdout(Stdio::null());
+    command.arg("supervise").arg("--dir").arg(directory).stdin(Stdio::null()).stdout(Stdio::null());
     let pid = i32::try_from(command.spawn().unwrap().id()).unwrap();
     while !directory.join(SOCKET_NAME).exists() {
         std::thread::yield_now();
@@ -49,10 +50,20 @@ fn launch(directory: &Path) {
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-fn lie(directory: &Path) {
+/// Listens, and lets its child speak.
+fn supervise(directory: &Path) {
     nix::unistd::setsid().unwrap();
     std::env::set_current_dir(directory).unwrap();
-    let (stream, _) = UnixListener::bind(SOCKET_NAME).unwrap().accept().unwrap();
+    let listener = UnixListener::bind(SOCKET_NAME).unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut worker = command.arg("lie").stdin(OwnedFd::from(listener)).stdout(Stdio::null()).spawn().unwrap();
+    worker.wait().unwrap();
+}
+
+/// The worker: its stdin is the listening socket.
+fn lie() {
+    let listener = UnixListener::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+    let (stream, _) = listener.accept().unwrap();
     let raw = stream.try_clone().unwrap();
     let (mut reader, writer) = blocking::split(stream).unwrap();
     let mut liar = Liar { writer, raw, slots: 0 };
@@ -91,6 +102,7 @@ impl Liar {
             allocator: format!("\u{1b}[2J{}", "x".repeat(1 << 20)),
             reset: "what\nyou want".to_owned(),
             warnings: vec!["w".repeat(1 << 16); 100],
+            layers: [("landlock".to_owned(), format!("on\u{1b}[2J{}", "x".repeat(1 << 20)))].into(),
         }));
     }
 
