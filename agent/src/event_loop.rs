@@ -3,6 +3,7 @@
 //! Owns the core, the clock that it sees, and the updates on their way to the master. Everything that may wait is in tasks of its own,
 //! which answer through the inbox. Deliberately absent: decisions (the core's) and connections (`master_link`, `executors`).
 
+use crate::executor_reports::Reporter;
 use crate::executors::Executors;
 use crate::launcher::Running;
 use crate::prepare::{self, Prepared};
@@ -16,7 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// Events waiting for the loop.
 pub(crate) const INBOX: usize = 4_096;
@@ -72,6 +73,8 @@ pub(crate) enum Input {
         executor: ExecutorId,
         /// What.
         message: FromExecutor,
+        /// Lets it say more once this has been taken in.
+        credit: OwnedSemaphorePermit,
     },
     /// An executor is gone.
     Exited {
@@ -138,12 +141,21 @@ pub(crate) struct EventLoop {
     outbound: Option<mpsc::Sender<v1::AgentToMaster>>,
     /// Decided and not yet handed to the connection.
     outgoing: VecDeque<StatusUpdate>,
+    /// What the master is told about executors.
+    reporter: Reporter,
     /// Consequences of acting that the core must hear of in the same batch.
     again: VecDeque<Event>,
 }
 
 impl EventLoop {
-    pub(crate) fn new(core: Agent, executors: Executors, preparer: prepare::Handle, sandboxes: Sandboxes, figures: Arc<Figures>) -> Self {
+    pub(crate) fn new(
+        core: Agent,
+        executors: Executors,
+        preparer: prepare::Handle,
+        sandboxes: Sandboxes,
+        figures: Arc<Figures>,
+        reporter: Reporter,
+    ) -> Self {
         Self {
             core,
             clock: Clock::new(),
@@ -154,6 +166,7 @@ impl EventLoop {
             connection: 0,
             outbound: None,
             outgoing: VecDeque::new(),
+            reporter,
             again: VecDeque::new(),
         }
     }
@@ -198,6 +211,7 @@ impl EventLoop {
                 self.step(now, event);
             }
             self.send();
+            self.report(now);
             self.count();
         }
         inbox.close();
@@ -228,16 +242,24 @@ impl EventLoop {
                 self.connection = connection;
                 self.outbound = None;
                 self.outgoing.clear();
+                self.reporter.close();
                 self.step(now, Event::MasterDisconnected);
                 if reply.send(self.core.registration(now)).is_ok() {
                     self.outbound = Some(outbound);
                 }
                 None
             }
-            Input::Registered { connection, epoch } => (connection == self.connection).then_some(Event::MasterConnected { epoch }),
+            Input::Registered { connection, epoch } => {
+                if connection != self.connection {
+                    return None;
+                }
+                self.reporter.open();
+                Some(Event::MasterConnected { epoch })
+            }
             Input::Disconnected { connection } if connection == self.connection => {
                 self.outbound = None;
                 self.outgoing.clear();
+                self.reporter.close();
                 Some(Event::MasterDisconnected)
             }
             Input::Disconnected { .. } => None,
@@ -258,7 +280,10 @@ impl EventLoop {
                 self.executors.failed(&executor);
                 Some(Event::ExecutorFailed { executor, message })
             }
-            Input::Said { executor, message } => Some(Event::Executor { executor, message }),
+            Input::Said { executor, message, credit } => {
+                drop(credit);
+                Some(Event::Executor { executor, message })
+            }
             Input::Exited { executor, cause, out_of_memory } => {
                 tracing::info!(%executor, "ended: {cause}");
                 self.executors.exited(&executor);
@@ -362,6 +387,18 @@ impl EventLoop {
                 batch.updates.push(update);
             }
             permit.send(v1::AgentToMaster { message: Some(v1::agent_to_master::Message::Updates(batch)) });
+        }
+    }
+
+    /// Tells the master about executors, when something is new and the connection has room.
+    fn report(&mut self, now: Time) {
+        let Some(Ok(permit)) = self.outbound.as_ref().map(mpsc::Sender::try_reserve) else { return };
+        let executors = self.core.executor_views().map(|view| {
+            let facts = self.executors.facts(&view.id);
+            (view, facts)
+        });
+        if let Some(reports) = self.reporter.due(now, executors) {
+            permit.send(v1::AgentToMaster { message: Some(v1::agent_to_master::Message::Executors(reports)) });
         }
     }
 

@@ -5,6 +5,7 @@
 
 use crate::event_loop::Input;
 use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendError};
+use crate::executor_reports::Facts;
 use crate::launcher::{self, ExecutorSpec, Launcher, ProcessHandle, Running};
 use crate::prepare::Ready;
 use crate::sandbox::Sandboxes;
@@ -15,13 +16,15 @@ use smalti_types::{Bytes, ExecutorId, MilliCpus, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
 
 /// Messages that wait for an executor to read; more mean that it does not.
 const LINK_QUEUE: usize = 8_192;
 /// How long an executor's last words are waited for after its end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// What one executor may have said that the event loop has not looked at yet: in units of a message and of a KiB.
+const CREDIT: u32 = 4_096;
 /// How long an executor may live after it closed its connection.
 const END_AFTER_CLOSE: Duration = Duration::from_secs(5);
 
@@ -41,6 +44,7 @@ struct Executor {
     process: ProcessHandle,
     group: ExecutorGroup,
     counts: Arc<FrameCounts>,
+    facts: Facts,
 }
 
 /// All of them.
@@ -109,7 +113,7 @@ impl Executors {
         }
         let slots = u32::try_from(running.hello.slots.len()).unwrap_or(u32::MAX);
         tracing::info!(executor = %id, ?kind, slots, allocator = %running.hello.allocator, reset = %running.hello.reset, isolation = ?running.isolation, "started");
-        let counts = running.link.counts();
+        let (counts, facts) = (running.link.counts(), Facts::of(&running));
         let (reader, writer) = running.link.split();
         let link = writer.into_queue(LINK_QUEUE);
         let reading = tokio::spawn(read(id.clone(), reader, running.process.clone(), self.inbox.clone()));
@@ -121,7 +125,7 @@ impl Executors {
             let _ = tokio::time::timeout(LAST_WORDS, reading).await;
             let _ = inbox.send(Input::Exited { executor: name, cause: exit.cause, out_of_memory: exit.oom }).await;
         }));
-        self.up.insert(id.clone(), Executor { kind, link, process: running.process, group: running.group, counts });
+        self.up.insert(id.clone(), Executor { kind, link, process: running.process, group: running.group, counts, facts });
         Some(slots)
     }
 
@@ -227,6 +231,11 @@ impl Executors {
         }
     }
 
+    /// What is known of one that is up.
+    pub(crate) fn facts(&self, id: &ExecutorId) -> Option<&Facts> {
+        self.up.get(id).map(|executor| &executor.facts)
+    }
+
     /// Frames to and from executors since the agent's start.
     pub(crate) fn frames(&self) -> (u64, u64) {
         self.up.values().fold(self.past_frames, |(sent, received), e| (sent + e.counts.sent(), received + e.counts.received()))
@@ -258,18 +267,23 @@ const fn launch_kind(kind: ExecutorKind) -> launcher::ExecutorKind {
     }
 }
 
-/// Hands on what an executor says. One that breaks the rules of its link is ended.
+/// Hands on what an executor says. One that breaks the rules of its link is ended. What it said and nobody has looked at yet is
+/// bounded for each by itself, so that one that floods fills neither the memory nor the inbox of all.
 async fn read(id: ExecutorId, mut reader: LinkReader, process: ProcessHandle, inbox: mpsc::Sender<Input>) {
+    let credit = Arc::new(Semaphore::new(CREDIT as usize));
     loop {
         match reader.recv().await {
-            Ok(Some(message)) => match wire::from_executor(message) {
-                Some(message) => {
-                    if inbox.send(Input::Said { executor: id.clone(), message }).await.is_err() {
-                        return;
-                    }
+            Ok(Some(message)) => {
+                let Some(message) = wire::from_executor(message) else {
+                    tracing::warn!(executor = %id, "ending it: it says hello twice");
+                    return process.kill();
+                };
+                let units = u32::try_from(1 + reader.last_length() / 1024).unwrap_or(CREDIT).min(CREDIT);
+                let Ok(credit) = credit.clone().acquire_many_owned(units).await else { return };
+                if inbox.send(Input::Said { executor: id.clone(), message, credit }).await.is_err() {
+                    return;
                 }
-                None => tracing::warn!(executor = %id, "it says hello twice"),
-            },
+            }
             Ok(None) => return kill_later(process),
             Err(e) if e.is_disconnect() => return kill_later(process),
             Err(e) => {

@@ -9,7 +9,10 @@ pub mod compiler;
 pub mod detect;
 mod event_loop;
 pub mod executor_link;
+mod executor_reports;
 mod executors;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod identity;
 pub mod launcher;
 mod leftovers;
@@ -29,6 +32,7 @@ pub use process_options::ProcessOptions;
 use anyhow::Context;
 use cgroup::Cgroups;
 use event_loop::{EventLoop, Figures};
+use executor_reports::Reporter;
 use executors::Executors;
 use identity::Identity;
 use launcher::Launcher;
@@ -101,7 +105,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
         options.process.apply(Parameters { slots_per_executor: options.slots_per_executor, ..Parameters::new(info.total.clone()) }),
     );
     let figures = Arc::new(Figures::default());
-    let event_loop = EventLoop::new(core, executors, preparer, sandboxes.clone(), figures.clone());
+    let reporter = Reporter::new(detect::overhead_parts(detected.overhead.mem));
+    let event_loop = EventLoop::new(core, executors, preparer, sandboxes.clone(), figures.clone(), reporter);
 
     let (ending, ended) = watch::channel(false);
     let link = MasterLink { addr: options.master, info, inbox, reads: Reads::new(sandboxes), figures, shutdown: ended.clone() };

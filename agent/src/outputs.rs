@@ -14,6 +14,9 @@ use std::os::unix::fs::FileExt;
 pub(crate) const CHUNK: usize = 64 << 10;
 /// Records taken into memory for one read, at most.
 const MOST_RECORDS: usize = 4 << 20;
+/// Records of one ledger that are passed over because they are damaged, at most. An honest one has none, and a sparse file of zeros
+/// would have more than anybody can read.
+const MOST_DAMAGED: u32 = 1_024;
 /// Most slots whose files are looked for.
 const MOST_SLOTS: usize = 4096;
 /// Bytes searched from the end for the last lines, at most.
@@ -65,6 +68,14 @@ pub(crate) enum Error {
         key: TaskKey,
         /// Which item.
         item: u64,
+    },
+    /// A ledger is no ledger.
+    #[error("the output of {key} cannot be read: {file} has more than {MOST_DAMAGED} damaged records")]
+    NoLedger {
+        /// Whose.
+        key: TaskKey,
+        /// Which.
+        file: String,
     },
     /// More records than one read may hold.
     #[error("{0} has more items than one read can give: ask for some of them")]
@@ -161,6 +172,7 @@ impl Place {
 struct SlotFiles {
     ledger: File,
     at: u64,
+    damaged: u32,
     out: Option<File>,
     err: Option<File>,
 }
@@ -211,9 +223,10 @@ impl PartOutput {
         for entry in entries.take(4 * MOST_SLOTS).flatten() {
             let name = entry.file_name();
             let number = name.to_str().and_then(|n| n.strip_prefix("slot-")?.strip_suffix(".ledger")?.parse::<u32>().ok());
-            let Some(slot) = number.filter(|slot| !self.slots.contains_key(slot)) else { continue };
+            let room = self.slots.len() < MOST_SLOTS;
+            let Some(slot) = number.filter(|slot| room && !self.slots.contains_key(slot)) else { continue };
             let ledger = sandboxes.open(&self.key, &format!("slot-{slot}.ledger"), false)?;
-            self.slots.insert(slot, SlotFiles { ledger, at: 0, out: None, err: None });
+            self.slots.insert(slot, SlotFiles { ledger, at: 0, damaged: 0, out: None, err: None });
         }
         Ok(())
     }
@@ -231,7 +244,13 @@ impl PartOutput {
             let (records, rest) = buffer[..n].as_chunks::<RECORD_LEN>();
             for bytes in records {
                 // A damaged record names nothing that could be read; its item has then no output here.
-                let Some(record) = Record::decode(bytes) else { continue };
+                let Some(record) = Record::decode(bytes) else {
+                    files.damaged += 1;
+                    if files.damaged > MOST_DAMAGED {
+                        return Err(Error::NoLedger { key, file: format!("slot-{slot}.ledger") });
+                    }
+                    continue;
+                };
                 if self.wanted.as_ref().is_some_and(|w| !w.contains(record.item)) || self.given.contains(record.item) {
                     continue;
                 }
@@ -362,6 +381,31 @@ mod tests {
         assert!(matches!(items(&mut part, &all), Err(Error::Damaged { item: 1, .. } | Error::Io { .. })));
         std::fs::write(path.join("slot-0.ledger"), record(u64::MAX, 0, (0, 1))).unwrap();
         items(&mut PartOutput::new(key(), None, vec![Stream::Out]), &all).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_ledger_ends_the_read_and_not_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, path) = sandboxes(dir.path());
+        let ledger = path.join("slot-0.ledger");
+        // Four tebibytes of zeros takes no room on the disk.
+        std::fs::File::create(&ledger).unwrap().set_len(1 << 42).unwrap();
+        let read = || items(&mut PartOutput::new(key(), None, vec![Stream::Out]), &all);
+        assert!(matches!(read(), Err(Error::NoLedger { .. })));
+        std::fs::remove_file(&ledger).unwrap();
+        nix::unistd::mkfifo(&ledger, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(read(), Err(Error::Sandbox(_))));
+        std::fs::remove_file(&ledger).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &ledger).unwrap();
+        assert!(matches!(read(), Err(Error::Sandbox(_))));
+        std::fs::remove_file(&ledger).unwrap();
+        std::fs::write(path.join("slot-4294967296.ledger"), record(1, 0, (0, 1))).unwrap();
+        std::fs::write(path.join("slot-x.ledger"), record(1, 0, (0, 1))).unwrap();
+        assert_eq!(read().unwrap(), []);
+        // A range that runs over the end of the numbers.
+        std::fs::write(path.join("slot-0.out"), "x").unwrap();
+        std::fs::write(&ledger, record(1, u32::MAX, (1, u64::MAX))).unwrap();
+        assert!(matches!(read(), Err(Error::Damaged { item: 1, .. })));
     }
 
     #[test]

@@ -244,6 +244,7 @@ pub(crate) fn from_executor(message: from_executor::Message) -> Option<FromExecu
         Message::Progress(m) => {
             FromExecutor::Progress { run: Run(m.run), permille: u16::try_from(m.permille.min(1000)).unwrap_or(1000), text: m.text }
         }
+        Message::Usages(m) => FromExecutor::Usage { runs: m.runs.into_iter().map(|r| (Run(r.run), usage(r.usage))).collect() },
         Message::ArrayEnded(m) => FromExecutor::Ended { run: Run(m.run), slots: m.slots },
     })
 }

@@ -36,6 +36,7 @@ enum Seen {
     Deregistered,
     Read(u64, Vec<u8>, Option<String>),
     Beat(std::collections::HashMap<String, u64>),
+    Executors(v1::ExecutorReports),
 }
 
 struct Fake {
@@ -71,6 +72,9 @@ impl AgentService for Fake {
                     }
                     agent_to_master::Message::Heartbeat(beat) => {
                         let _ = seen.send(Seen::Beat(beat.counters)).await;
+                    }
+                    agent_to_master::Message::Executors(reports) => {
+                        let _ = seen.send(Seen::Executors(reports)).await;
                     }
                     agent_to_master::Message::ReadRefused(_) => {}
                 }
@@ -369,4 +373,32 @@ async fn it_says_goodbye_and_leaves_nothing_running() {
     let status = w.agent.wait().unwrap();
     assert!(status.success(), "{status}");
     assert_eq!(w.executors(), [] as [i32; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_tells_what_its_executors_are() {
+    let mut w = World::start().await;
+    w.launch("spin", SPIN).await;
+    // At first there is none, then one that starts, then one that runs a task.
+    let reports = loop {
+        if let Seen::Executors(reports) = w.next().await
+            && reports.executors.iter().any(|e| e.busy_slots == 1 && e.state == "up")
+        {
+            break reports;
+        }
+    };
+    let [executor] = &reports.executors[..] else { panic!("{reports:?}") };
+    assert_eq!((executor.framework.as_str(), executor.slots, executor.memory_limit > 0), ("F1-1", 32, true), "{executor:?}");
+    assert!(w.executors().contains(&executor.pid) && executor.uid.is_some(), "{executor:?}");
+    assert!(["pooling", "on-demand"].contains(&executor.allocator.as_str()), "{executor:?}");
+    assert!(executor.layers.contains_key("pid_namespace"), "{executor:?}");
+    assert!(["agent", "executors", "compiler"].iter().all(|part| reports.overhead_memory.contains_key(*part)), "{reports:?}");
+    w.command(AgentCommand::Kill { task: key("spin"), grace: Some(DurationMs(0)) }).await;
+    loop {
+        if let Seen::Executors(reports) = w.next().await
+            && reports.executors.iter().all(|e| e.busy_slots == 0)
+        {
+            return;
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! that misspeaks once cannot be trusted with the accounting.
 
 use crate::event_loop::{Handle, Input, Stopped};
+use crate::executor_reports::bounded;
 use crate::frames::AgentFrame;
 use crate::outbound::{Outbound, Queue, queue};
 use crate::sandbox_relay::Relay;
@@ -125,6 +126,9 @@ impl Reader {
             Some(Message::Heartbeat(heartbeat)) => {
                 let short = heartbeat.counters.into_iter().filter(|(name, _)| name.len() <= MAX_COUNTER_NAME).take(MAX_COUNTERS);
                 self.handle.send(Input::Counters { conn, counters: short.collect() }).await?;
+            }
+            Some(Message::Executors(reports)) => {
+                self.handle.send(Input::Executors { conn, reports: bounded(reports) }).await?;
             }
             Some(Message::ReadRefused(refusal)) => self.relay.refuse(&refusal),
             Some(Message::Deregister(goodbye)) => {

@@ -53,6 +53,11 @@ pub(crate) enum Input {
         conn: Conn,
         counters: BTreeMap<String, u64>,
     },
+    /// What an agent says about its executors.
+    Executors {
+        conn: Conn,
+        reports: v1::ExecutorReports,
+    },
     Ask(Question),
     Read {
         request: v1::ReadRequest,
@@ -179,6 +184,10 @@ impl EventLoop {
             }
             Input::Counters { conn, counters } => {
                 self.peers.set_counters(conn, counters);
+                return Effects::default();
+            }
+            Input::Executors { conn, reports } => {
+                self.peers.set_executors(conn, reports);
                 return Effects::default();
             }
             Input::Gone(conn) => match self.peers.remove(conn) {

@@ -15,6 +15,7 @@ mod clock;
 mod data_dir;
 mod error;
 mod event_loop;
+mod executor_reports;
 mod frames;
 mod framework_service;
 mod listener;

@@ -28,11 +28,15 @@ impl v1::operator_service_server::OperatorService for Operators {
 
     async fn list_agents(&self, _: Request<v1::Empty>) -> Result<Response<v1::AgentList>, Status> {
         let snapshot = |master: &Master, peers: &Peers| {
-            let counters = |view: &AgentView| master.agent_connection(&view.info.id).map(|conn| peers.counters(conn));
-            master.agent_views().map(|view| (counters(&view).unwrap_or_default(), view)).collect::<Vec<_>>()
+            let with_peer = |view: AgentView| {
+                let conn = master.agent_connection(&view.info.id);
+                let (counters, executors) = conn.map(|conn| (peers.counters(conn), peers.executors(conn))).unwrap_or_default();
+                (view, counters, executors)
+            };
+            master.agent_views().map(with_peer).collect::<Vec<_>>()
         };
         let agents = self.handle.ask(snapshot).await?;
-        let agents = agents.into_iter().map(|(counters, view)| views::agent(view, counters)).collect();
+        let agents = agents.into_iter().map(|(view, counters, executors)| views::agent(view, counters, executors)).collect();
         Ok(Response::new(v1::AgentList { agents }))
     }
 

@@ -20,11 +20,13 @@ struct Peer<F> {
     received: u64,
     /// What an agent counts itself.
     counters: BTreeMap<String, u64>,
+    /// What an agent said last about its executors.
+    executors: v1::ExecutorReports,
 }
 
 impl<F: Frame> Peer<F> {
     fn new(queue: Queue<F>) -> Self {
-        Self { queue, batch: Vec::new(), sent: 0, received: 0, counters: BTreeMap::new() }
+        Self { queue, batch: Vec::new(), sent: 0, received: 0, counters: BTreeMap::new(), executors: v1::ExecutorReports::default() }
     }
 
     fn add(&mut self, frame: F) {
@@ -90,6 +92,17 @@ impl Peers {
         if let Some(peer) = self.agents.get_mut(&conn) {
             peer.counters = counters;
         }
+    }
+
+    pub(crate) fn set_executors(&mut self, conn: Conn, reports: v1::ExecutorReports) {
+        if let Some(peer) = self.agents.get_mut(&conn) {
+            peer.executors = reports;
+        }
+    }
+
+    /// What an agent said last about its executors.
+    pub(crate) fn executors(&self, conn: Conn) -> v1::ExecutorReports {
+        self.agents.get(&conn).map(|peer| peer.executors.clone()).unwrap_or_default()
     }
 
     /// An agent's own counters, and what the master counts on its connection.

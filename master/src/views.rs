@@ -15,8 +15,8 @@ pub(crate) fn cluster(view: ClusterView) -> v1::ClusterInfo {
     }
 }
 
-/// `counters` are the agent's own and the master's about its connection.
-pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>) -> v1::AgentStatus {
+/// `counters` are the agent's own and the master's about its connection; `executors` is what it said last on it.
+pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>, executors: v1::ExecutorReports) -> v1::AgentStatus {
     let state = match view.state {
         AgentState::Active => "active",
         AgentState::Disconnected => "disconnected",
@@ -30,6 +30,8 @@ pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>) -> v1::Age
         registered_us: view.registered.0,
         tasks: u32::try_from(view.tasks).unwrap_or(u32::MAX),
         counters: counters.into_iter().collect(),
+        executors: executors.executors,
+        overhead_memory: executors.overhead_memory,
     }
 }
 

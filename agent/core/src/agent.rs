@@ -30,6 +30,19 @@ pub struct Counters {
     pub items_finished: u64,
 }
 
+/// Most that one message counts for: a report may speak of 2^64 items, and the counter must still move with the next one.
+const MOST_AT_ONCE: u64 = 1_000_000;
+
+impl Counters {
+    pub(crate) fn ignore_executor(&mut self, n: u64) {
+        self.executor_ignored = self.executor_ignored.saturating_add(n.min(MOST_AT_ONCE));
+    }
+
+    pub(crate) fn ignore_master(&mut self, n: u64) {
+        self.master_ignored = self.master_ignored.saturating_add(n);
+    }
+}
+
 /// Everything that this agent runs.
 #[derive(Debug)]
 pub struct Agent {

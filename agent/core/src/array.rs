@@ -7,6 +7,8 @@ use crate::event::{ArrayReport, Failure, ItemFailure};
 use crate::lanes::Lanes;
 use crate::lease::{Rate, pace_us};
 use crate::queue::{Batch, Queue};
+use crate::task::usage_pace;
+use crate::trust::Bounds;
 use smalti_types::status::{MAX_RESULT_LEN, truncate};
 use smalti_types::{
     ArrayDelta, FailedItem, ItemBatch, ItemSet, LaunchArray, Reason, Resources, StatusUpdate, TaskKey, TaskState, Time, Usage,
@@ -59,6 +61,12 @@ pub(crate) struct Part {
     /// Slots that the last update spoke of.
     pub(crate) told_slots: u32,
     told_usage: Usage,
+    /// What its running items have used so far, which the items' own reports do not have yet.
+    running: Usage,
+    /// The master does not know this, …
+    running_news: bool,
+    /// … and is not told before this.
+    next_usage: Time,
     /// The next update must not wait for its time.
     urgent: bool,
     low_water: u64,
@@ -86,6 +94,9 @@ impl Part {
             asked: false,
             told_slots: launch.slots,
             told_usage: Usage::default(),
+            running: Usage::default(),
+            running_news: false,
+            next_usage: Time(0),
             urgent: false,
             low_water: 0,
             next_paced: Time(0),
@@ -263,6 +274,12 @@ impl Part {
         let mut ignored = stated.saturating_sub(delta.items());
         if ended > 0 {
             delta.usage = report.usage;
+            // What these items used is not that of running ones any more, until the executor says how much that is now.
+            self.running.cpu_us = self.running.cpu_us.saturating_sub(report.usage.cpu_us);
+            self.running.wall_us = self.running.wall_us.saturating_sub(report.usage.wall_us);
+            self.running.bytes_read = self.running.bytes_read.saturating_sub(report.usage.bytes_read);
+            self.running.bytes_written = self.running.bytes_written.saturating_sub(report.usage.bytes_written);
+            self.running.fuel = self.running.fuel.map(|f| f.saturating_sub(report.usage.fuel.unwrap_or(0)));
         }
         let mut seen = BTreeSet::new();
         for (item, value) in report.results {
@@ -280,6 +297,20 @@ impl Part {
         let finished = delta.finished.len();
         self.note(delta);
         (finished, ignored)
+    }
+
+    /// What `items` of its items can have used, or all that run at once.
+    fn bounds(&self, items: Option<u64>) -> Bounds {
+        let slots = u64::from(self.launch.slots);
+        let fuel = self.launch.template.spec.limits.fuel.map(|fuel| fuel.saturating_mul(items.unwrap_or(slots)));
+        Bounds { since: self.started, slots, memory: self.launch.slot_resources.mem.0, fuel }
+    }
+
+    /// Takes in what the executor says that the items which run now have used so far.
+    pub(crate) fn note_running(&mut self, now: Time, said: &Usage) {
+        let usage = self.bounds(None).cut(now, said);
+        self.running_news |= usage != self.running;
+        self.running = usage;
     }
 
     /// The executor is gone: items that it held may have run and failed with it, the others go back.
@@ -310,7 +341,7 @@ impl Part {
     pub(crate) fn is_due(&self, now: Time, in_flight: usize) -> bool {
         let slots_changed = self.slots != self.told_slots;
         if self.chunks.is_empty() && !slots_changed && !self.urgent {
-            return false;
+            return self.running_news && in_flight < IN_FLIGHT && now >= self.next_usage;
         }
         // Somebody waits for what we have to say: resources, items asked for, or a slot that has nothing to do.
         let starving = self.started.is_some() && self.open && self.queue.is_empty() && self.leased_len() < u64::from(self.slots);
@@ -328,14 +359,20 @@ impl Part {
         delta.slots = if state.is_terminal() { 0 } else { self.slots };
         delta.outstanding = self.outstanding() + self.chunks.iter().map(ArrayDelta::items).sum::<u64>();
         self.told_slots = delta.slots;
+        delta.usage = self.bounds(Some(delta.items())).cut(now, &delta.usage);
         self.told_usage.add(&delta.usage);
         self.urgent = false;
+        self.running_news = false;
+        self.next_usage = now.after(usage_pace(now, self.started));
         if self.open && self.outstanding() <= self.low_water {
             self.low_water = self.outstanding() / 2;
         }
         self.next_paced = Time(now.0.saturating_add(pace_us(now, self.started.unwrap_or(now))));
         let mut update = StatusUpdate::new(key.clone(), seq, state, Reason::None, String::new(), now);
         update.usage = self.told_usage;
+        if !state.is_terminal() {
+            update.usage.add(&self.running);
+        }
         update.array = Some(delta);
         update
     }

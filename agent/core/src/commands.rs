@@ -39,7 +39,7 @@ impl Agent {
         let checked = launch.resources.check_request().map_err(|e| e.to_string());
         let checked = checked.and_then(|()| supported(&launch.spec, &launch.resources));
         let kind = self.parameters.process.kind(&role, &spec, &resources);
-        let work = Work::Single(Single { launch: Arc::new(launch), progress: None, next_progress: Time(0) });
+        let work = Work::Single(Single::new(launch));
         self.accept(now, (key, role, kind), work, checked.map(|()| resources), spec, Arc::new([]), out);
     }
 
@@ -56,7 +56,7 @@ impl Agent {
         let (spec, split_inputs) = (Arc::new(launch.template.spec.clone()), launch.template.split_inputs.clone().into());
         let kind = self.parameters.process.kind(&role, &spec, &launch.slot_resources);
         let (part, refused) = Part::new(launch);
-        self.counters.master_ignored = self.counters.master_ignored.saturating_add(refused);
+        self.counters.ignore_master(refused);
         self.accept(now, (key.clone(), role, kind), Work::Part(Box::new(part)), checked, spec, split_inputs, out);
         if let Some(run) = self.keys.get(&key).copied() {
             self.end_if_exhausted(now, run, out);
@@ -76,7 +76,7 @@ impl Agent {
         out: &mut Out,
     ) {
         if self.keys.contains_key(&key) || !self.seen.insert(&key) {
-            self.counters.master_ignored += 1;
+            self.counters.ignore_master(1);
             return;
         }
         let array = matches!(work, Work::Part(_));
@@ -122,11 +122,11 @@ impl Agent {
     fn assign(&mut self, now: Time, key: &TaskKey, batch: ItemBatch, open: bool, out: &mut Out) {
         let Some((run, part)) = self.live_part(key) else {
             // The part's terminal update says which items it had; the framework hands out the others again.
-            self.counters.master_ignored = self.counters.master_ignored.saturating_add(batch.items.len());
+            self.counters.ignore_master(batch.items.len());
             return;
         };
         let refused = part.assign(batch, open);
-        self.counters.master_ignored = self.counters.master_ignored.saturating_add(refused);
+        self.counters.ignore_master(refused);
         self.dirty.insert(run);
         self.feed(now, run, out);
         self.end_if_exhausted(now, run, out);
@@ -134,7 +134,7 @@ impl Agent {
 
     fn return_items(&mut self, now: Time, key: &TaskKey, most: u64, out: &mut Out) {
         let Some((run, part)) = self.live_part(key) else {
-            self.counters.master_ignored += 1;
+            self.counters.ignore_master(1);
             return;
         };
         let unlease = part.return_items(most);
@@ -150,7 +150,7 @@ impl Agent {
 
     fn kill(&mut self, now: Time, key: &TaskKey, grace: Option<DurationMs>, out: &mut Out) {
         let Some(run) = self.keys.get(key).copied() else {
-            self.counters.master_ignored += 1;
+            self.counters.ignore_master(1);
             return;
         };
         let Some(task) = self.tasks.get_mut(&run) else { return };

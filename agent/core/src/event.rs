@@ -159,6 +159,11 @@ pub enum FromExecutor {
         /// The guest's words.
         text: String,
     },
+    /// What running tasks, and the running items of array parts, have used so far.
+    Usage {
+        /// By run, each at most once.
+        runs: Vec<(Run, Usage)>,
+    },
 }
 
 /// What happened to a part's items since the report before.

@@ -18,6 +18,7 @@ const PER_MODULE: Bytes = Bytes::mib(16);
 const STEP: Bytes = Bytes::mib(256);
 /// A limit is lowered at the earliest this long after it was last raised.
 const LOWER_AFTER: DurationMs = DurationMs(10_000);
+
 /// Where an executor is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -83,6 +84,10 @@ pub(crate) struct Executor {
     limit: Bytes,
     raised: Time,
     pub(crate) idle_since: Time,
+    /// Messages that spoke of what it does not hold.
+    pub(crate) lies: u32,
+    /// Since when they are counted.
+    pub(crate) lies_since: Time,
 }
 
 impl Executor {
@@ -102,6 +107,8 @@ impl Executor {
             limit: Bytes(0),
             raised: now,
             idle_since: now,
+            lies: 0,
+            lies_since: now,
         };
         executor.limit = executor.limit_for(overhead(slots as usize, 1).saturating_add(memory));
         executor

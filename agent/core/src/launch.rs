@@ -165,6 +165,7 @@ impl Agent {
             Work::Single(single) => {
                 let limits = &single.launch.spec.limits;
                 task.overdue = limits.timeout.map(|t| now.after(t).after(limits.grace).after(OVERDUE_MARGIN));
+                single.began = Some(now);
                 task.phase = Phase::Starting(place.clone());
                 let slot = place.slots.first().copied().unwrap_or_default();
                 ToExecutor::StartTask { run, slot, module, key, launch: single.launch.clone() }
@@ -229,7 +230,7 @@ impl Agent {
 
     pub(crate) fn executor_started(&mut self, now: Time, id: &ExecutorId, slots: u32, out: &mut Out) {
         let Some(executor) = self.pool.executors.get_mut(id).filter(|e| e.phase == executor::Phase::Starting) else {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         };
         executor.phase = executor::Phase::Up;

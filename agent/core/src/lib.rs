@@ -20,7 +20,9 @@ mod queue;
 mod reports;
 mod seen;
 mod task;
+mod trust;
 mod updates;
+mod views;
 
 #[cfg(test)]
 mod tests;
@@ -28,3 +30,4 @@ mod tests;
 pub use agent::{Agent, Counters};
 pub use event::{ArrayReport, Event, Failure, FromExecutor, Grant, ItemFailure, Message, ModuleId, Record, Run, ToExecutor};
 pub use parameters::{ExecutorKind, Parameters, ProcessPolicy};
+pub use views::{ExecutorState, ExecutorView};

@@ -22,6 +22,16 @@ impl ExecutorKind {
     pub const fn is_used_once(self) -> bool {
         matches!(self, Self::Pooled | Self::Networked)
     }
+
+    /// `shared`, `pooled` or `networked`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Pooled => "pooled",
+            Self::Networked => "networked",
+        }
+    }
 }
 
 /// Whose tasks run in class `process` whatever they ask for.

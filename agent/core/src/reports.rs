@@ -17,9 +17,10 @@ const PROGRESS_LEN: usize = 256;
 impl Agent {
     pub(crate) fn executor_said(&mut self, now: Time, id: &ExecutorId, message: FromExecutor, out: &mut Out) {
         if !self.pool.executors.get(id).is_some_and(|e| e.phase != executor::Phase::Starting) {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
+        let ignored = self.counters.executor_ignored;
         match message {
             FromExecutor::ModuleLoaded { module, failure } => self.module_loaded(now, id, module, failure, out),
             FromExecutor::Started { run } => self.started(now, id, run),
@@ -30,13 +31,17 @@ impl Agent {
             FromExecutor::Report { run, report } => self.report(now, id, run, report, out),
             FromExecutor::Ended { run, slots } => self.slots_ended(now, id, run, &slots, out),
             FromExecutor::Progress { run, permille, text } => self.progress(id, run, permille, text),
+            FromExecutor::Usage { runs } => self.usage(now, id, &runs),
+        }
+        if self.counters.executor_ignored > ignored {
+            self.distrust(now, id, out);
         }
     }
 
     fn module_loaded(&mut self, now: Time, id: &ExecutorId, module: ModuleId, failure: Option<Failure>, out: &mut Out) {
         let runs = self.pool.executors.get_mut(id).and_then(|e| e.loaded(module, failure.is_none()));
         let Some(runs) = runs else {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         };
         for run in runs {
@@ -71,16 +76,20 @@ impl Agent {
                 self.dirty.insert(run);
             }
             (Phase::Running(_) | Phase::Spread, Work::Part(_)) => {}
-            _ => self.counters.executor_ignored += 1,
+            _ => self.counters.ignore_executor(1),
         }
     }
 
     fn outcome(&mut self, now: Time, id: &ExecutorId, run: Run, outcome: Outcome, out: &mut Out) {
         let Some(task) = self.task_of(id, run) else { return };
         if !matches!((&task.phase, &task.work), (Phase::Starting(_) | Phase::Running(_), Work::Single(_))) {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
+        let usage = match &task.work {
+            Work::Single(single) => single.bounds().cut(now, &outcome.usage),
+            Work::Part(_) => Usage::default(),
+        };
         let mut ending = match (&task.kill, outcome.failure) {
             (Some(_), None) => Ending::killed(),
             (Some(_), Some(failure)) => Ending { message: failure.message, ..Ending::killed() },
@@ -88,7 +97,7 @@ impl Agent {
             (None, Some(failure)) => Ending::new(TaskState::Failed, failure.reason, failure.message),
         };
         ending.exit_code = outcome.exit_code;
-        ending.usage = outcome.usage;
+        ending.usage = Some(usage);
         ending.result = outcome.result;
         self.end(now, run, ending, out);
     }
@@ -99,12 +108,12 @@ impl Agent {
             return self.lane_report(now, id, run, report, out);
         }
         let (Phase::Running(_), Work::Part(part)) = (&task.phase, &mut task.work) else {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         };
         let (finished, ignored) = part.report(report, task.kill.is_some());
         self.counters.items_finished = self.counters.items_finished.saturating_add(finished);
-        self.counters.executor_ignored = self.counters.executor_ignored.saturating_add(ignored);
+        self.counters.ignore_executor(ignored);
         self.dirty.insert(run);
         self.feed(now, run, out);
     }
@@ -113,16 +122,18 @@ impl Agent {
         let Some(task) = self.task_of(id, run) else { return };
         let killing = task.kill.is_some();
         let (Phase::Running(place), Work::Part(part)) = (&mut task.phase, &mut task.work) else {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         };
         if !part.ending {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
-        let (gone, kept): (Vec<u32>, Vec<u32>) = place.slots.iter().partition(|s| slots.contains(s));
+        // It names slots that the part has, so there are no more: a longer list is not even looked through.
+        let plausible = slots.len() <= place.slots.len();
+        let (gone, kept): (Vec<u32>, Vec<u32>) = place.slots.iter().partition(|s| plausible && slots.contains(s));
         if gone.is_empty() {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
             return;
         }
         if kept.is_empty() {
@@ -159,6 +170,27 @@ impl Agent {
             truncate(&mut text, PROGRESS_LEN);
             single.progress = Some((permille.min(1000), text));
             self.dirty.insert(run);
+        }
+    }
+
+    /// What runs have used so far. Each has a slot of its own, so it cannot speak of more than it has slots.
+    fn usage(&mut self, now: Time, id: &ExecutorId, runs: &[(Run, Usage)]) {
+        let slots = self.pool.executors.get(id).map_or(0, |e| e.slots.len());
+        if runs.len() > slots {
+            self.counters.ignore_executor(1);
+            return;
+        }
+        for (run, usage) in runs {
+            let Some(task) = self.task_of(id, *run) else { continue };
+            match (&task.phase, &mut task.work) {
+                (Phase::Running(_), Work::Single(single)) => single.note_usage(now, usage),
+                (Phase::Running(_) | Phase::Spread, Work::Part(part)) => part.note_running(now, usage),
+                _ => {
+                    self.counters.ignore_executor(1);
+                    continue;
+                }
+            }
+            self.dirty.insert(*run);
         }
     }
 
@@ -212,7 +244,7 @@ impl Agent {
     fn task_of(&mut self, id: &ExecutorId, run: Run) -> Option<&mut Task> {
         let task = self.tasks.get_mut(&run).filter(|t| t.is_in(id));
         if task.is_none() {
-            self.counters.executor_ignored += 1;
+            self.counters.ignore_executor(1);
         }
         task
     }

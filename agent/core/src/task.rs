@@ -5,6 +5,7 @@
 use crate::array::Part;
 use crate::event::Failure;
 use crate::parameters::ExecutorKind;
+use crate::trust::Bounds;
 use crate::updates::Stream;
 use smalti_types::{
     Digest, DurationMs, ExecutorId, Launch, MilliCpus, Reason, Resources, Role, StatusUpdate, TaskKey, TaskState, Time, Usage,
@@ -77,6 +78,45 @@ pub(crate) struct Single {
     pub(crate) progress: Option<(u16, String)>,
     /// No progress is told before this.
     pub(crate) next_progress: Time,
+    /// When its executor was told to start it.
+    pub(crate) began: Option<Time>,
+    /// What it has used so far.
+    pub(crate) usage: Usage,
+    /// The master does not know this usage, …
+    pub(crate) usage_news: bool,
+    /// … and is not told before this.
+    pub(crate) next_usage: Time,
+}
+
+impl Single {
+    pub(crate) fn new(launch: Launch) -> Self {
+        Self {
+            launch: Arc::new(launch),
+            progress: None,
+            next_progress: Time(0),
+            began: None,
+            usage: Usage::default(),
+            usage_news: false,
+            next_usage: Time(0),
+        }
+    }
+
+    /// What it can have used.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds { since: self.began, slots: 1, memory: self.launch.resources.mem.0, fuel: self.launch.spec.limits.fuel }
+    }
+
+    /// Takes in what its executor says that it has used so far.
+    pub(crate) fn note_usage(&mut self, now: Time, said: &Usage) {
+        let usage = self.bounds().cut(now, said);
+        self.usage_news |= usage != self.usage;
+        self.usage = usage;
+    }
+
+    /// Whether there is something to say that is worth an update.
+    fn is_due(&self, now: Time) -> bool {
+        (self.progress.is_some() && now >= self.next_progress) || (self.usage_news && now >= self.next_usage)
+    }
 }
 
 /// What kind of attempt it is.
@@ -93,13 +133,14 @@ pub(crate) struct Ending {
     pub(crate) reason: Reason,
     pub(crate) message: String,
     pub(crate) exit_code: Option<i32>,
-    pub(crate) usage: Usage,
+    /// `None`: what was known before.
+    pub(crate) usage: Option<Usage>,
     pub(crate) result: Option<Vec<u8>>,
 }
 
 impl Ending {
     pub(crate) fn new(state: TaskState, reason: Reason, message: impl Into<String>) -> Self {
-        Self { state, reason, message: message.into(), exit_code: None, usage: Usage::default(), result: None }
+        Self { state, reason, message: message.into(), exit_code: None, usage: None, result: None }
     }
 
     /// The end of an attempt that was killed on request.
@@ -202,7 +243,10 @@ impl Task {
 
     /// Says something new about a single task.
     pub(crate) fn say(&mut self, now: Time, state: TaskState, reason: Reason, message: &str) {
-        let update = StatusUpdate::new(self.key.clone(), self.stream.next_seq(), state, reason, message, now);
+        let mut update = StatusUpdate::new(self.key.clone(), self.stream.next_seq(), state, reason, message, now);
+        if let Work::Single(single) = &self.work {
+            update.usage = single.usage;
+        }
         self.stream.push(update);
     }
 
@@ -221,6 +265,8 @@ impl Task {
                 let mut update = StatusUpdate::new(self.key.clone(), seq, ending.state, Reason::None, ending.message, now);
                 // What the guest said last and nobody has been told yet: there is no later update.
                 update.progress = single.progress.take();
+                // An executor that died has said nothing later.
+                update.usage = ending.usage.unwrap_or(single.usage);
                 update
             }
             Work::Part(part) => {
@@ -232,9 +278,6 @@ impl Task {
         };
         update.reason = ending.reason;
         update.exit_code = ending.exit_code;
-        if update.array.is_none() {
-            update.usage = ending.usage;
-        }
         update.result = ending.result.filter(|r| r.len() <= MAX_RESULT_LEN);
         self.stream.push(update);
     }
@@ -247,15 +290,16 @@ impl Task {
         }
         match &mut self.work {
             Work::Single(single) => {
-                if self.stream.in_flight() > 0 || now < single.next_progress {
+                if self.stream.in_flight() > 0 || !single.is_due(now) {
                     return;
                 }
-                if let Some(progress) = single.progress.take() {
-                    single.next_progress = now.after(PROGRESS_PACE);
-                    let mut update = StatusUpdate::new(self.key.clone(), self.stream.next_seq(), state, Reason::None, String::new(), now);
-                    update.progress = Some(progress);
-                    self.stream.push(update);
-                }
+                single.next_progress = now.after(PROGRESS_PACE);
+                single.next_usage = now.after(usage_pace(now, single.began));
+                single.usage_news = false;
+                let mut update = StatusUpdate::new(self.key.clone(), self.stream.next_seq(), state, Reason::None, String::new(), now);
+                update.progress = single.progress.take();
+                update.usage = single.usage;
+                self.stream.push(update);
             }
             Work::Part(part) => {
                 while part.is_due(now, self.stream.in_flight()) {
@@ -269,3 +313,11 @@ impl Task {
 
 /// A guest's progress is told at most this often.
 const PROGRESS_PACE: DurationMs = DurationMs(1_000);
+/// What a run has used so far is told after a twentieth of its age, but never more and never less often than this.
+const USAGE_PACE_MS: (u64, u64) = (1_000, 30_000);
+
+/// How long to wait until its usage is told again: every task of a large cluster says something, so old ones say it rarely.
+pub(crate) fn usage_pace(now: Time, began: Option<Time>) -> DurationMs {
+    let age_ms = began.map_or(0, |began| now.micros_since(began) / 1_000);
+    DurationMs((age_ms / 20).clamp(USAGE_PACE_MS.0, USAGE_PACE_MS.1))
+}

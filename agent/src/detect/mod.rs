@@ -118,6 +118,15 @@ fn advertise(overrides: &Overrides, node: Node) -> Detected {
     Detected { total, overhead }
 }
 
+/// What the memory overhead consists of, by name: on small nodes each part is less in proportion.
+#[must_use]
+pub fn overhead_parts(overhead: Bytes) -> BTreeMap<String, u64> {
+    let parts = [("agent", AGENT_MEMORY), ("executors", EXECUTORS_MEMORY), ("compiler", COMPILER_MEMORY)];
+    let whole: u128 = parts.iter().map(|(_, part)| u128::from(part.0)).sum();
+    let share = |part: Bytes| u64::try_from(u128::from(part.0) * u128::from(overhead.0) / whole).unwrap_or(u64::MAX);
+    parts.into_iter().map(|(name, part)| (name.to_owned(), share(part))).collect()
+}
+
 /// What an ordinary user may still write, in whole MiB.
 fn free_disk(path: &Path) -> std::io::Result<Bytes> {
     let stat = nix::sys::statvfs::statvfs(path)?;
@@ -156,6 +165,9 @@ mod tests {
         assert_eq!((total.cpus, total.ports.len()), (MilliCpus(2000), 1001));
         let small = advertise(&Overrides::default(), Node { memory: Bytes::mib(512), ..NODE });
         assert_eq!(small.overhead.mem, Bytes::mib(128));
+        let parts = overhead_parts(overhead.mem);
+        assert_eq!((parts["agent"], parts.values().sum::<u64>()), (AGENT_MEMORY.0, overhead.mem.0));
+        assert_eq!(overhead_parts(small.overhead.mem)["compiler"], 512 * (128 << 20) / 896);
     }
 
     #[test]

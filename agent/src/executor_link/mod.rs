@@ -1,13 +1,16 @@
 //! The agent's end of the connection to an executor: frames over a unix socket, without blocking a thread.
 //!
-//! Owns the socket. What an executor says is untrusted: frames are bounded, an executor may send no descriptors (the kernel
-//! drops what it attaches, a frame that counts some is an error), and one message is held at a time. Deliberately absent: what
-//! messages mean, and reconnecting.
+//! Owns the socket. What an executor says is untrusted: frames are bounded in length and in what they decode to, an executor may send
+//! no descriptors (the kernel drops what it attaches, a frame that counts some is an error), one message is held at a time, and one
+//! that floods is read more slowly. Deliberately absent: what messages mean, and reconnecting.
 
+mod budget;
 mod queue;
+pub(crate) mod scan;
 
 pub use queue::{LinkSender, Outgoing, SendError};
 
+use budget::Budget;
 use bytes::BytesMut;
 use smalti_executor_protocol::v1::{FromExecutor, ToExecutor, from_executor, to_executor};
 use smalti_executor_protocol::{Decoder, FrameError, blocking, encode_into};
@@ -16,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -60,8 +64,15 @@ impl ExecutorLink {
     pub fn new(stream: UnixStream) -> Self {
         let stream = Arc::new(stream);
         let counts = Arc::new(FrameCounts::default());
-        let reader =
-            LinkReader { stream: stream.clone(), decoder: Decoder::new(), buffer: vec![0; READ_BYTES].into(), counts: counts.clone() };
+        let reader = LinkReader {
+            stream: stream.clone(),
+            decoder: Decoder::new(),
+            buffer: vec![0; READ_BYTES].into(),
+            counts: counts.clone(),
+            budget: Budget::new(Instant::now()),
+            pause: None,
+            taken: 0,
+        };
         Self { reader, writer: LinkWriter { stream, buffer: BytesMut::new(), counts } }
     }
 
@@ -126,21 +137,40 @@ pub struct LinkReader {
     decoder: Decoder,
     buffer: Box<[u8]>,
     counts: Arc<FrameCounts>,
+    budget: Budget,
+    /// Nothing is taken before this: it spoke too much.
+    pause: Option<tokio::time::Instant>,
+    taken: usize,
 }
 
 impl LinkReader {
+    /// Bytes of the frame that the last message came in.
+    #[must_use]
+    pub fn last_length(&self) -> usize {
+        self.taken
+    }
+
     /// The next message; `None` when the executor closed the connection between two frames. May be cancelled without loss.
-    /// A frame without a message that this version knows is skipped.
+    /// A frame without a message that this version knows is skipped. One that has spoken too much is listened to later.
     ///
     /// # Errors
     /// A frame that breaks the rules, or a failing socket: the connection is of no more use.
     pub async fn recv(&mut self) -> Result<Option<from_executor::Message>, FrameError> {
         loop {
-            while let Some(frame) = self.decoder.next()? {
+            if let Some(until) = self.pause {
+                tokio::time::sleep_until(until).await;
+                self.pause = None;
+            }
+            if let Some(frame) = self.decoder.next()? {
                 self.counts.received.fetch_add(1, Ordering::Relaxed);
+                self.taken = frame.message.len();
+                // Before the next one, not after this one: nothing is lost when this call is cancelled.
+                self.pause = self.budget.pay(Instant::now(), self.taken).map(|wait| tokio::time::Instant::now() + wait);
+                scan::check(&frame.message)?;
                 let (message, _) = frame.decode::<FromExecutor>()?;
-                if let Some(message) = message.message {
-                    return Ok(Some(message));
+                match message.message {
+                    Some(message) => return Ok(Some(message)),
+                    None => continue,
                 }
             }
             self.stream.readable().await.map_err(|source| FrameError::Io { operation: "waiting to read", source })?;

@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 use smalti_proto::v1::Empty;
 use smalti_types::Bytes;
 
-const HEADER: [&str; 9] = ["AGENT", "HOSTNAME", "STATE", "TASKS", "CPUS USED/TOTAL", "MEM USED/TOTAL", "OFFERED", "PORTS", "ATTRIBUTES"];
+const HEADER: [&str; 10] =
+    ["AGENT", "HOSTNAME", "STATE", "TASKS", "EXECUTORS", "CPUS USED/TOTAL", "MEM USED/TOTAL", "OFFERED", "PORTS", "ATTRIBUTES"];
 /// Longest text of attributes in a table, in characters: processor features are many.
 const MAX_ATTRIBUTES: usize = 60;
 
@@ -60,6 +61,7 @@ fn row(agent: &AgentView) -> Vec<String> {
         agent.hostname.clone(),
         agent.state.clone(),
         agent.tasks.to_string(),
+        agent.executors.len().to_string(),
         format!("{}/{}", agent.used.cpus, agent.total.cpus),
         format!("{}/{}", Bytes(agent.used.mem), agent.total.mem_text()),
         format!("{} cpus, {}", agent.offered.cpus, agent.offered.mem_text()),

@@ -18,14 +18,59 @@ pub(crate) struct AgentView {
     /// What the agent, its executors and its compiler take off the top; in none of the four above.
     pub(crate) overhead: ResourcesView,
     pub(crate) attributes: BTreeMap<String, String>,
+    /// What the memory of the overhead consists of, in bytes.
+    pub(crate) overhead_memory: BTreeMap<String, u64>,
     /// Layer by layer, with a word on each that is off.
     pub(crate) isolation: BTreeMap<String, String>,
+    pub(crate) executors: Vec<ExecutorView>,
     /// Tasks and array parts on it.
     pub(crate) tasks: u32,
     pub(crate) registered_at: Option<String>,
     pub(crate) boot_id: String,
     /// What the master and the agent count: frames of each kind, items.
     pub(crate) counters: BTreeMap<String, u64>,
+}
+
+/// One executor process of an agent.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExecutorView {
+    pub(crate) id: String,
+    pub(crate) framework_id: String,
+    pub(crate) role: Option<String>,
+    /// `shared` by the tasks of its framework, `pooled` or `networked` for one task alone.
+    pub(crate) kind: String,
+    pub(crate) state: String,
+    /// On its node; none while it starts.
+    pub(crate) pid: Option<i32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) slots: u32,
+    pub(crate) busy_slots: u32,
+    /// In bytes.
+    pub(crate) memory_limit: u64,
+    pub(crate) allocator: String,
+    pub(crate) memory_reset: String,
+    /// What the kernel shows of its walls: `on …` or `off: why`.
+    pub(crate) layers: BTreeMap<String, String>,
+}
+
+impl From<v1::ExecutorReport> for ExecutorView {
+    fn from(report: v1::ExecutorReport) -> Self {
+        Self {
+            id: report.id,
+            framework_id: report.framework,
+            role: Some(report.role).filter(|role| !role.is_empty()),
+            kind: report.kind,
+            state: report.state,
+            pid: Some(report.pid).filter(|pid| *pid > 0),
+            uid: report.uid,
+            slots: report.slots,
+            busy_slots: report.busy_slots,
+            memory_limit: report.memory_limit,
+            allocator: report.allocator,
+            memory_reset: report.memory_reset,
+            layers: report.layers.into_iter().collect(),
+        }
+    }
 }
 
 impl From<v1::AgentStatus> for AgentView {
@@ -41,7 +86,9 @@ impl From<v1::AgentStatus> for AgentView {
             free: ResourcesView::new(status.free.as_ref()),
             overhead: ResourcesView::new(info.overhead.as_ref()),
             attributes: info.attributes.into_iter().collect(),
+            overhead_memory: status.overhead_memory.into_iter().collect(),
             isolation: info.isolation.into_iter().collect(),
+            executors: status.executors.into_iter().map(ExecutorView::from).collect(),
             tasks: status.tasks,
             registered_at: rfc3339(status.registered_us),
             boot_id: info.boot_id,
@@ -57,8 +104,26 @@ mod tests {
     #[test]
     fn the_promised_keys_are_there() {
         let value = serde_json::to_value(AgentView::from(v1::AgentStatus::default())).unwrap();
-        for key in ["id", "hostname", "state", "total", "used", "offered", "free", "attributes", "isolation"] {
+        for key in ["id", "hostname", "state", "total", "used", "offered", "free", "attributes", "isolation", "executors"] {
             assert!(value.get(key).is_some(), "{key}");
+        }
+        let executors = vec![v1::ExecutorReport { id: "E1".into(), slots: 4, ..Default::default() }];
+        let value_with = serde_json::to_value(AgentView::from(v1::AgentStatus { executors, ..Default::default() })).unwrap();
+        for key in [
+            "id",
+            "framework_id",
+            "role",
+            "kind",
+            "pid",
+            "uid",
+            "slots",
+            "busy_slots",
+            "memory_limit",
+            "allocator",
+            "memory_reset",
+            "layers",
+        ] {
+            assert!(value_with["executors"][0].get(key).is_some(), "{key}");
         }
         assert!(value["attributes"].is_object() && value["isolation"].is_object());
     }

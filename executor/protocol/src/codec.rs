@@ -49,6 +49,9 @@ pub enum FrameError {
         /// What prost found.
         source: prost::DecodeError,
     },
+    /// More list elements than any honest message has: decoded they would take far more memory than the frame.
+    #[error("a frame has more than {0} fields")]
+    TooManyFields(usize),
     /// The stream ended inside a frame.
     #[error("the connection ended inside a frame: {have} bytes of {want}")]
     Cut {

@@ -58,9 +58,30 @@ pub(super) fn task_state(value: i32) -> Result<TaskState> {
         .and_then(TaskState::try_from)
 }
 
-fn reason(text: &str) -> Result<Reason> {
-    let unknown = || at("StatusUpdate", "reason").fail(Problem::UnknownEnum(text.chars().take(64).collect()));
-    Reason::ALL.into_iter().find(|r| r.as_str() == text).ok_or_else(unknown)
+/// Longest reason in bytes that a later version may have.
+const MAX_REASON_LEN: usize = 64;
+
+/// A reason and the words that go with it. One that only a later version knows does not make the message wrong: it becomes the nearest
+/// reason that says the same about who is to blame, and its name goes into the words. What cannot be a reason at all is refused.
+///
+/// # Errors
+/// When the text is no name in upper case.
+fn reason(text: &str, state: TaskState, mut words: String) -> Result<(Reason, String)> {
+    if let Some(known) = Reason::ALL.into_iter().find(|r| r.as_str() == text) {
+        return Ok((known, message(words)));
+    }
+    if text.len() > MAX_REASON_LEN || !text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_') {
+        return Err(at("StatusUpdate", "reason").fail(Problem::UnknownEnum(text.chars().take(MAX_REASON_LEN).collect())));
+    }
+    words.insert_str(0, &format!("{text}: "));
+    let nearest = match state {
+        TaskState::Failed => Reason::Trap,
+        TaskState::Killed => Reason::KilledByRequest,
+        TaskState::Error => Reason::InvalidTask,
+        TaskState::Dropped | TaskState::Lost | TaskState::Gone => Reason::LaunchFailed,
+        _ => Reason::None,
+    };
+    Ok((nearest, message(words)))
 }
 
 impl TryFrom<v1::Usage> for Usage {
@@ -106,14 +127,8 @@ impl TryFrom<v1::FailedItem> for FailedItem {
         if !state.is_terminal() {
             return Err(at("FailedItem", "state").fail(Problem::Invalid("must be terminal")));
         }
-        Ok(Self {
-            item: at("FailedItem", "item").item(m.item)?,
-            attempt: m.attempt,
-            state,
-            reason: reason(&m.reason)?,
-            message: message(m.message),
-            exit_code: m.exit_code,
-        })
+        let (reason, message) = reason(&m.reason, state, m.message)?;
+        Ok(Self { item: at("FailedItem", "item").item(m.item)?, attempt: m.attempt, state, reason, message, exit_code: m.exit_code })
     }
 }
 
@@ -170,11 +185,13 @@ impl TryFrom<v1::StatusUpdate> for StatusUpdate {
             let permille = u16::try_from(p.permille.min(1000)).unwrap_or(1000);
             (permille, message(p.text))
         };
+        let state = task_state(m.state)?;
+        let (reason, words) = reason(&m.reason, state, m.message)?;
         Ok(Self {
             key: smalti_types::UpdateKey { task: at("StatusUpdate", "task").get(m.task)?, seq: m.seq },
-            state: task_state(m.state)?,
-            reason: reason(&m.reason)?,
-            message: message(m.message),
+            state,
+            reason,
+            message: words,
             exit_code: m.exit_code,
             usage: usage(m.usage)?,
             time: Time(m.time_us),
@@ -244,8 +261,21 @@ mod tests {
             assert_eq!(task_state(v1::TaskState::from(state).into()), Ok(state));
         }
         for r in Reason::ALL {
-            assert_eq!(reason(r.as_str()), Ok(r));
+            assert_eq!(reason(r.as_str(), TaskState::Failed, "why".into()), Ok((r, "why".into())));
         }
-        assert!(task_state(0).is_err() && task_state(99).is_err() && reason("NONSENSE").is_err());
+        assert!(task_state(0).is_err() && task_state(99).is_err());
+    }
+
+    #[test]
+    fn a_reason_of_a_later_version_is_kept_in_words() {
+        let later = |state| reason("HEAT_LIMIT", state, "too warm".into());
+        assert_eq!(later(TaskState::Failed), Ok((Reason::Trap, "HEAT_LIMIT: too warm".into())));
+        assert_eq!(later(TaskState::Dropped).map(|r| r.0), Ok(Reason::LaunchFailed));
+        assert_eq!(later(TaskState::Running).map(|r| r.0), Ok(Reason::None));
+        for garbage in ["nonsense", "A B", "Ä", &"X".repeat(65)] {
+            assert!(reason(garbage, TaskState::Failed, String::new()).is_err(), "{garbage}");
+        }
+        let words = reason("HEAT_LIMIT", TaskState::Failed, "x".repeat(MAX_MESSAGE_LEN)).map(|r| r.1.len());
+        assert_eq!(words, Ok(MAX_MESSAGE_LEN));
     }
 }

@@ -11,6 +11,7 @@ mod isolation;
 mod jobs;
 mod kill;
 mod limits;
+mod lying_executor;
 mod output;
 mod resources;
 

@@ -58,6 +58,7 @@ fn long_items_are_never_leased_ahead_and_slots_go_as_they_find_nothing() {
     w.event(report(1, 1, ArrayReport { busy: 2, ..ArrayReport::default() }));
     assert!(matches!(w.told(1), ToExecutor::EndArray { slots, .. } if slots == [0, 1]));
     w.event(report(1, 1, finished(1, 2, 50_000, 1)));
+    w.now = Time(w.now.0 + 50_000);
     w.event(ended(1, 1, &[1]));
     let delta = w.update().array.unwrap();
     assert_eq!((delta.finished, delta.slots, delta.outstanding), (ItemSet::range(0, 2), 1, 1));

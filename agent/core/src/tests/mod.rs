@@ -7,3 +7,4 @@ mod kills;
 mod process;
 mod random;
 mod tasks;
+mod usage;
