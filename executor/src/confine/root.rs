@@ -72,12 +72,12 @@ fn empty_mount() -> Step<OwnedFd> {
 fn is_first_mount() -> Result<bool, rustix::io::Errno> {
     let text = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(|e| rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO))?;
-    let ids = text.lines().filter_map(|line| {
+    let mut ids = text.lines().filter_map(|line| {
         let mut words = line.split(' ');
         let (id, parent) = (words.next()?, words.next()?);
         (words.nth(2)? == "/").then_some((id, parent))
     });
-    let root = ids.last();
+    let root = ids.next_back();
     Ok(root.is_none_or(|(id, parent)| id == parent))
 }
 

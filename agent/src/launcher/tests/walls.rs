@@ -182,6 +182,35 @@ async fn a_layer_that_the_host_does_not_offer_is_missed_loudly_and_refuses_nothi
 }
 
 #[tokio::test]
+async fn an_executor_without_the_walls_that_are_required_is_refused_and_gone() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("NOT TESTED: an ordinary user's host offers no namespaces for sure");
+        return;
+    }
+    let world = World::new("refused", Mode::Auto);
+    // One that leaves its namespaces out although it is told to make them.
+    let script = world.dir.path().join("careless");
+    std::fs::write(&script, format!("#!/bin/sh\nshift\nexec {} launch --no-namespaces \"$@\"\n", executor().display())).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let careless = |required| {
+        world.launcher(|o| {
+            o.executor_path.clone_from(&script);
+            o.required = required;
+        })
+    };
+    let error = careless(true).start(world.spec()).await.unwrap_err();
+    assert!(matches!(error, Error::NotIsolated { .. }), "{error}");
+    for layer in ["net_namespace (off: it is the agent's own)", "empty_root (off: it sees"] {
+        assert!(error.to_string().contains(layer), "{error}");
+    }
+    let spec = ExecutorSpec { id: ExecutorId::new("tolerated").unwrap(), ..world.spec() };
+    let running = careless(false).start(spec).await.unwrap();
+    assert!(running.warnings.iter().any(|w| w.starts_with("NOT ENFORCED by the kernel: net_namespace")), "{:?}", running.warnings);
+    running.stop(PATIENCE).await;
+    world.all_gone().await;
+}
+
+#[tokio::test]
 async fn a_stopped_executor_is_killed_at_once() {
     for (mode, namespaces) in [(Mode::Auto, true), (Mode::None, true), (Mode::None, false)] {
         let world = World::new("stopped", mode);
