@@ -147,7 +147,7 @@ impl Liar {
                 let _ = self.writer.send(&message, &vec![file.as_fd(); 60]);
             }
             Some("garbage") => drop(self.raw.write_all(&[0xfe; 1 << 16])),
-            Some("endless-frame") => drop(self.raw.write_all(&[0xff, 0xff, 0xff, 0x00, 0x00, 0x0a])),
+            Some("endless-frame") => drop(self.raw.write_all(&[0xff, 0xff, 0xff, 0xff, 0x00, 0x0a])),
             Some("hello-again") => self.hello(self.slots),
             Some("closes") => drop(self.raw.shutdown(std::net::Shutdown::Both)),
             other => panic!("{other:?}"),

@@ -12,7 +12,9 @@ fn cluster() -> Result<Cluster> {
     let liar = test.parent().and_then(|deps| deps.parent()).context("a target directory")?.join("examples/lying-executor");
     anyhow::ensure!(liar.exists(), "{} is not there: cargo test -p smalti-tests builds it", liar.display());
     let agent = AgentConfig { cpus: "4".into(), flags: vec!["--executor".into(), liar.display().to_string()], ..AgentConfig::default() };
-    Cluster::start(Config { agents: vec![agent], isolation: "none".into(), ..Config::default() })
+    let c = Cluster::start(Config { agents: vec![agent], isolation: "none".into(), ..Config::default() })?;
+    eventually("the scheduler is known to the master", || Ok(c.smalti(&["jobs"])?.code == 0))?;
+    Ok(c)
 }
 
 /// Runs a task of this role whose executor does `what`; its exit code, and what `ps` shows of it.
@@ -62,9 +64,13 @@ fn absurd_figures_and_reasons_are_cut_to_what_can_be() -> Result {
     assert_eq!((code, task["state"].as_str(), task["reason"].as_str()), (134, Some("FAILED"), Some("TRAP")), "{task}");
     assert!(task["message"].as_str().is_some_and(|m| m.len() <= 4_096), "{task}");
     // The master has not lost the agent over it, and shows the executor's words about itself only in part.
-    let executors = c.json(&["agents"])?[0]["executors"].clone();
-    let words = executors[0]["allocator"].as_str().context("an executor")?;
+    let executor = || Ok::<_, anyhow::Error>(c.json(&["agents"])?[0]["executors"][0].clone());
+    eventually("its executor is reported", || Ok(executor()?["allocator"].is_string()))?;
+    let executor = executor()?;
+    let words = executor["allocator"].as_str().context("its word")?;
     assert!(words.len() <= 32 && !words.contains('\u{1b}'), "{words:?}");
+    let landlock = executor["layers"]["landlock"].as_str().unwrap_or_default();
+    assert!(landlock.len() <= 300 && !landlock.contains('\u{1b}'), "{landlock:?}");
     Ok(())
 }
 
