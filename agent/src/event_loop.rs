@@ -3,6 +3,7 @@
 //! Owns the core, the clock that it sees, and the updates on their way to the master. Everything that may wait is in tasks of its own,
 //! which answer through the inbox. Deliberately absent: decisions (the core's) and connections (`master_link`, `executors`).
 
+use crate::disk::Lent;
 use crate::executor_reports::Reporter;
 use crate::executors::Executors;
 use crate::launcher::Running;
@@ -12,7 +13,7 @@ use crate::wire;
 use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Run, ToExecutor};
 use smalti_proto::v1;
 use smalti_types::protocol::{AgentCommand, RunningTask};
-use smalti_types::{Effects, ExecutorId, MasterEpoch, Reason, StatusUpdate, Time};
+use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch, Reason, StatusUpdate, Time};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,6 +60,26 @@ pub(crate) enum Input {
         connection: u64,
         /// What.
         commands: Vec<AgentCommand>,
+    },
+    /// The disks of a run that is ready otherwise.
+    Disks {
+        /// Whose.
+        run: Run,
+        /// What else is ready.
+        ready: Box<prepare::Ready>,
+        /// One for each slot, or why there are none.
+        result: Result<Vec<Lent>, String>,
+    },
+    /// A disk in the place of one that an executor left dirty.
+    Renewed {
+        /// Who waits for it.
+        executor: ExecutorId,
+        /// Whose it is.
+        run: Run,
+        /// Which of its run's.
+        lane: usize,
+        /// The disk, or why there is none.
+        result: Result<Lent, String>,
     },
     /// An executor is up, or could not be started.
     Launched {
@@ -128,6 +149,14 @@ impl Clock {
     }
 }
 
+/// Disks to lend to a run.
+#[derive(Debug)]
+struct Wanted {
+    framework: FrameworkId,
+    size: Bytes,
+    slots: u32,
+}
+
 /// The loop.
 #[derive(Debug)]
 pub(crate) struct EventLoop {
@@ -136,6 +165,8 @@ pub(crate) struct EventLoop {
     executors: Executors,
     preparer: prepare::Handle,
     sandboxes: Sandboxes,
+    /// Disks that runs in preparation will need.
+    wanted: HashMap<Run, Wanted>,
     figures: Arc<Figures>,
     connection: u64,
     outbound: Option<mpsc::Sender<v1::AgentToMaster>>,
@@ -162,6 +193,7 @@ impl EventLoop {
             executors,
             preparer,
             sandboxes,
+            wanted: HashMap::new(),
             figures,
             connection: 0,
             outbound: None,
@@ -204,8 +236,9 @@ impl EventLoop {
                 }
             }
             for answer in answers.drain(..) {
-                let event = self.take_prepared(answer);
-                self.step(now, event);
+                if let Some(event) = self.take_prepared(answer) {
+                    self.step(now, event);
+                }
             }
             while let Some(event) = self.again.pop_front() {
                 self.step(now, event);
@@ -271,6 +304,13 @@ impl EventLoop {
                 }
                 None
             }
+            Input::Renewed { executor, run, lane, result } => {
+                for message in self.executors.renewed(&executor, run, lane, result) {
+                    self.tell(now, &executor, message);
+                }
+                None
+            }
+            Input::Disks { run, ready, result } => Some(self.take_disks(run, *ready, result)),
             Input::Launched { executor, result: Ok(running) } => {
                 let slots = self.executors.launched(&executor, *running)?;
                 Some(Event::ExecutorStarted { executor, slots })
@@ -292,24 +332,38 @@ impl EventLoop {
         }
     }
 
-    fn take_prepared(&mut self, answer: Prepared) -> Event {
+    /// `None`: its disks are still to come.
+    fn take_prepared(&mut self, answer: Prepared) -> Option<Event> {
         let run = Run(answer.ticket);
-        let result = match answer.result {
-            Ok(ready) => match wire::check(&ready) {
-                Ok(()) => {
-                    let digest = ready.digest;
-                    self.executors.keep(run, ready);
-                    Ok(digest)
-                }
-                Err(e) => Err(Failure::new(Reason::InvalidTask, e.to_string())),
-            },
-            Err(failure) => Err(wire::failure(failure)),
+        let wanted = self.wanted.remove(&run);
+        let ready = answer.result.map_err(wire::failure).and_then(|ready| match wire::check(&ready) {
+            Ok(()) => Ok(ready),
+            Err(e) => Err(Failure::new(Reason::InvalidTask, e.to_string())),
+        });
+        let result = match (ready, wanted) {
+            (Ok(ready), Some(wanted)) => {
+                self.executors.lend(run, ready, (wanted.framework, wanted.size, wanted.slots));
+                return None;
+            }
+            (Ok(ready), None) => Ok(self.keep(run, ready, Vec::new())),
+            (Err(failure), _) => Err(failure),
         };
-        // The core may have given the run up meanwhile; it is released then by nobody else.
-        if !self.core.is_preparing(run) {
-            self.executors.release(run);
-        }
+        Some(Event::Prepared { run, result })
+    }
+
+    fn take_disks(&mut self, run: Run, ready: prepare::Ready, result: Result<Vec<Lent>, String>) -> Event {
+        let result = result.map(|disks| self.keep(run, ready, disks)).map_err(|why| Failure::new(Reason::LaunchFailed, why));
         Event::Prepared { run, result }
+    }
+
+    /// Keeps what a run needs until it is over.
+    fn keep(&mut self, run: Run, ready: prepare::Ready, disks: Vec<Lent>) -> Digest {
+        let digest = ready.digest;
+        // The core may have given the run up meanwhile; nobody would release it then.
+        if self.core.is_preparing(run) {
+            self.executors.keep(run, ready, disks);
+        }
+        digest
     }
 
     fn act(&mut self, now: Time, message: Message) {
@@ -319,12 +373,15 @@ impl EventLoop {
                     self.outgoing.extend(updates);
                 }
             }
-            Message::Prepare { run, key, spec, split_inputs, array } => {
+            Message::Prepare { run, key, spec, split_inputs, array, disk, slots } => {
                 let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
                 let directory = match self.sandboxes.make(&key, array) {
                     Ok(directory) => directory,
                     Err(e) => return self.again.push_back(failed(format!("cannot make the task's directory: {e}"))),
                 };
+                if disk.0 > 0 {
+                    self.wanted.insert(run, Wanted { framework: key.framework.clone(), size: disk, slots });
+                }
                 let fuel = spec.limits.fuel.is_some();
                 let spec = Arc::unwrap_or_clone(spec);
                 let request = prepare::Request {
@@ -339,7 +396,10 @@ impl EventLoop {
                     self.again.push_back(failed(e.to_string()));
                 }
             }
-            Message::CancelPrepare { run } => self.preparer.cancel(run.0),
+            Message::CancelPrepare { run } => {
+                self.wanted.remove(&run);
+                self.preparer.cancel(run.0);
+            }
             Message::StartExecutor { executor, kind, framework: _, grant: _, slots, memory } => {
                 self.executors.start(executor, kind, slots, memory);
             }
@@ -351,6 +411,7 @@ impl EventLoop {
             Message::SetExecutorMemory { executor, bytes } => self.executors.set_memory(&executor, bytes),
             Message::ToExecutor { executor, message } => self.tell(now, &executor, message),
             Message::Ended { run, key } => {
+                self.wanted.remove(&run);
                 self.executors.release(run);
                 self.sandboxes.ended(&key);
             }

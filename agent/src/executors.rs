@@ -3,6 +3,7 @@
 //! Owns the links, processes and control groups of running executors, and the descriptors of prepared runs. Never waits: an executor
 //! that does not read its queue is ended. Deliberately absent: decisions.
 
+use crate::disk::{Disks, Lent};
 use crate::event_loop::Input;
 use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendError};
 use crate::executor_reports::Facts;
@@ -12,8 +13,9 @@ use crate::sandbox::Sandboxes;
 use crate::{cgroup::ExecutorGroup, wire};
 use smalti_agent_core::{ExecutorKind, Run, ToExecutor};
 use smalti_executor_protocol::v1::{self, to_executor};
-use smalti_types::{Bytes, ExecutorId, MilliCpus, Time};
+use smalti_types::{Bytes, ExecutorId, FrameworkId, MilliCpus, Time};
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
@@ -45,6 +47,16 @@ struct Executor {
     group: ExecutorGroup,
     counts: Arc<FrameCounts>,
     facts: Facts,
+    /// Its user of its own, if it has one.
+    uid: Option<u32>,
+}
+
+/// What a run needs until it is over.
+#[derive(Debug)]
+struct Kept {
+    ready: Ready,
+    /// One for each of its slots, if it has disk.
+    disks: Vec<Lent>,
 }
 
 /// All of them.
@@ -52,35 +64,50 @@ struct Executor {
 pub(crate) struct Executors {
     launcher: Launcher,
     sandboxes: Sandboxes,
+    disks: Disks,
     inbox: mpsc::Sender<Input>,
     /// Upper bound of any executor's memory: what all tasks together may have, and what executors take beside.
     most_memory: Bytes,
     starting: BTreeMap<ExecutorId, Starting>,
     up: BTreeMap<ExecutorId, Executor>,
     watchers: Vec<JoinHandle<()>>,
-    ready: HashMap<Run, Ready>,
+    ready: HashMap<Run, Kept>,
+    /// What executors are to be told once their disk is there.
+    held: BTreeMap<ExecutorId, Vec<ToExecutor>>,
     /// Frames of executors that have gone: sent, received.
     past_frames: (u64, u64),
 }
 
 impl Executors {
-    pub(crate) fn new(launcher: Launcher, sandboxes: Sandboxes, inbox: mpsc::Sender<Input>, most_memory: Bytes) -> Self {
+    pub(crate) fn new(launcher: Launcher, sandboxes: Sandboxes, disks: Disks, inbox: mpsc::Sender<Input>, most_memory: Bytes) -> Self {
         Self {
             launcher,
             sandboxes,
+            disks,
             inbox,
             most_memory,
             starting: BTreeMap::new(),
             up: BTreeMap::new(),
             watchers: Vec::new(),
             ready: HashMap::new(),
+            held: BTreeMap::new(),
             past_frames: (0, 0),
         }
     }
 
     /// Keeps what a run needs until it is over.
-    pub(crate) fn keep(&mut self, run: Run, ready: Ready) {
-        self.ready.insert(run, ready);
+    pub(crate) fn keep(&mut self, run: Run, ready: Ready, disks: Vec<Lent>) {
+        self.ready.insert(run, Kept { ready, disks });
+    }
+
+    /// Lends disks to a run (whose framework, size, number); the answer comes as [`Input::Disks`].
+    pub(crate) fn lend(&self, run: Run, ready: Ready, (framework, size, count): (FrameworkId, Bytes, u32)) {
+        let (disks, inbox) = (self.disks.clone(), self.inbox.clone());
+        tokio::task::spawn_blocking(move || {
+            let result = disks.lend(&framework, size, count);
+            // Nobody reads it when the agent ends.
+            let _ = inbox.blocking_send(Input::Disks { run, ready: Box::new(ready), result });
+        });
     }
 
     /// Closes what a run needed.
@@ -125,7 +152,8 @@ impl Executors {
             let _ = tokio::time::timeout(LAST_WORDS, reading).await;
             let _ = inbox.send(Input::Exited { executor: name, cause: exit.cause, out_of_memory: exit.oom }).await;
         }));
-        self.up.insert(id.clone(), Executor { kind, link, process: running.process, group: running.group, counts, facts });
+        self.up
+            .insert(id.clone(), Executor { kind, link, process: running.process, group: running.group, counts, facts, uid: running.uid });
         Some(slots)
     }
 
@@ -136,6 +164,7 @@ impl Executors {
 
     /// One is gone.
     pub(crate) fn exited(&mut self, id: &ExecutorId) {
+        self.held.remove(id);
         if let Some(executor) = self.up.remove(id) {
             self.past_frames.0 += executor.counts.sent();
             self.past_frames.1 += executor.counts.received();
@@ -178,29 +207,84 @@ impl Executors {
         }
     }
 
+    /// Whether `message` waits for a disk: a lane's last executor may have been killed before it could empty the lane's. Then a new one is
+    /// made first, and all that its next executor is to be told waits in order. Only executors of class `process` wait: they have one run.
+    fn waits(&mut self, id: &ExecutorId, message: &ToExecutor) -> bool {
+        if let Some(held) = self.held.get_mut(id) {
+            held.push(message.clone());
+            return true;
+        }
+        let ToExecutor::StartArray { run, segments, .. } = message else { return false };
+        if !self.up.get(id).is_some_and(|e| e.kind.is_used_once()) {
+            return false;
+        }
+        let Some(lane) = segments.first().map(|n| *n as usize) else { return false };
+        let Some(disk) = self.ready.get(run).and_then(|kept| kept.disks.get(lane)).filter(|d| !d.is_like_new()) else { return false };
+        let Some((framework, size)) = disk.whose() else { return false };
+        let (disks, inbox, executor, run) = (self.disks.clone(), self.inbox.clone(), id.clone(), *run);
+        tokio::task::spawn_blocking(move || {
+            let result = disks.lend(&framework, size, 1).and_then(|mut one| one.pop().ok_or_else(|| "no disk was made".to_owned()));
+            let _ = inbox.blocking_send(Input::Renewed { executor, run, lane, result });
+        });
+        self.held.insert(id.clone(), vec![message.clone()]);
+        true
+    }
+
+    /// The disk that an executor waits for is there: what it is to be told now. Without one its items fail with the reason.
+    pub(crate) fn renewed(&mut self, id: &ExecutorId, run: Run, lane: usize, result: Result<Lent, String>) -> Vec<ToExecutor> {
+        let mut messages = self.held.remove(id).unwrap_or_default();
+        match (result, self.ready.get_mut(&run).and_then(|kept| kept.disks.get_mut(lane))) {
+            (Ok(disk), Some(place)) => *place = disk,
+            // Its run is over.
+            (Ok(_), None) => {}
+            (Err(why), _) => {
+                let starts = messages.iter().position(|m| matches!(m, ToExecutor::StartArray { .. }));
+                if let Some(ToExecutor::StartArray { slots, .. }) = starts.map(|at| messages.remove(at)) {
+                    let (message, fds) = wire::refused_array(run, slots, &wire::Error::NoDisk(why));
+                    self.say(id, Outgoing { message, fds });
+                }
+            }
+        }
+        messages
+    }
+
     /// Passes a message of the core on. An error is the run that cannot be told to its executor, and why.
     pub(crate) fn tell(&mut self, id: &ExecutorId, message: ToExecutor, now: Time) -> Result<(), (Run, wire::Error)> {
+        if self.waits(id, &message) {
+            return Ok(());
+        }
         let no_ready = |run: &Run| {
             tracing::error!(?run, "a run is started that was not prepared");
             Ok(())
         };
         let outgoing = match message {
             ToExecutor::LoadModule { module, run, fuel } => {
-                let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
-                wire::load_module(module, ready, fuel).map_err(|e| (run, e))?
+                let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
+                wire::load_module(module, &kept.ready, fuel).map_err(|e| (run, e))?
             }
             ToExecutor::StartTask { run, slot, module, key, launch } => {
-                let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
+                let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
+                let disk = kept.disks.first().map(|d| self.give(id, d)).transpose().map_err(|e| (run, e))?;
                 let outputs = self.sandboxes.create_task_outputs(&key).map_err(|e| (run, wire::Error::Outputs(e)))?;
-                wire::start_task(run, slot, module, &key, &launch, ready, outputs, now).map_err(|e| (run, e))?
+                wire::start_task(run, slot, module, &key, &launch, &kept.ready, (outputs, disk), now).map_err(|e| (run, e))?
             }
             ToExecutor::StartArray { run, slots, segments, module, key, launch } => {
-                let Some(ready) = self.ready.get(&run) else { return no_ready(&run) };
+                let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
                 let again = self.up.get(id).is_some_and(|e| e.kind.is_used_once());
                 let files = &self.sandboxes;
                 let open = |n| if again { files.reopen_slot_outputs(&key, n) } else { files.create_slot_outputs(&key, n) };
-                let start = wire::slot_files(run, &slots, &segments, open)
-                    .and_then(|files| Ok((files, wire::start_array(run, slots.clone(), module, &key, &launch, ready)?)));
+                // Lanes keep their disks over executors; slots of a shared one get the first ones.
+                let place = |(at, lane): (usize, &u32)| if again { *lane as usize } else { at };
+                let disks = segments.iter().enumerate().filter_map(|s| kept.disks.get(place(s)));
+                let disks = disks.map(|d| self.give(id, d)).collect::<Result<Vec<_>, _>>();
+                let start = disks.and_then(|disks| wire::slot_files(run, &slots, &segments, open, &disks)).and_then(|files| {
+                    let start = wire::start_array(run, slots.clone(), module, &key, &launch, &kept.ready)?;
+                    Ok((files, start))
+                });
+                if !again && let Some(kept) = self.ready.get_mut(&run) {
+                    // It may have got fewer slots than it wanted.
+                    kept.disks.truncate(slots.len());
+                }
                 let (files, start) = start.unwrap_or_else(|e| (Vec::new(), wire::refused_array(run, slots, &e)));
                 for (message, fds) in files {
                     self.say(id, Outgoing { message, fds });
@@ -219,6 +303,12 @@ impl Executors {
         };
         self.say(id, Outgoing { message: outgoing.0, fds: outgoing.1 });
         Ok(())
+    }
+
+    /// A disk's directory, owned by the executor's user.
+    fn give(&self, id: &ExecutorId, disk: &Lent) -> Result<Arc<OwnedFd>, wire::Error> {
+        let (uid, gid) = self.up.get(id).map_or_else(own_ids, Executor::ids);
+        disk.give_to(uid, gid).map_err(wire::Error::Disk)
     }
 
     fn say(&mut self, id: &ExecutorId, outgoing: Outgoing) {
@@ -265,6 +355,18 @@ const fn launch_kind(kind: ExecutorKind) -> launcher::ExecutorKind {
         ExecutorKind::Pooled => launcher::ExecutorKind::Pooled,
         ExecutorKind::Networked => launcher::ExecutorKind::Networked,
     }
+}
+
+impl Executor {
+    /// The user that it runs as.
+    fn ids(&self) -> (u32, u32) {
+        self.uid.map_or_else(own_ids, |uid| (uid, uid))
+    }
+}
+
+/// The user that this agent runs as.
+fn own_ids() -> (u32, u32) {
+    (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
 }
 
 /// Hands on what an executor says. One that breaks the rules of its link is ended. What it said and nobody has looked at yet is

@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod compiler;
 pub mod detect;
+mod disk;
 mod event_loop;
 pub mod executor_link;
 mod executor_reports;
@@ -26,11 +27,13 @@ mod sandbox;
 pub mod uids;
 mod wire;
 
+pub use disk::Choice as DiskBackend;
 pub use options::Options;
 pub use process_options::ProcessOptions;
 
 use anyhow::Context;
 use cgroup::Cgroups;
+use disk::Disks;
 use event_loop::{EventLoop, Figures};
 use executor_reports::Reporter;
 use executors::Executors;
@@ -66,9 +69,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let id = options.name.clone().unwrap_or_else(|| identity.id.clone());
     let data_dir = std::fs::canonicalize(&options.data_dir).with_context(|| format!("resolving {}", options.data_dir.display()))?;
     let executors_dir = data_dir.join("executors");
-    let (cgroups, isolation) = open_cgroups(&options, &id)?;
+    let (cgroups, mut isolation) = open_cgroups(&options, &id)?;
     leftovers::end(&cgroups, &id, &data_dir, &executors_dir, CLEANUP_WITHIN).await?;
+    let disks = Disks::open(options.disk_backend, &data_dir).context("making disks for tasks, as --disk-backend says")?;
+    isolation.insert(disk::LAYER.to_owned(), disks.state());
     let detected = detect::resources(&options.overrides(), &data_dir)?;
+    let detected = disk::advertise(&disks, (options.disk.is_some(), options.mem.is_some()), detected);
+    disks.set_limit(detected.total.disk);
     cgroups.set_total_cpus(detected.total.cpus).context("limiting the cpu time of all executors")?;
     let (sandboxes, collector) = Sandboxes::start(&data_dir, options.sandbox_budget)
         .with_context(|| format!("emptying {}", data_dir.join("sandboxes").display()))?;
@@ -100,10 +107,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     });
     // What tasks may have together, and as much again for executors beside their tasks: the core sets the real, lower limits.
     let most_memory = Bytes(info.total.mem.0.saturating_mul(2).saturating_add(info.overhead.mem.0));
-    let executors = Executors::new(launcher, sandboxes.clone(), inbox.clone(), most_memory);
-    let core = Agent::new(
-        options.process.apply(Parameters { slots_per_executor: options.slots_per_executor, ..Parameters::new(info.total.clone()) }),
-    );
+    let executors = Executors::new(launcher, sandboxes.clone(), disks.clone(), inbox.clone(), most_memory);
+    let parameters = Parameters {
+        disk_in_memory: disks.in_memory(),
+        slots_per_executor: options.slots_per_executor,
+        ..Parameters::new(info.total.clone())
+    };
+    let core = Agent::new(options.process.apply(parameters));
     let figures = Arc::new(Figures::default());
     let reporter = Reporter::new(detect::overhead_parts(detected.overhead.mem));
     let event_loop = EventLoop::new(core, executors, preparer, sandboxes.clone(), figures.clone(), reporter);

@@ -4,8 +4,8 @@
 
 use crate::cgroup::Mode;
 use crate::detect::Overrides;
-use crate::uids::UidRange;
 use crate::process_options::ProcessOptions;
+use crate::uids::UidRange;
 use smalti_types::{Attributes, Bytes, MilliCpus, MilliUnits, PortSet};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,6 +29,9 @@ pub struct Options {
     /// Disk for tasks [default: what is free, less the agent's own overhead]
     #[arg(long, value_name = "SIZE")]
     pub disk: Option<Bytes>,
+    /// Where tasks' disks come from
+    #[arg(long, value_enum, default_value = "auto")]
+    pub disk_backend: crate::disk::Choice,
     /// Ports for tasks [default: 31000-32000]
     #[arg(long, value_name = "RANGES")]
     pub ports: Option<PortSet>,

@@ -5,6 +5,7 @@
 //! first; those of running tasks never go. Whoever reads opens beneath the directory without following links ([`Sandboxes::open`]).
 //! Deliberately absent: what the files mean (see `outputs`).
 
+use crate::prepare::LAID_OUT;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use smalti_types::{Bytes, TaskKey};
@@ -241,6 +242,7 @@ async fn collect((root, state): (PathBuf, Arc<Mutex<State>>), mut inbox: mpsc::R
         let work = move || {
             for key in batch {
                 let path = root.join(relative(&key));
+                remove_laid_out(&path);
                 let size = size_of(&path);
                 let mut state = lock(&state);
                 state.total = state.total.saturating_add(size);
@@ -272,6 +274,20 @@ fn take_excess(state: &mut State, budget: Bytes) -> Vec<TaskKey> {
     gone
 }
 
+/// Removes what was only there for the guest. Inputs are hard links into the cache: when the cache had given them up to make room, nobody
+/// would count them any more.
+fn remove_laid_out(path: &Path) {
+    for name in LAID_OUT {
+        let path = path.join(name);
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        if let Err(e) = removed
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove {}: {e}", path.display());
+        }
+    }
+}
+
 /// Room that a directory takes, every entry at least a block. Does not follow links.
 fn size_of(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -280,10 +296,7 @@ fn size_of(path: &Path) -> u64 {
     while let Some(dir) = todo.pop() {
         for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
             let Ok(meta) = entry.metadata() else { continue };
-            // Inputs are hard links into the cache, which has its own budget.
-            if !meta.is_file() || meta.nlink() == 1 {
-                size = size.saturating_add((meta.blocks() * 512).max(BLOCK));
-            }
+            size = size.saturating_add((meta.blocks() * 512).max(BLOCK));
             if meta.is_dir() {
                 todo.push(entry.path());
             }
@@ -350,6 +363,11 @@ mod tests {
             let path = all.make(&key(n), false).unwrap();
             std::fs::write(path.join("stdout"), vec![b'x'; 40_000]).unwrap();
         }
+        // An input that is still in the cache, of a task that keeps its outputs.
+        let kept = all.task_directory(&key(3)).join(LAID_OUT[0]);
+        std::fs::create_dir(&kept).unwrap();
+        std::fs::write(dir.path().join("cached"), vec![b'x'; 200_000]).unwrap();
+        std::fs::hard_link(dir.path().join("cached"), kept.join("in")).unwrap();
         for n in [1, 2, 3] {
             all.ended(&key(n));
         }
@@ -358,6 +376,7 @@ mod tests {
         collector.await;
         let left: Vec<_> = lock(&state).live.keys().cloned().collect();
         assert_eq!(left, [key(0), key(2), key(3)]);
+        assert!(!kept.exists() && dir.path().join("cached").exists());
         assert!(!dir.path().join("sandboxes/F/t1.0").exists() && dir.path().join("sandboxes/F/t0.0").exists());
     }
 }

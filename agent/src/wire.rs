@@ -14,8 +14,8 @@ use std::sync::Arc;
 /// A message with its descriptors.
 pub(crate) type Outgoing = (to_executor::Message, Vec<Arc<OwnedFd>>);
 
-/// Descriptors that come with a task beside its directories and its standard input: its outputs.
-const OUTPUTS_OF_TASK: usize = 2;
+/// Descriptors that come with a task beside its directories and its standard input: its outputs and its disk.
+const OWN_OF_TASK: usize = 3;
 /// The same for each slot of an array part, in messages of their own.
 const OUTPUTS_OF_SLOT: usize = 3;
 
@@ -33,6 +33,12 @@ pub(crate) enum Error {
     /// An output file cannot be made.
     #[error("cannot make its output files: {0}")]
     Outputs(#[source] std::io::Error),
+    /// A disk cannot be handed to its executor.
+    #[error("its disk cannot be used: {0}")]
+    Disk(#[source] crate::disk::Error),
+    /// A disk cannot be made anew.
+    #[error("{0}")]
+    NoDisk(String),
     /// This process may open no more files.
     #[error("cannot hand a descriptor on: {0}")]
     Descriptor(#[source] std::io::Error),
@@ -41,7 +47,7 @@ pub(crate) enum Error {
 /// Checks what can only be known once everything is prepared.
 pub(crate) fn check(ready: &Ready) -> Result<(), Error> {
     let count = ready.dirs.len() + usize::from(ready.split_inputs.is_some()) + usize::from(ready.stdin.is_some());
-    let most = MAX_FDS - OUTPUTS_OF_TASK;
+    let most = MAX_FDS - OWN_OF_TASK;
     if count > most { Err(Error::TooManyFiles { count, most }) } else { Ok(()) }
 }
 
@@ -55,7 +61,7 @@ pub(crate) fn load_module(module: ModuleId, ready: &Ready, fuel: bool) -> Result
     Ok((to_executor::Message::Load(message), vec![descriptor(&ready.code)?]))
 }
 
-/// A single task. `outputs`: its two files.
+/// A single task, with its two output files and its disk.
 #[expect(clippy::too_many_arguments, reason = "one message's fields from as many places; a struct would only rename them")]
 pub(crate) fn start_task(
     run: Run,
@@ -64,23 +70,23 @@ pub(crate) fn start_task(
     key: &TaskKey,
     launch: &Launch,
     ready: &Ready,
-    outputs: Vec<OwnedFd>,
+    (outputs, disk): (Vec<OwnedFd>, Option<Arc<OwnedFd>>),
     now: Time,
 ) -> Result<Outgoing, Error> {
     check(ready)?;
-    let mut fds: Vec<Arc<OwnedFd>> = outputs.into_iter().map(Arc::new).collect();
+    let mut fds: Vec<Arc<OwnedFd>> = outputs.into_iter().map(Arc::new).chain(disk).collect();
     directories(ready, &mut fds)?;
     if let Some(stdin) = &ready.stdin {
         fds.push(descriptor(&stdin.file)?);
     }
-    let mut own = own_environment(key, &launch.resources);
+    let mut own = own_environment(key, &launch.spec, &launch.resources);
     if let Some(timeout) = launch.spec.limits.timeout {
         own.push(("SMALTI_DEADLINE_US".into(), now.after(timeout).0.to_string()));
     }
     let message = v1::StartTask {
         run: run.0,
         slot,
-        guest: Some(guest(module, &launch.spec, launch.resources.mem.0, own, ready)),
+        guest: Some(guest(module, &launch.spec, &launch.resources, own, ready)),
         has_stdin: ready.stdin.is_some(),
         stdin_offset: ready.stdin.as_ref().map_or(0, |s| s.offset),
         stdin_length: ready.stdin.as_ref().map_or(0, |s| s.length),
@@ -89,21 +95,29 @@ pub(crate) fn start_task(
     Ok((to_executor::Message::Start(message), fds))
 }
 
-/// The outputs of an array part's slots, which come before it; `open` gives the three files of a segment, one segment per slot.
+/// The outputs of an array part's slots and their disks, if it has some (one a slot), which come before it; `open` gives the three files
+/// of a segment, one segment per slot.
 pub(crate) fn slot_files(
     run: Run,
     slots: &[u32],
     segments: &[u32],
     open: impl Fn(u32) -> std::io::Result<Vec<OwnedFd>>,
+    disks: &[Arc<OwnedFd>],
 ) -> Result<Vec<Outgoing>, Error> {
     let mut messages = Vec::new();
-    let some = MAX_FDS / OUTPUTS_OF_SLOT;
+    let each = OUTPUTS_OF_SLOT + usize::from(!disks.is_empty());
+    let some = MAX_FDS / each;
+    let mut disks = disks.iter();
     for (slots, segments) in slots.chunks(some).zip(segments.chunks(some)) {
-        let mut fds = Vec::with_capacity(slots.len() * OUTPUTS_OF_SLOT);
+        let mut fds = Vec::with_capacity(slots.len() * each);
         for segment in segments {
             fds.extend(open(*segment).map_err(Error::Outputs)?.into_iter().map(Arc::new));
+            fds.extend(disks.next().cloned());
         }
-        messages.push((to_executor::Message::SlotFiles(v1::SlotFiles { run: run.0, slots: slots.to_vec() }), fds));
+        messages.push((
+            to_executor::Message::SlotFiles(v1::SlotFiles { run: run.0, slots: slots.to_vec(), disks: each > OUTPUTS_OF_SLOT }),
+            fds,
+        ));
     }
     Ok(messages)
 }
@@ -123,12 +137,12 @@ pub(crate) fn start_array(
     if let Some(directory) = &ready.split_inputs {
         fds.push(descriptor(directory)?);
     }
-    let own = own_environment(key, &launch.slot_resources);
     let spec = &launch.template.spec;
+    let own = own_environment(key, spec, &launch.slot_resources);
     let message = v1::StartArray {
         run: run.0,
         slots,
-        guest: Some(guest(module, spec, launch.slot_resources.mem.0, own, ready)),
+        guest: Some(guest(module, spec, &launch.slot_resources, own, ready)),
         total_items: launch.template.total_items,
         split_inputs: u32::try_from(launch.template.split_inputs.len()).unwrap_or(u32::MAX),
         refused: String::new(),
@@ -170,30 +184,35 @@ fn descriptor(file: &File) -> Result<Arc<OwnedFd>, Error> {
     Ok(Arc::new(file.try_clone().map_err(Error::Descriptor)?.into()))
 }
 
-fn guest(module: ModuleId, spec: &TaskSpec, memory: u64, own: Vec<(String, String)>, ready: &Ready) -> v1::Guest {
+fn guest(module: ModuleId, spec: &TaskSpec, resources: &Resources, own: Vec<(String, String)>, ready: &Ready) -> v1::Guest {
     let mut args = vec![ready.name.clone()];
     args.extend(spec.args.iter().cloned());
     v1::Guest {
         module: module.0,
         args,
         env: environment(&spec.env, own),
-        memory_bytes: memory,
+        memory_bytes: resources.mem.0,
         timeout_us: spec.limits.timeout.map(micros),
         fuel: spec.limits.fuel,
         output_bytes: spec.limits.output.0,
         files: Vec::new(),
         dirs: ready.dirs.iter().map(|d| v1::GuestDir { guest_path: d.guest_path.clone(), writable: d.writable }).collect(),
+        disk: (resources.disk.0 > 0).then(|| v1::Disk { guest_path: spec.disk_path().to_owned(), bytes: resources.disk.0 }),
     }
 }
 
 /// What the agent says to every guest.
-fn own_environment(key: &TaskKey, resources: &Resources) -> Vec<(String, String)> {
+fn own_environment(key: &TaskKey, spec: &TaskSpec, resources: &Resources) -> Vec<(String, String)> {
     let mut own = vec![
         ("SMALTI_TASK_ID".to_owned(), key.task.to_string()),
         ("SMALTI_ATTEMPT".to_owned(), key.attempt.to_string()),
         ("SMALTI_CPUS".to_owned(), resources.cpus.to_string()),
         ("SMALTI_MEM".to_owned(), resources.mem.0.to_string()),
     ];
+    if resources.disk.0 > 0 {
+        own.push(("SMALTI_DISK".to_owned(), resources.disk.0.to_string()));
+        own.push(("SMALTI_SCRATCH".to_owned(), spec.disk_path().to_owned()));
+    }
     own.extend(resources.ports.iter().enumerate().map(|(i, port)| (format!("PORT{i}"), port.to_string())));
     own
 }
@@ -286,16 +305,20 @@ mod tests {
     fn the_outputs_of_many_slots_come_in_several_frames() {
         let slots: Vec<u32> = (0..128).collect();
         let three = |_| (0..3).map(|_| Ok(File::open("/dev/null")?.into())).collect();
-        let messages = slot_files(Run(7), &slots, &slots, three).unwrap();
-        let mut seen = Vec::new();
-        for (message, fds) in messages {
-            let to_executor::Message::SlotFiles(files) = message else { panic!("{message:?}") };
-            assert!(files.run == 7 && fds.len() == 3 * files.slots.len() && fds.len() <= MAX_FDS);
-            seen.extend(files.slots);
+        let disk: Arc<OwnedFd> = Arc::new(File::open("/").unwrap().into());
+        for disks in [vec![], vec![disk; 128]] {
+            let each = if disks.is_empty() { 3 } else { 4 };
+            let mut seen = Vec::new();
+            for (message, fds) in slot_files(Run(7), &slots, &slots, three, &disks).unwrap() {
+                let to_executor::Message::SlotFiles(files) = message else { panic!("{message:?}") };
+                assert!(files.run == 7 && files.disks != disks.is_empty());
+                assert!(fds.len() == each * files.slots.len() && fds.len() <= MAX_FDS);
+                seen.extend(files.slots);
+            }
+            assert_eq!(seen, slots);
         }
-        assert_eq!(seen, slots);
         let failing = |_| Err(std::io::ErrorKind::StorageFull.into());
-        assert!(matches!(slot_files(Run(7), &slots, &slots, failing), Err(Error::Outputs(_))));
+        assert!(matches!(slot_files(Run(7), &slots, &slots, failing, &[]), Err(Error::Outputs(_))));
     }
 
     #[test]
@@ -303,7 +326,12 @@ mod tests {
         let key =
             TaskKey { framework: smalti_types::FrameworkId::new("F").unwrap(), task: smalti_types::TaskId::new("t").unwrap(), attempt: 1 };
         let resources = Resources { ports: "31000-31001,31005".parse().unwrap(), ..Resources::default() };
-        let own = own_environment(&key, &resources);
+        let spec = TaskSpec::new(smalti_types::BundleRef { digest: smalti_types::Digest::of(b"x"), uri: None });
+        let own = own_environment(&key, &spec, &resources);
+        assert!(own.iter().all(|(name, _)| name != "SMALTI_DISK"));
+        let with_disk = own_environment(&key, &spec, &Resources { disk: smalti_types::Bytes::mib(1), ..resources });
+        assert!(with_disk.contains(&("SMALTI_DISK".into(), "1048576".into())));
+        assert!(with_disk.contains(&("SMALTI_SCRATCH".into(), "/scratch".into())));
         assert!(own.contains(&("PORT2".into(), "31005".into())) && own.contains(&("SMALTI_ATTEMPT".into(), "1".into())));
     }
 }

@@ -11,6 +11,7 @@ use crate::link::Link;
 use crate::output::SlotOutput;
 use crate::queue::{Item, Queue, Split};
 use crate::report::{Done, Pending};
+use crate::scratch::Scratch;
 use crate::streams::Source;
 use crate::ticker::Activity;
 use smalti_executor_protocol::v1;
@@ -36,6 +37,8 @@ pub(crate) struct Part {
     pub(crate) inputs: Option<SplitInputs>,
     /// The slots and where their output goes.
     pub(crate) outputs: BTreeMap<u32, Arc<SlotOutput>>,
+    /// Their disks, if items have one.
+    pub(crate) disks: BTreeMap<u32, Arc<Scratch>>,
     pub(crate) link: Arc<Link>,
     pub(crate) activity: Arc<Activity>,
 }

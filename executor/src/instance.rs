@@ -4,6 +4,7 @@
 //! that waits in a host call by dropping its future. Threads, queues and files are others' business.
 
 use crate::control::Control;
+use crate::directories::View;
 use crate::failure::Failure;
 use crate::host::Progress;
 use crate::limits::{Limiter, MAX_HOSTCALL_BYTES, MAX_RANDOM_BYTES, MAX_RESOURCES, MIN_HOSTCALL_BYTES};
@@ -32,8 +33,8 @@ pub(crate) struct Template {
     pub(crate) timeout: Option<Duration>,
     pub(crate) fuel: Option<u64>,
     pub(crate) output_bytes: u64,
-    /// The preopened directories.
-    pub(crate) directories: WasiFilesystemCtx,
+    /// What they see of the file system.
+    pub(crate) view: View,
     pub(crate) control: Arc<Control>,
     pub(crate) progress: Arc<Progress>,
 }
@@ -44,6 +45,8 @@ pub(crate) struct Run {
     pub(crate) env: Vec<(&'static str, String)>,
     pub(crate) stdin: Option<Source>,
     pub(crate) sink: Arc<dyn Sink>,
+    /// The preopened directories.
+    pub(crate) directories: WasiFilesystemCtx,
     pub(crate) started: Instant,
 }
 
@@ -112,7 +115,7 @@ fn new_store(template: &Template, run: Run, meters: &Arc<Meters>, deadline: Opti
     builder.stderr(Output::new(Channel::Err, run.sink, meters.clone()));
     let mut wasi = builder.build_p1();
     let view = wasi.ctx();
-    *view.ctx.filesystem() = template.directories.clone();
+    *view.ctx.filesystem() = run.directories;
     view.table.set_max_capacity(MAX_RESOURCES);
     let state = State {
         wasi,

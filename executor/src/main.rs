@@ -26,6 +26,7 @@ mod output;
 mod queue;
 mod report;
 mod runs;
+mod scratch;
 mod slot;
 mod slots;
 mod start;

@@ -11,6 +11,7 @@ use crate::output::SlotOutput;
 use crate::queue::Item;
 use crate::report::Done;
 use crate::runs::Runs;
+use crate::scratch::Scratch;
 use crate::task::{self, TaskRun};
 use nix::unistd::gettid;
 use smalti_executor_protocol::ledger::Record;
@@ -105,6 +106,7 @@ pub(crate) fn run(slot: u32, jobs: &Jobs, runs: &Runs, started: &SyncSender<(u32
 /// Runs items until the slot leaves the part.
 fn run_items(slot: u32, array: &ArrayRun, runtime: &Runtime) {
     let Some(output) = array.part.outputs.get(&slot) else { return };
+    let scratch = array.part.disks.get(&slot).map(|s| &**s);
     let mut watch = Stopwatch::start();
     let mut done = None;
     while let Some((item, waited)) = array.next(slot, done.take(), watch.began()) {
@@ -112,7 +114,11 @@ fn run_items(slot: u32, array: &ArrayRun, runtime: &Runtime) {
             watch = Stopwatch::start();
         }
         output.begin(watch.began());
-        let mut ended = run_item(array, &item, output, &watch, runtime);
+        let mut ended = run_item(array, &item, output, scratch, &watch, runtime);
+        if let Some(scratch) = scratch {
+            scratch.judge(&array.part.template.view, &mut ended);
+            scratch.clear(&array.part.template.view);
+        }
         let (wall, cpu) = watch.lap();
         let record = Record {
             item: item.item,
@@ -145,7 +151,14 @@ pub(crate) fn usage(ended: &Ended, wall: Duration, cpu: Duration) -> Usage {
     }
 }
 
-fn run_item(array: &ArrayRun, item: &Item, output: &Arc<SlotOutput>, watch: &Stopwatch, runtime: &Runtime) -> Ended {
+fn run_item(
+    array: &ArrayRun,
+    item: &Item,
+    output: &Arc<SlotOutput>,
+    scratch: Option<&Scratch>,
+    watch: &Stopwatch,
+    runtime: &Runtime,
+) -> Ended {
     let stdin = match array.source(item) {
         Ok(source) => source,
         Err(why) => return Ended::failed(Failure::new(Reason::InputFailed, why)),
@@ -159,7 +172,11 @@ fn run_item(array: &ArrayRun, item: &Item, output: &Arc<SlotOutput>, watch: &Sto
     if let Some(timeout) = template.timeout {
         env.push(("SMALTI_DEADLINE_US", deadline_us(timeout).to_string()));
     }
-    let run = Run { env, stdin, sink: output.clone(), started: watch.began() };
+    let directories = match task::directories(scratch, template) {
+        Ok(directories) => directories,
+        Err(failure) => return Ended::failed(failure),
+    };
+    let run = Run { env, stdin, sink: output.clone(), directories, started: watch.began() };
     guarded(|| runtime.block_on(instance::run(template, run)))
 }
 

@@ -5,7 +5,7 @@
 
 use crate::array::{ArrayRun, Part};
 use crate::control::Control;
-use crate::directories::preopen;
+use crate::directories::View;
 use crate::failure::Failure;
 use crate::host::Progress;
 use crate::inputs::SplitInputs;
@@ -15,6 +15,7 @@ use crate::modules::Loaded;
 use crate::output::{SlotOutput, TaskFiles};
 use crate::queue::Split;
 use crate::runs::{Entry, MAX_RUNS, TaskHandle};
+use crate::scratch::Scratch;
 use crate::slot::Job;
 use crate::slots::{MAX_SLOTS, Slots};
 use crate::streams::Source;
@@ -48,6 +49,7 @@ const SLOT_OUTPUTS: usize = 3;
 pub(crate) struct Announced {
     run: u64,
     outputs: BTreeMap<u32, Arc<SlotOutput>>,
+    disks: BTreeMap<u32, Arc<Scratch>>,
 }
 
 impl Announced {
@@ -56,32 +58,41 @@ impl Announced {
     /// # Errors
     /// When the descriptors are not those that the message counts.
     pub(crate) fn add(&mut self, message: &v1::SlotFiles, fds: Vec<OwnedFd>) -> Result<(), Failure> {
-        if fds.len() != message.slots.len() * SLOT_OUTPUTS {
+        if fds.len() != message.slots.len() * (SLOT_OUTPUTS + usize::from(message.disks)) {
             return Err(refused(format!("{} descriptors came for the outputs of {} slots", fds.len(), message.slots.len())));
         }
         if self.run != message.run {
-            *self = Self { run: message.run, outputs: BTreeMap::new() };
+            *self = Self { run: message.run, ..Self::default() };
         }
         if self.outputs.len() + message.slots.len() > MAX_SLOTS as usize {
             return Err(refused(format!("outputs of more than {MAX_SLOTS} slots came")));
         }
-        let mut files = fds.into_iter().map(File::from);
+        let mut fds = fds.into_iter();
         for slot in &message.slots {
-            if let (Some(out), Some(err), Some(ledger)) = (files.next(), files.next(), files.next()) {
-                let output = SlotOutput::new(out, err, ledger).map_err(|e| refused(format!("an output file has no length: {e}")))?;
-                self.outputs.insert(*slot, Arc::new(output));
+            if let (Some(out), Some(err), Some(ledger)) = (fds.next(), fds.next(), fds.next()) {
+                let output = SlotOutput::new(out.into(), err.into(), ledger.into());
+                self.outputs.insert(*slot, Arc::new(output.map_err(|e| refused(format!("an output file has no length: {e}")))?));
+            }
+            if message.disks
+                && let Some(root) = fds.next()
+            {
+                self.disks.insert(*slot, Arc::new(Scratch::new(root)?));
             }
         }
         Ok(())
     }
 
-    /// The outputs of a part that starts now. They are forgotten here, whatever becomes of it.
-    fn take(&mut self, run: u64, slots: &[u32]) -> Result<BTreeMap<u32, Arc<SlotOutput>>, Failure> {
-        let Self { run: announced, outputs } = std::mem::take(self);
-        if announced != run || outputs.len() != slots.len() || !slots.iter().all(|s| outputs.contains_key(s)) {
+    /// Outputs and disks of a part that starts now. They are forgotten here, whatever becomes of it.
+    fn take(&mut self, run: u64, slots: &[u32], disk: bool) -> Result<Self, Failure> {
+        let taken = std::mem::take(self);
+        let Self { run: announced, outputs, disks } = &taken;
+        if disks.len() != if disk { outputs.len() } else { 0 } {
+            return Err(refused("the disks that came are not those of its slots"));
+        }
+        if *announced != run || outputs.len() != slots.len() || !slots.iter().all(|s| outputs.contains_key(s)) {
             return Err(refused("the outputs that came are not those of its slots"));
         }
-        Ok(outputs)
+        Ok(taken)
     }
 }
 
@@ -93,6 +104,7 @@ pub(crate) fn task(slots: &Slots, link: &Arc<Link>, modules: &Modules, start: v1
     let jobs = slots.jobs(start.slot).ok_or_else(|| refused(format!("there is no slot {}", start.slot)))?;
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
     let outputs = take_outputs(&mut fds)?;
+    let scratch = take_disk(&guest, &mut fds)?;
     let rest = take_rest(&guest, &mut fds, usize::from(start.has_stdin))?;
     let handle = Arc::new(TaskHandle::new(start.run));
     let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone() };
@@ -100,7 +112,7 @@ pub(crate) fn task(slots: &Slots, link: &Arc<Link>, modules: &Modules, start: v1
     let file = rest.into_iter().next().map(|fd| Arc::new(File::from(fd)));
     let stdin = file.map(|file| Source { file, offset: start.stdin_offset, length: start.stdin_length });
     insert(slots, start.run, Entry::Task(handle.clone()))?;
-    let task = TaskRun { handle, outputs, template, stdin, link: link.clone(), activity: slots.activity.clone() };
+    let task = TaskRun { handle, outputs, scratch, template, stdin, link: link.clone(), activity: slots.activity.clone() };
     jobs.push(Job::Task(Box::new(task))).map_err(|_| {
         slots.runs.remove(start.run);
         refused(format!("too many tasks wait for slot {}", start.slot))
@@ -119,11 +131,11 @@ pub(crate) fn array(
     start: v1::StartArray,
     mut fds: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
-    let outputs = announced.take(start.run, &start.slots);
+    let announced = announced.take(start.run, &start.slots, start.guest.as_ref().is_some_and(|g| g.disk.is_some()));
     if !start.refused.is_empty() {
         return Err(refused(start.refused));
     }
-    let outputs = outputs?;
+    let Announced { outputs, disks, .. } = announced?;
     if start.slots.is_empty() {
         return Err(refused("an array part needs a slot"));
     }
@@ -140,6 +152,7 @@ pub(crate) fn array(
         total_items: start.total_items,
         inputs: inputs.into_iter().next().map(|dir| SplitInputs::new(dir, start.split_inputs)),
         outputs,
+        disks,
         link: link.clone(),
         activity: slots.activity.clone(),
     };
@@ -180,6 +193,17 @@ fn take_outputs(fds: &mut Vec<OwnedFd>) -> Result<TaskFiles, Failure> {
         (Some(out), Some(err)) => Ok(TaskFiles::new(out, err)),
         _ => Err(refused("the outputs are missing")),
     }
+}
+
+/// Cuts the root of the task's disk off, which comes next.
+fn take_disk(guest: &v1::Guest, fds: &mut Vec<OwnedFd>) -> Result<Option<Scratch>, Failure> {
+    if guest.disk.is_none() {
+        return Ok(None);
+    }
+    if fds.is_empty() {
+        return Err(refused("its disk did not come"));
+    }
+    Scratch::new(fds.remove(0)).map(Some)
 }
 
 /// Cuts the descriptors behind files and directories off.
@@ -224,7 +248,7 @@ fn template(
         timeout: guest.timeout_us.map(Duration::from_micros),
         fuel: guest.fuel,
         output_bytes: guest.output_bytes,
-        directories: preopen(&guest.dirs, fds)?,
+        view: View::new(guest.dirs, guest.disk, fds)?,
         control: shared.control,
         progress: shared.progress,
     })

@@ -9,6 +9,7 @@ use crate::link::Link;
 use crate::output::TaskFiles;
 use crate::report;
 use crate::runs::{Runs, TaskHandle};
+use crate::scratch::Scratch;
 use crate::slot::{guarded, usage};
 use crate::streams::Source;
 use crate::ticker::Activity;
@@ -18,11 +19,13 @@ use smalti_types::status::Usage;
 use smalti_types::task_state::Reason;
 use std::sync::Arc;
 use tokio::runtime::Runtime;
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 
 /// A task that waits for its slot.
 pub(crate) struct TaskRun {
     pub(crate) handle: Arc<TaskHandle>,
     pub(crate) outputs: TaskFiles,
+    pub(crate) scratch: Option<Scratch>,
     pub(crate) template: Template,
     pub(crate) stdin: Option<Source>,
     pub(crate) link: Arc<Link>,
@@ -31,7 +34,7 @@ pub(crate) struct TaskRun {
 
 /// Runs the task and says how it ended.
 pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs) {
-    let TaskRun { handle, outputs, template, stdin, link, activity } = task;
+    let TaskRun { handle, outputs, scratch, template, stdin, link, activity } = task;
     let mut watch = Stopwatch::start();
     let mut usage_of_run = Usage::default();
     let mut ended = if handle.control.is_stopped() {
@@ -40,13 +43,25 @@ pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs) {
         link.send(Message::Started(v1::Started { run: handle.run }));
         activity.begin();
         let env = template.timeout.map(|t| ("SMALTI_DEADLINE_US", deadline_us(t).to_string())).into_iter().collect();
-        let run = Run { env, stdin, sink: Arc::new(outputs), started: watch.began() };
-        let ended = guarded(|| runtime.block_on(instance::run(&template, run)));
+        let mut ended = match directories(scratch.as_ref(), &template) {
+            Err(failure) => Ended::failed(failure),
+            Ok(directories) => {
+                let run = Run { env, stdin, sink: Arc::new(outputs), directories, started: watch.began() };
+                guarded(|| runtime.block_on(instance::run(&template, run)))
+            }
+        };
+        if let Some(scratch) = &scratch {
+            scratch.judge(&template.view, &mut ended);
+        }
         activity.end();
         let (wall, cpu) = watch.lap();
         usage_of_run = usage(&ended, wall, cpu);
         ended
     };
+    // Before its end is told: the agent lends the disk to the next task then.
+    if let Some(scratch) = scratch {
+        scratch.clear(&template.view);
+    }
     handle.send_progress(&link);
     runs.remove(handle.run);
     link.send(Message::Outcome(v1::Outcome {
@@ -56,6 +71,14 @@ pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs) {
         usage: Some(report::usage(&usage_of_run)),
         result: ended.result.take().map(Into::into),
     }));
+}
+
+/// What a guest of `template` sees, with its disk as new if it has one.
+///
+/// # Errors
+/// When the disk cannot be used.
+pub(crate) fn directories(scratch: Option<&Scratch>, template: &Template) -> Result<WasiFilesystemCtx, Failure> {
+    scratch.map_or_else(|| Ok(template.view.fixed()), |scratch| scratch.open(&template.view))
 }
 
 /// Says that a run never began.

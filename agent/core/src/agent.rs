@@ -303,10 +303,11 @@ impl Agent {
     }
 }
 
-/// Memory of one slot of an attempt.
+/// Memory of one slot of an attempt, with its disk where that lies in memory.
 pub(crate) fn task_memory(task: &Task) -> u64 {
-    match &task.work {
+    let memory = match &task.work {
         Work::Single(single) => single.launch.resources.mem.0,
         Work::Part(part) => part.launch.slot_resources.mem.0,
-    }
+    };
+    memory.saturating_add(task.disk_memory)
 }

@@ -37,7 +37,7 @@ impl Agent {
         let key = TaskKey { framework, task: launch.task.clone(), attempt: launch.attempt };
         let (resources, spec) = (launch.resources.clone(), Arc::new(launch.spec.clone()));
         let checked = launch.resources.check_request().map_err(|e| e.to_string());
-        let checked = checked.and_then(|()| supported(&launch.spec, &launch.resources));
+        let checked = checked.and_then(|()| supported(&launch.spec, &launch.resources, &self.parameters.total));
         let kind = self.parameters.process.kind(&role, &spec, &resources);
         let work = Work::Single(Single::new(launch));
         self.accept(now, (key, role, kind), work, checked.map(|()| resources), spec, Arc::new([]), out);
@@ -52,7 +52,8 @@ impl Agent {
         } else if !launch.slot_resources.ports.is_empty() {
             checked = Err("items of an array cannot have ports".into());
         }
-        let checked = checked.and_then(|sum| supported(&launch.template.spec, &launch.slot_resources).map(|()| sum));
+        let checked =
+            checked.and_then(|sum| supported(&launch.template.spec, &launch.slot_resources, &self.parameters.total).map(|()| sum));
         let (spec, split_inputs) = (Arc::new(launch.template.spec.clone()), launch.template.split_inputs.clone().into());
         let kind = self.parameters.process.kind(&role, &spec, &launch.slot_resources);
         let (part, refused) = Part::new(launch);
@@ -80,10 +81,17 @@ impl Agent {
             return;
         }
         let array = matches!(work, Work::Part(_));
+        let disk = match &work {
+            Work::Single(single) => single.launch.resources.disk,
+            Work::Part(part) => part.launch.slot_resources.disk,
+        };
+        let disk_memory = if self.parameters.disk_in_memory { disk.0 } else { 0 };
         self.next_run += 1;
         let run = Run(self.next_run);
         let (phase, stream) = (Phase::Preparing, Stream::default());
-        let task = Task { key: key.clone(), role, kind, phase, digest: None, work, stream, kill: None, overdue: None };
+        let task = Task { key: key.clone(), role, kind, phase, digest: None, work, disk_memory, stream, kill: None, overdue: None };
+        let most = if kind.is_used_once() { u32::MAX } else { self.parameters.most_slots_per_executor.max(1) };
+        let slots = task.slots_needed().min(most);
         self.keys.insert(key.clone(), run);
         self.tasks.insert(run, task);
         self.dirty.insert(run);
@@ -95,7 +103,7 @@ impl Agent {
             self.refuse(now, run, ending, out);
             return;
         }
-        out.send(Message::Prepare { run, key, spec, split_inputs, array });
+        out.send(Message::Prepare { run, key, spec, split_inputs, array, disk, slots });
     }
 
     /// Ends an attempt that never held anything.
@@ -215,10 +223,10 @@ impl Agent {
 }
 
 /// Refuses what makes no sense and what this agent cannot do yet.
-fn supported(spec: &TaskSpec, resources: &Resources) -> Result<(), String> {
+fn supported(spec: &TaskSpec, resources: &Resources, total: &Resources) -> Result<(), String> {
     spec.check_grants(resources).map_err(|e| e.to_string())?;
-    if resources.disk.0 > 0 {
-        return Err("tasks with disk are not supported by this agent".into());
+    if resources.disk.0 > 0 && total.disk.0 == 0 {
+        return Err("this agent has no disk for tasks: it may not mount file systems, or was told not to".into());
     }
     if !spec.connect.is_empty() {
         return Err("tasks that connect are not supported by this agent".into());

@@ -213,6 +213,10 @@ pub enum Message {
         split_inputs: Arc<[Input]>,
         /// Whether it is an array part: its outputs then lie in slots' files.
         array: bool,
+        /// Size of the disk of each of its slots; 0: none.
+        disk: Bytes,
+        /// Most slots that it can get.
+        slots: u32,
     },
     /// Nobody waits for this any more. No answer is expected.
     CancelPrepare {

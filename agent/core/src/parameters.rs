@@ -70,6 +70,8 @@ pub struct Parameters {
     pub most_executors: u32,
     /// A shared executor without work is stopped after this long.
     pub idle_stop: DurationMs,
+    /// Whether disks of tasks lie in their executors' memory.
+    pub disk_in_memory: bool,
     /// Launches remembered per framework, so that none starts twice.
     pub seen_per_framework: usize,
     /// Whose tasks get a process of their own.
@@ -94,6 +96,7 @@ impl Parameters {
             most_slots_per_executor: 128,
             most_executors: 64,
             idle_stop: DurationMs(60_000),
+            disk_in_memory: false,
             seen_per_framework: 100_000,
             process: ProcessPolicy { everything: false, roles: BTreeSet::new() },
             pool: 2,

@@ -167,6 +167,8 @@ pub(crate) struct Task {
     /// The code it runs, once it is known.
     pub(crate) digest: Option<Digest>,
     pub(crate) work: Work,
+    /// What one slot's disk takes of its executor's memory.
+    pub(crate) disk_memory: u64,
     pub(crate) stream: Stream,
     pub(crate) kill: Option<Kill>,
     /// A single task's executor should have ended it by now: the limit plus a wide margin.

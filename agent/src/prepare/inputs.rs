@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where a task's inputs lie in its directory.
-const INPUTS_DIR: &str = ".inputs";
+pub(super) const INPUTS_DIR: &str = ".inputs";
 /// The same for the objects that an array's splits refer to.
-const SPLITS_DIR: &str = ".splits";
+pub(super) const SPLITS_DIR: &str = ".splits";
 /// Objects of one array that are fetched at the same time.
 const SPLITS_AT_ONCE: usize = 16;
 /// Where archives' files appear; an input there would hide them.

@@ -28,6 +28,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What preparation puts into a task's directory, which is of no use after the task.
+pub(crate) const LAID_OUT: [&str; 3] = [inputs::INPUTS_DIR, inputs::SPLITS_DIR, stdin::STDIN_FILE];
+
 /// How bundles and inputs are prepared. [`Options::new`] gives the defaults.
 #[derive(Clone)]
 pub struct Options {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 
 /// The merged outputs in a task's directory.
-const STDIN_FILE: &str = ".stdin";
+pub(super) const STDIN_FILE: &str = ".stdin";
 /// Bytes written at a time.
 const BUFFER: usize = 256 << 10;
 

@@ -191,7 +191,7 @@ fn the_outputs_of_more_slots_than_a_frame_has_descriptors_reach_their_slots() {
     // Outputs of other slots than its own: the part is refused, and its slots are free.
     agent.output_files("a2", &[]);
     let files = agent.output_files("a2", &["a", "b", "c"]);
-    agent.send(To::SlotFiles(v1::SlotFiles { run: 2, slots: vec![1] }), &files.iter().collect::<Vec<_>>());
+    agent.send(To::SlotFiles(v1::SlotFiles { run: 2, slots: vec![1], disks: false }), &files.iter().collect::<Vec<_>>());
     agent.send(To::StartArray(v1::StartArray { run: 2, slots: vec![0], guest: Some(guest(module)), ..Default::default() }), &[]);
     agent.await_started(2);
     let mut seen = Seen::default();

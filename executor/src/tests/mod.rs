@@ -1,6 +1,7 @@
 //! The worker end to end, in this process: a socket pair, real slots, guests compiled here from text.
 
 mod arrays;
+mod files;
 mod guests;
 mod speed;
 mod tasks;
@@ -107,7 +108,10 @@ impl Agent {
             let names: Vec<String> = slots.iter().flat_map(|s| ["out", "err", "ledger"].map(|kind| format!("slot-{s}.{kind}"))).collect();
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             let files = self.output_files(&format!("a{}", start.run), &names);
-            self.send(To::SlotFiles(v1::SlotFiles { run: start.run, slots: slots.to_vec() }), &files.iter().collect::<Vec<_>>());
+            self.send(
+                To::SlotFiles(v1::SlotFiles { run: start.run, slots: slots.to_vec(), disks: false }),
+                &files.iter().collect::<Vec<_>>(),
+            );
         }
         self.send(To::StartArray(start), more);
     }

@@ -112,7 +112,7 @@ fn stdin() -> impl Strategy<Value = Stdin> {
 pub(super) fn task_spec() -> impl Strategy<Value = TaskSpec> {
     let isolation = prop::sample::select(vec![Isolation::Instance, Isolation::Process]);
     let disk_path = option::of(id_text().prop_map(|t| format!("/{t}")));
-    let head = (bundle_ref(), vec(text(), 0..3), vec((text(), text()), 0..3), stdin(), vec(input(), 0..2), limits());
+    let head = (bundle_ref(), vec(text(), 0..3), vec((id_text(), text()), 0..3), stdin(), vec(input(), 0..2), limits());
     (head, isolation, vec(endpoint(), 0..3), disk_path).prop_map(
         |((bundle, args, env, stdin, inputs, limits), isolation, connect, disk_path)| TaskSpec {
             bundle,

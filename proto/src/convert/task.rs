@@ -148,6 +148,16 @@ impl From<Endpoint> for v1::Endpoint {
     }
 }
 
+/// The guest sees `NAME=VALUE`: a name with `=` would become another variable than the one that was asked for.
+fn variable(v: v1::EnvVar) -> Result<(String, String)> {
+    let here = at("EnvVar", "name");
+    let name = here.text(v.name, MAX_TEXT_LEN)?;
+    if name.is_empty() || name.contains('=') {
+        return Err(here.fail(Problem::Invalid("empty, or contains `=`")));
+    }
+    Ok((name, at("EnvVar", "value").text(v.value, MAX_TEXT_LEN)?))
+}
+
 fn disk_path(path: String) -> Result<String> {
     let here = at("TaskSpec", "disk_path");
     check_path(&path).map_err(|_| here.fail(Problem::Invalid("not an absolute, normalised path")))?;
@@ -168,12 +178,10 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
         if len > MAX_ARGS_LEN {
             return Err(here.fail(Problem::TooLong { len, max: MAX_ARGS_LEN }));
         }
-        let env =
-            |e: v1::EnvVar| Ok((at("EnvVar", "name").text(e.name, MAX_TEXT_LEN)?, at("EnvVar", "value").text(e.value, MAX_TEXT_LEN)?));
         Ok(Self {
             bundle: at("TaskSpec", "bundle").get(m.bundle)?,
             args: m.args.into_iter().map(|a| here.text(a, MAX_TEXT_LEN)).collect::<Result<_>>()?,
-            env: m.env.into_iter().map(env).collect::<Result<_>>()?,
+            env: m.env.into_iter().map(variable).collect::<Result<_>>()?,
             stdin: m.stdin.map(Stdin::try_from).transpose()?.unwrap_or_default(),
             inputs: at("TaskSpec", "inputs").list(m.inputs, MAX_SHORT_LIST)?,
             limits: m.limits.map(Limits::try_from).transpose()?.unwrap_or_default(),
@@ -346,6 +354,15 @@ mod tests {
             let long = v1::TaskSpec { bundle: Some(bundle.into()), args: vec!["x".repeat(MAX_ARGS_LEN)], ..spec.into() };
             let error = TaskSpec::try_from(long).unwrap_err();
             prop_assert!(matches!(error.problem, Problem::TooLong { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_of_variables_cannot_be_other_names() {
+        let var = |name: &str, value: &str| variable(v1::EnvVar { name: name.into(), value: value.into() });
+        assert_eq!(var("A", "x=y").unwrap(), ("A".into(), "x=y".into()));
+        for (name, value) in [("", "x"), ("A=B", "x"), ("=", ""), ("A\0", ""), ("A", "\0")] {
+            assert!(var(name, value).is_err(), "{name:?}={value:?}");
         }
     }
 

@@ -5,6 +5,7 @@ mod bad_input;
 mod cgroup_v2;
 mod classic;
 mod dev;
+mod disk;
 mod executors;
 mod guests;
 mod isolation;

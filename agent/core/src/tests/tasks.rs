@@ -103,6 +103,21 @@ fn nonsense_is_refused_with_words() {
 }
 
 #[test]
+fn a_disk_is_prepared_for_every_slot_and_counts_as_memory_where_it_lies_there() {
+    for in_memory in [false, true] {
+        let total = Resources { disk: Bytes::gib(2), ..parameters().total };
+        let mut w = World::new(crate::Parameters { total, disk_in_memory: in_memory, ..parameters() });
+        let resources = Resources { disk: Bytes::gib(1), ..Resources::new(MilliCpus(10), Bytes(1)) };
+        w.event(launch_with(1, "disk", resources, spec()));
+        let Message::Prepare { run, disk, slots, .. } = w.next() else { panic!("not prepared") };
+        assert_eq!((disk, slots), (Bytes::gib(1), 1));
+        w.event(Event::Prepared { run, result: Ok(spec().bundle.digest) });
+        let Message::StartExecutor { memory, .. } = w.next() else { panic!("not started") };
+        assert_eq!(memory >= Bytes::gib(1), in_memory, "{memory}");
+    }
+}
+
+#[test]
 fn a_launch_is_started_once() {
     let mut w = World::new(parameters());
     w.run_cold(1, "a", 1, 1);
