@@ -115,7 +115,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     };
     let core = Agent::new(options.process.apply(parameters));
     let figures = Arc::new(Figures::default());
-    let reporter = Reporter::new(detect::overhead_parts(detected.overhead.mem));
+    let reporter = Reporter::new(detect::overhead_parts(detected.overhead.mem, options.process.pool_memory()));
     let event_loop = EventLoop::new(core, executors, preparer, sandboxes.clone(), figures.clone(), reporter);
 
     let (ending, ended) = watch::channel(false);

@@ -62,6 +62,7 @@ fn main() -> Result<()> {
     runtime.block_on(single::measure(&cluster, &digest, effort, &mut figures))?;
     figures.ratio("array_ratio", "array_items_per_s", "floor_items_per_s");
     figures.ratio("warm_task_p50_rtts", "warm_task_p50_us", "grpc_rtt_p50_us");
+    figures.ratio("warm_process_task_p50_spawns", "warm_process_task_p50_us", "spawn_true_p50_us");
 
     figures.print();
     if let Some(path) = args.json {

@@ -5,9 +5,14 @@ use crate::figures::{Figures, percentile};
 use anyhow::{Context, Result, bail};
 use smalti_proto::v1;
 use smalti_tests::Cluster;
-use smalti_types::{BundleRef, Bytes, Digest, MilliCpus, Resources, TaskSpec};
-use std::time::Instant;
+use smalti_types::{BundleRef, Bytes, Digest, Isolation, MilliCpus, Resources, TaskSpec};
+use std::time::{Duration, Instant};
 use tonic::transport::Channel;
+
+/// Tasks of class `process` in one repetition.
+const PROCESS_TASKS: usize = 100;
+/// Time in which the pool is filled again.
+const POOL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pushes the guest; returns its digest as text.
 pub(crate) fn push(cluster: &Cluster, guest: &str) -> Result<String> {
@@ -46,7 +51,7 @@ pub(crate) async fn measure(cluster: &Cluster, digest: &str, effort: Effort, fig
         rtt.push(percentile(&mut samples, 0.5));
         let mut samples = Vec::new();
         for n in 0..effort.round_trips {
-            samples.push(one_task(&mut jobs, digest, n).await?);
+            samples.push(one_task(&mut jobs, digest, n, Isolation::Instance).await?);
         }
         warm50.push(percentile(&mut samples, 0.5));
         warm99.push(percentile(&mut samples, 0.99));
@@ -54,13 +59,43 @@ pub(crate) async fn measure(cluster: &Cluster, digest: &str, effort: Effort, fig
     figures.add("grpc_rtt_p50_us", rtt);
     figures.add("warm_task_p50_us", warm50);
     figures.add("warm_task_p99_us", warm99);
+    processes(&mut jobs, digest, effort, figures).await
+}
+
+/// Class `process`: one at a time with the pool filled, one at a time without a pause, and `/bin/true` for comparison.
+async fn processes(jobs: &mut v1::jobs_client::JobsClient<Channel>, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
+    one_task(jobs, digest, 0, Isolation::Process).await?; // the pool is filled with the first use
+    let (mut warm50, mut warm99, mut rates, mut spawn50) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..effort.repetitions {
+        let (mut samples, mut spawns) = (Vec::new(), Vec::new());
+        for n in 0..PROCESS_TASKS {
+            tokio::time::sleep(POOL_PAUSE).await;
+            samples.push(one_task(jobs, digest, n, Isolation::Process).await?);
+            let start = Instant::now();
+            std::process::Command::new("/bin/true").status().context("running /bin/true")?;
+            spawns.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        warm50.push(percentile(&mut samples, 0.5));
+        warm99.push(percentile(&mut samples, 0.99));
+        spawn50.push(percentile(&mut spawns, 0.5));
+        let start = Instant::now();
+        for n in 0..PROCESS_TASKS {
+            one_task(jobs, digest, n, Isolation::Process).await?;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        rates.push(PROCESS_TASKS as f64 / start.elapsed().as_secs_f64());
+    }
+    figures.add("warm_process_task_p50_us", warm50);
+    figures.add("warm_process_task_p99_us", warm99);
+    figures.add("process_tasks_in_a_row_per_s", rates);
+    figures.add("spawn_true_p50_us", spawn50);
     Ok(())
 }
 
 /// Microseconds from the submission to the terminal state.
-async fn one_task(jobs: &mut v1::jobs_client::JobsClient<Channel>, digest: &str, n: usize) -> Result<f64> {
+async fn one_task(jobs: &mut v1::jobs_client::JobsClient<Channel>, digest: &str, n: usize, isolation: Isolation) -> Result<f64> {
     let single = v1::SingleJob {
-        spec: Some(spec(digest)?.into()),
+        spec: Some(TaskSpec { isolation, ..spec(digest)? }.into()),
         resources: Some(resources().into()),
         policy: Some(v1::Policy::default()),
         ports: 0,

@@ -7,7 +7,7 @@ use crate::agent::{Agent, Out};
 use crate::event::{ArrayReport, Failure, Message, ModuleId, Run, ToExecutor};
 use crate::queue::Batch;
 use crate::task::{Ending, Phase, Task, Work};
-use smalti_types::{ExecutorId, ItemSet, Reason, TaskState, Time};
+use smalti_types::{ExecutorId, ItemSet, Reason, TaskState, Time, Usage};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long an executor of one item may keep back what it has to say about it.
@@ -20,6 +20,8 @@ struct Lane {
     item: u64,
     /// Taken when the item is started: until then its code is being loaded.
     batch: Option<Batch>,
+    /// What the item has used so far, as its executor says.
+    usage: Usage,
 }
 
 /// The lanes of one part. Invariant: each number is free or has an executor.
@@ -64,10 +66,20 @@ impl Lanes {
         self.busy.values().map(|lane| lane.item)
     }
 
+    /// Takes in what an executor says that its item has used so far; the sum over all.
+    pub(crate) fn note_usage(&mut self, id: &ExecutorId, usage: &Usage) -> Usage {
+        if let Some(lane) = self.busy.get_mut(id) {
+            lane.usage = *usage;
+        }
+        let mut sum = Usage::default();
+        self.busy.values().for_each(|lane| sum.add(&lane.usage));
+        sum
+    }
+
     /// Puts an executor with an item into the lowest free lane.
     fn take(&mut self, id: ExecutorId, batch: Batch) {
         if let (Some(number), Some(item)) = (self.free.pop_first(), batch.items.first()) {
-            self.busy.insert(id, Lane { number, item, batch: Some(batch) });
+            self.busy.insert(id, Lane { number, item, batch: Some(batch), usage: Usage::default() });
         }
     }
 
@@ -139,7 +151,7 @@ impl Agent {
         let (finished, ignored) = part.report(report, killing);
         let over = !part.is_leased(item);
         self.counters.items_finished = self.counters.items_finished.saturating_add(finished);
-        self.counters.executor_ignored = self.counters.executor_ignored.saturating_add(ignored).saturating_add(stated - kept);
+        self.counters.ignore_executor(ignored.saturating_add(stated - kept));
         self.dirty.insert(run);
         if over {
             self.leave_lane(now, run, id, out);

@@ -184,7 +184,11 @@ impl Agent {
             let Some(task) = self.task_of(id, *run) else { continue };
             match (&task.phase, &mut task.work) {
                 (Phase::Running(_), Work::Single(single)) => single.note_usage(now, usage),
-                (Phase::Running(_) | Phase::Spread, Work::Part(part)) => part.note_running(now, usage),
+                (Phase::Running(_), Work::Part(part)) => part.note_running(now, usage),
+                (Phase::Spread, Work::Part(part)) => {
+                    let all = part.lanes.note_usage(id, usage);
+                    part.note_running(now, &all);
+                }
                 _ => {
                     self.counters.ignore_executor(1);
                     continue;

@@ -120,8 +120,8 @@ fn advertise(overrides: &Overrides, node: Node) -> Detected {
 
 /// What the memory overhead consists of, by name: on small nodes each part is less in proportion.
 #[must_use]
-pub fn overhead_parts(overhead: Bytes) -> BTreeMap<String, u64> {
-    let parts = [("agent", AGENT_MEMORY), ("executors", EXECUTORS_MEMORY), ("compiler", COMPILER_MEMORY)];
+pub fn overhead_parts(overhead: Bytes, pool_memory: Bytes) -> BTreeMap<String, u64> {
+    let parts = [("agent", AGENT_MEMORY), ("executors", EXECUTORS_MEMORY), ("compiler", COMPILER_MEMORY), ("process_pool", pool_memory)];
     let whole: u128 = parts.iter().map(|(_, part)| u128::from(part.0)).sum();
     let share = |part: Bytes| u64::try_from(u128::from(part.0) * u128::from(overhead.0) / whole).unwrap_or(u64::MAX);
     parts.into_iter().map(|(name, part)| (name.to_owned(), share(part))).collect()
@@ -165,9 +165,10 @@ mod tests {
         assert_eq!((total.cpus, total.ports.len()), (MilliCpus(2000), 1001));
         let small = advertise(&Overrides::default(), Node { memory: Bytes::mib(512), ..NODE });
         assert_eq!(small.overhead.mem, Bytes::mib(128));
-        let parts = overhead_parts(overhead.mem);
+        let parts = overhead_parts(overhead.mem, set.pool_memory);
         assert_eq!((parts["agent"], parts.values().sum::<u64>()), (AGENT_MEMORY.0, overhead.mem.0));
-        assert_eq!(overhead_parts(small.overhead.mem)["compiler"], 512 * (128 << 20) / 896);
+        assert_eq!(parts["process_pool"], 4 << 20);
+        assert_eq!(overhead_parts(small.overhead.mem, Bytes(0))["compiler"], 512 * (128 << 20) / 896);
     }
 
     #[test]

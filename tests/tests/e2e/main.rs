@@ -14,6 +14,7 @@ mod kill;
 mod limits;
 mod lying_executor;
 mod output;
+mod process_class;
 mod resources;
 
 use smalti_tests::{AgentConfig, Cluster, Config};
