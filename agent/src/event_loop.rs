@@ -86,7 +86,7 @@ pub(crate) enum Input {
         /// Which.
         executor: ExecutorId,
         /// What came of it.
-        result: Result<Box<Running>, String>,
+        result: Result<Box<Running>, Failure>,
     },
     /// An executor said something.
     Said {
@@ -315,10 +315,10 @@ impl EventLoop {
                 let slots = self.executors.launched(&executor, *running)?;
                 Some(Event::ExecutorStarted { executor, slots })
             }
-            Input::Launched { executor, result: Err(message) } => {
+            Input::Launched { executor, result: Err(Failure { reason, message }) } => {
                 tracing::error!(%executor, "cannot be started: {message}");
                 self.executors.failed(&executor);
-                Some(Event::ExecutorFailed { executor, message })
+                Some(Event::ExecutorFailed { executor, reason, message })
             }
             Input::Said { executor, message, credit } => {
                 drop(credit);
@@ -400,8 +400,8 @@ impl EventLoop {
                 self.wanted.remove(&run);
                 self.preparer.cancel(run.0);
             }
-            Message::StartExecutor { executor, kind, framework: _, grant: _, slots, memory } => {
-                self.executors.start(executor, kind, slots, memory);
+            Message::StartExecutor { executor, kind, framework: _, grant, slots, memory } => {
+                self.executors.start(executor, kind, grant, slots, memory);
             }
             Message::BindExecutor { executor, key } => tracing::debug!(%executor, %key, "has the one task of its life"),
             Message::DiscardExecutor { executor } => self.executors.discard(&executor),

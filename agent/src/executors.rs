@@ -8,12 +8,13 @@ use crate::event_loop::Input;
 use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendError};
 use crate::executor_reports::Facts;
 use crate::launcher::{self, ExecutorSpec, Launcher, ProcessHandle, Running};
+use crate::network::{Broker, Grants, Network};
 use crate::prepare::Ready;
 use crate::sandbox::Sandboxes;
 use crate::{cgroup::ExecutorGroup, wire};
-use smalti_agent_core::{ExecutorKind, Run, ToExecutor};
+use smalti_agent_core::{ExecutorKind, Failure, Grant, Run, ToExecutor};
 use smalti_executor_protocol::v1::{self, to_executor};
-use smalti_types::{Bytes, ExecutorId, FrameworkId, MilliCpus, Time};
+use smalti_types::{Bytes, ExecutorId, FrameworkId, MilliCpus, Reason, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -49,6 +50,8 @@ struct Executor {
     facts: Facts,
     /// Its user of its own, if it has one.
     uid: Option<u32>,
+    /// Of a networked one.
+    sockets: Option<Sockets>,
 }
 
 /// What a run needs until it is over.
@@ -59,10 +62,18 @@ struct Kept {
     disks: Vec<Lent>,
 }
 
+/// What makes an executor's sockets, and what its task may do with them.
+#[derive(Debug)]
+struct Sockets {
+    broker: Broker,
+    grants: Grants,
+}
+
 /// All of them.
 #[derive(Debug)]
 pub(crate) struct Executors {
     launcher: Launcher,
+    network: Arc<Network>,
     sandboxes: Sandboxes,
     disks: Disks,
     inbox: mpsc::Sender<Input>,
@@ -79,9 +90,17 @@ pub(crate) struct Executors {
 }
 
 impl Executors {
-    pub(crate) fn new(launcher: Launcher, sandboxes: Sandboxes, disks: Disks, inbox: mpsc::Sender<Input>, most_memory: Bytes) -> Self {
+    pub(crate) fn new(
+        launcher: Launcher,
+        network: Arc<Network>,
+        sandboxes: Sandboxes,
+        disks: Disks,
+        inbox: mpsc::Sender<Input>,
+        most_memory: Bytes,
+    ) -> Self {
         Self {
             launcher,
+            network,
             sandboxes,
             disks,
             inbox,
@@ -116,11 +135,14 @@ impl Executors {
     }
 
     /// Starts one; the answer comes as [`Input::Launched`].
-    pub(crate) fn start(&mut self, id: ExecutorId, kind: ExecutorKind, slots: u32, memory: Bytes) {
+    ///
+    /// A networked one is started for its task: what that may reach is found out first.
+    pub(crate) fn start(&mut self, id: ExecutorId, kind: ExecutorKind, grant: Option<Arc<Grant>>, slots: u32, memory: Bytes) {
         let spec = ExecutorSpec { id: id.clone(), kind: launch_kind(kind), slots, max_memory: self.most_memory };
-        let (launcher, inbox, name) = (self.launcher.clone(), self.inbox.clone(), id.clone());
+        let component = grant.as_ref().and_then(|g| self.ready.get(&g.run)).is_some_and(|kept| kept.ready.component);
+        let (launcher, network, inbox, name) = (self.launcher.clone(), self.network.clone(), self.inbox.clone(), id.clone());
         let task = tokio::spawn(async move {
-            let result = launcher.start(spec).await.map(Box::new).map_err(|e| e.to_string());
+            let result = start(&launcher, spec, &network, grant.as_deref(), component).await;
             let _ = inbox.send(Input::Launched { executor: name, result }).await;
         });
         self.starting.insert(id, Starting { task: task.abort_handle(), kind, memory });
@@ -152,8 +174,9 @@ impl Executors {
             let _ = tokio::time::timeout(LAST_WORDS, reading).await;
             let _ = inbox.send(Input::Exited { executor: name, cause: exit.cause, out_of_memory: exit.oom }).await;
         }));
-        self.up
-            .insert(id.clone(), Executor { kind, link, process: running.process, group: running.group, counts, facts, uid: running.uid });
+        let sockets = running.broker.zip(running.grants).map(|(broker, grants)| Sockets { broker, grants });
+        let (process, group, uid) = (running.process, running.group, running.uid);
+        self.up.insert(id.clone(), Executor { kind, link, process, group, counts, facts, uid, sockets });
         Some(slots)
     }
 
@@ -263,12 +286,15 @@ impl Executors {
                 wire::load_module(module, &kept.ready, fuel).map_err(|e| (run, e))?
             }
             ToExecutor::StartTask { run, slot, module, key, launch } => {
+                let environment = self.connect(id, run).map_err(|e| (run, e))?;
                 let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
                 let disk = kept.disks.first().map(|d| self.give(id, d)).transpose().map_err(|e| (run, e))?;
                 let outputs = self.sandboxes.create_task_outputs(&key).map_err(|e| (run, wire::Error::Outputs(e)))?;
-                wire::start_task(run, slot, module, &key, &launch, &kept.ready, (outputs, disk), now).map_err(|e| (run, e))?
+                wire::start_task(run, slot, module, &key, &launch, &kept.ready, (outputs, disk), environment, now).map_err(|e| (run, e))?
             }
             ToExecutor::StartArray { run, slots, segments, module, key, launch } => {
+                // Items have no ports, so there is nothing to say in their environment.
+                self.connect(id, run).map_err(|e| (run, e))?;
                 let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
                 let again = self.up.get(id).is_some_and(|e| e.kind.is_used_once());
                 let files = &self.sandboxes;
@@ -309,6 +335,17 @@ impl Executors {
     fn give(&self, id: &ExecutorId, disk: &Lent) -> Result<Arc<OwnedFd>, wire::Error> {
         let (uid, gid) = self.up.get(id).map_or_else(own_ids, Executor::ids);
         disk.give_to(uid, gid).map_err(wire::Error::Disk)
+    }
+
+    /// Tells a networked executor and its broker, directly before the task's start, what the task may do. Gives what the guest finds in
+    /// its environment about that.
+    fn connect(&mut self, id: &ExecutorId, run: Run) -> Result<Vec<(String, String)>, wire::Error> {
+        let Some(sockets) = self.up.get(id).and_then(|e| e.sockets.as_ref()) else { return Ok(Vec::new()) };
+        sockets.broker.allow(sockets.grants.for_broker()).map_err(wire::Error::Broker)?;
+        let (message, fds) = sockets.grants.for_executor(run.0);
+        let environment = sockets.grants.environment();
+        self.say(id, Outgoing { message: to_executor::Message::Network(message), fds });
+        Ok(environment)
     }
 
     fn say(&mut self, id: &ExecutorId, outgoing: Outgoing) {
@@ -402,4 +439,20 @@ fn kill_later(process: ProcessHandle) {
         tokio::time::sleep(END_AFTER_CLOSE).await;
         process.kill();
     });
+}
+
+/// Finds out what a networked executor's task may reach, then starts the executor.
+async fn start(
+    launcher: &Launcher,
+    spec: ExecutorSpec,
+    network: &Network,
+    grant: Option<&Grant>,
+    component: bool,
+) -> Result<Box<Running>, Failure> {
+    let grants = match grant {
+        Some(g) => Some(network.grant(&g.role, &g.connect, &g.ports, component).await.map_err(wire::failure)?),
+        None => None,
+    };
+    let running = launcher.start(spec).await.map_err(|e| Failure::new(Reason::LaunchFailed, e.to_string()))?;
+    Ok(Box::new(Running { grants, ..running }))
 }

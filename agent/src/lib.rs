@@ -18,6 +18,7 @@ pub mod identity;
 pub mod launcher;
 mod leftovers;
 mod master_link;
+pub mod network;
 pub mod options;
 mod outputs;
 pub mod prepare;
@@ -40,6 +41,7 @@ use executors::Executors;
 use identity::Identity;
 use launcher::Launcher;
 use master_link::MasterLink;
+use network::Network;
 use prepare::Preparer;
 use reads::Reads;
 use sandbox::Sandboxes;
@@ -99,6 +101,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     };
     tracing::info!(agent = %id, total = %info.total, overhead = %info.overhead, data_dir = %data_dir.display(), "starting");
 
+    let mut services = options.protect.clone();
+    services.push(options.master.clone());
+    let network = Arc::new(Network::new(options.network_policy.as_deref(), options.task_listen, services)?);
     let (inbox, events) = mpsc::channel(event_loop::INBOX);
     let launcher = Launcher::new(launcher::Options {
         users: Users::detect(options.executor_uids),
@@ -107,7 +112,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     });
     // What tasks may have together, and as much again for executors beside their tasks: the core sets the real, lower limits.
     let most_memory = Bytes(info.total.mem.0.saturating_mul(2).saturating_add(info.overhead.mem.0));
-    let executors = Executors::new(launcher, sandboxes.clone(), disks.clone(), inbox.clone(), most_memory);
+    let executors = Executors::new(launcher, network, sandboxes.clone(), disks.clone(), inbox.clone(), most_memory);
     let parameters = Parameters {
         disk_in_memory: disks.in_memory(),
         slots_per_executor: options.slots_per_executor,

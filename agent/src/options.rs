@@ -71,6 +71,15 @@ pub struct Options {
     /// Directories below which file:// bundles and inputs may lie (repeatable)
     #[arg(long, value_name = "DIR")]
     pub file_root: Vec<PathBuf>,
+    /// Where tasks with ports listen: 0.0.0.0, or an address of this machine, lets others reach them
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub task_listen: std::net::IpAddr,
+    /// Where tasks of each role may connect to, see docs/network.md [default: public addresses]
+    #[arg(long, value_name = "FILE")]
+    pub network_policy: Option<PathBuf>,
+    /// A service of the cluster that no task may reach, beside the master (repeatable)
+    #[arg(long, value_name = "HOST:PORT")]
+    pub protect: Vec<String>,
 }
 
 impl Options {

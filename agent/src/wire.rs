@@ -39,6 +39,9 @@ pub(crate) enum Error {
     /// A disk cannot be made anew.
     #[error("{0}")]
     NoDisk(String),
+    /// What makes the executor's sockets is gone.
+    #[error("the task's sockets cannot be granted: {0}")]
+    Broker(#[source] smalti_executor_protocol::FrameError),
     /// This process may open no more files.
     #[error("cannot hand a descriptor on: {0}")]
     Descriptor(#[source] std::io::Error),
@@ -71,6 +74,7 @@ pub(crate) fn start_task(
     launch: &Launch,
     ready: &Ready,
     (outputs, disk): (Vec<OwnedFd>, Option<Arc<OwnedFd>>),
+    environment: Vec<(String, String)>,
     now: Time,
 ) -> Result<Outgoing, Error> {
     check(ready)?;
@@ -83,6 +87,7 @@ pub(crate) fn start_task(
     if let Some(timeout) = launch.spec.limits.timeout {
         own.push(("SMALTI_DEADLINE_US".into(), now.after(timeout).0.to_string()));
     }
+    own.extend(environment);
     let message = v1::StartTask {
         run: run.0,
         slot,

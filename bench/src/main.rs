@@ -6,6 +6,7 @@
 mod array;
 mod figures;
 mod floor;
+mod network;
 mod rpc;
 mod single;
 
@@ -60,6 +61,7 @@ fn main() -> Result<()> {
     array::measure(&cluster, &digest, effort, &mut figures)?;
     runtime.block_on(rpc::measure(&cluster, &digest, effort, &mut figures))?;
     runtime.block_on(single::measure(&cluster, &digest, effort, &mut figures))?;
+    network::measure(&cluster, effort, &mut figures)?;
     figures.ratio("array_ratio", "array_items_per_s", "floor_items_per_s");
     figures.ratio("warm_task_p50_rtts", "warm_task_p50_us", "grpc_rtt_p50_us");
     figures.ratio("warm_process_task_p50_spawns", "warm_process_task_p50_us", "spawn_true_p50_us");

@@ -37,6 +37,8 @@ pub(crate) struct Seed {
 pub(crate) struct View {
     /// What does not change: all there is for a guest without a disk.
     fixed: WasiFilesystemCtx,
+    /// How many directories the guest finds open.
+    count: u32,
     disk: Option<DiskView>,
 }
 
@@ -59,7 +61,8 @@ impl View {
         }
         let all: Vec<(GuestDir, OwnedFd)> = directories.into_iter().zip(fds).collect();
         let Some(disk) = disk else {
-            return Ok(Self { fixed: preopen(all.iter().map(|(d, fd)| (d.guest_path.as_str(), d.writable, fd.as_fd())))?, disk: None });
+            let fixed = preopen(all.iter().map(|(d, fd)| (d.guest_path.as_str(), d.writable, fd.as_fd())))?;
+            return Ok(Self { fixed, count: number(all.len()), disk: None });
         };
         let (mut others, mut seeds) = (Vec::new(), Vec::new());
         for (directory, source) in all {
@@ -70,7 +73,14 @@ impl View {
         }
         // Those nearer to the top first: the ones below them are made in them.
         seeds.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(Self { fixed: WasiFilesystemCtx::default(), disk: Some(DiskView { disk, others, seeds }) })
+        let named = others.iter().map(|(d, _)| d.guest_path.as_str()).chain([disk.guest_path.as_str()]).any(is_top);
+        let count = number(others.len() + 1 + usize::from(!named));
+        Ok(Self { fixed: WasiFilesystemCtx::default(), count, disk: Some(DiskView { disk, others, seeds }) })
+    }
+
+    /// How many directories the guest finds open.
+    pub(crate) const fn count(&self) -> u32 {
+        self.count
     }
 
     /// What a guest without a disk sees; cheap.
@@ -97,11 +107,20 @@ impl View {
         let others = others.iter().map(|(d, fd)| (d.guest_path.as_str(), d.writable, fd.as_fd()));
         let mut all: Vec<_> = others.chain([(disk.guest_path.as_str(), true, directory.as_fd())]).collect();
         // To a guest's C library these two names are the same directory; what the task put there comes first.
-        if !all.iter().any(|(path, ..)| matches!(*path, "/" | ".")) {
+        if !all.iter().any(|(path, ..)| is_top(path)) {
             all.push((".", true, directory.as_fd()));
         }
         preopen(all.into_iter())
     }
+}
+
+/// The two names of the directory in which a guest's relative paths begin.
+fn is_top(path: &str) -> bool {
+    matches!(path, "/" | ".")
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// `path` relative to `top`, if it is that or lies below it.

@@ -8,6 +8,7 @@ use crate::engine::Engines;
 use crate::host::Progress;
 use crate::limits::Limiter;
 use crate::modules::{Code, Loaded, Loader, Request};
+use crate::network::Table;
 use crate::state::State;
 use std::ffi::OsString;
 use std::fs::File;
@@ -59,7 +60,7 @@ fn parse(args: Vec<OsString>) -> Result<Options, String> {
 fn measure(options: &Options) -> Result<String, String> {
     let engines = Engines::new(options.threads, false).map_err(|e| e.to_string())?;
     let code = File::open(&options.code).map_err(|e| format!("opening {}: {e}", options.code.display()))?;
-    let request = Request { name: "floor".into(), component: false, fuel: false };
+    let request = Request { name: "floor".into(), component: false, fuel: false, network: false };
     let loaded = Loader::default().load(&engines, request, code.into()).map_err(|e| e.message)?;
     let until = Instant::now() + Duration::from_secs_f64(options.seconds);
     let start = Instant::now();
@@ -89,7 +90,15 @@ fn turn(loaded: &Loaded, until: Instant) -> Result<u64, String> {
 async fn once(loaded: &Loaded, control: &Arc<Control>, progress: &Arc<Progress>) -> wasmtime::Result<()> {
     let Code::Core { pre, start } = &loaded.code else { return Err(wasmtime::Error::msg("the floor is measured with core modules")) };
     let wasi = WasiCtxBuilder::new().args(&["floor"]).env("SMALTI_ITEM", "0").build_p1();
-    let state = State { wasi, limiter: Limiter::new(MEMORY_BYTES), control: control.clone(), progress: progress.clone(), result: None };
+    let state = State {
+        wasi,
+        limiter: Limiter::new(MEMORY_BYTES),
+        control: control.clone(),
+        progress: progress.clone(),
+        network: None,
+        sockets: Table::default(),
+        result: None,
+    };
     let mut store = Store::new(&loaded.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_epoch_deadline(1);

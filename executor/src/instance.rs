@@ -9,6 +9,7 @@ use crate::failure::Failure;
 use crate::host::Progress;
 use crate::limits::{Limiter, MAX_HOSTCALL_BYTES, MAX_RANDOM_BYTES, MAX_RESOURCES, MIN_HOSTCALL_BYTES};
 use crate::modules::{Code, Loaded};
+use crate::network::{Grants, Table};
 use crate::output::{Channel, Sink};
 use crate::state::State;
 use crate::streams::{Meters, Output, Source, Stdin};
@@ -35,6 +36,8 @@ pub(crate) struct Template {
     pub(crate) output_bytes: u64,
     /// What they see of the file system.
     pub(crate) view: View,
+    /// What the guest may do on the network, if anything.
+    pub(crate) network: Option<Arc<Grants>>,
     pub(crate) control: Arc<Control>,
     pub(crate) progress: Arc<Progress>,
 }
@@ -113,6 +116,11 @@ fn new_store(template: &Template, run: Run, meters: &Arc<Meters>, deadline: Opti
     builder.stdin(Stdin::new(run.stdin, meters.clone()));
     builder.stdout(Output::new(Channel::Out, run.sink.clone(), meters.clone()));
     builder.stderr(Output::new(Channel::Err, run.sink, meters.clone()));
+    let mut listeners = Vec::new();
+    if let Some(grants) = &template.network {
+        grants.apply(&mut builder);
+        listeners = grants.take_listeners();
+    }
     let mut wasi = builder.build_p1();
     let view = wasi.ctx();
     *view.ctx.filesystem() = run.directories;
@@ -122,6 +130,8 @@ fn new_store(template: &Template, run: Run, meters: &Arc<Meters>, deadline: Opti
         limiter: Limiter::new(template.memory_bytes),
         control: template.control.clone(),
         progress: template.progress.clone(),
+        network: template.network.clone(),
+        sockets: if template.module.network { Table::new(listeners, template.view.count())? } else { Table::default() },
         result: None,
     };
     let mut store = Store::new(&template.module.engine, state);

@@ -6,6 +6,7 @@
 use smalti_executor_protocol::Writer;
 use smalti_executor_protocol::v1::{FromExecutor, from_executor::Message};
 use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Sends messages to the agent, one frame each, whole and in the order of the calls.
@@ -29,9 +30,14 @@ impl Link {
 
     /// Sends one message. Blocks while the agent does not read: a slow agent slows the slots down, and nothing piles up.
     pub(crate) fn send(&self, message: Message) {
+        self.send_with(message, &[]);
+    }
+
+    /// Sends one message with descriptors, as [`Link::send`].
+    pub(crate) fn send_with(&self, message: Message, fds: &[BorrowedFd<'_>]) {
         let mut guard = self.lock();
         let Some(writer) = guard.as_mut() else { return };
-        if let Err(e) = writer.send(&FromExecutor { message: Some(message) }, &[]) {
+        if let Err(e) = writer.send(&FromExecutor { message: Some(message) }, fds) {
             eprintln!("smalti-executor: the connection to the agent is lost: {e}");
             let _ = writer.stream().shutdown(Shutdown::Both);
             *guard = None;

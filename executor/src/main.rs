@@ -1,7 +1,8 @@
 //! `smalti-executor`: hosts Wasm instances of one framework, without a compiler.
 //!
 //! Three roles of one binary: `launch` and `init` make the walls and stand before the worker ([`supervise`]), `work` runs the
-//! guests ([`worker`]). All are started by an agent, never by people. [`confine`] has the walls.
+//! guests ([`worker`]). Where a guest may have sockets, `launch` stays and makes them ([`broker`]). All are started by an agent,
+//! never by people. [`confine`] has the walls.
 //!
 //! The worker: the main thread takes frames off the agent's connection (`worker`, `start`, `modules`); one thread per slot runs
 //! guests (`slot`, `task`, `array`, `instance`); one thread looks at the clock (`ticker`). Slots send for themselves (`link`).
@@ -9,6 +10,7 @@
 mod accept;
 mod array;
 mod broken;
+mod broker;
 mod clock;
 mod confine;
 mod control;
@@ -22,6 +24,7 @@ mod instance;
 mod limits;
 mod link;
 mod modules;
+mod network;
 mod output;
 mod queue;
 mod report;

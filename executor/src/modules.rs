@@ -25,6 +25,8 @@ pub(crate) struct Loaded {
     pub(crate) name: String,
     /// Whether its code counts fuel.
     pub(crate) fuel: bool,
+    /// Whether its functions know sockets.
+    pub(crate) network: bool,
     pub(crate) engine: Engine,
     pub(crate) code: Code,
 }
@@ -55,6 +57,8 @@ pub(crate) struct Request {
     pub(crate) name: String,
     pub(crate) component: bool,
     pub(crate) fuel: bool,
+    /// Whether it may have sockets.
+    pub(crate) network: bool,
 }
 
 impl Loader {
@@ -65,8 +69,9 @@ impl Loader {
     pub(crate) fn load(&mut self, engines: &Engines, request: Request, code: OwnedFd) -> Result<Loaded, Failure> {
         let engine = engines.get(request.fuel);
         let linkers = if request.fuel { &mut self.fuel } else { &mut self.plain };
-        let code = if request.component { load_component(engine, linkers, code)? } else { load_core(engine, linkers, code)? };
-        Ok(Loaded { name: request.name, fuel: request.fuel, engine: engine.clone(), code })
+        let code =
+            if request.component { load_component(engine, linkers, code)? } else { load_core(engine, linkers, request.network, code)? };
+        Ok(Loaded { name: request.name, fuel: request.fuel, network: request.network, engine: engine.clone(), code })
     }
 }
 
@@ -80,13 +85,13 @@ fn host_broken(error: &wasmtime::Error) -> Failure {
 }
 
 #[expect(unsafe_code, reason = "loading compiled code is unsafe by nature; see the comment")]
-fn load_core(engine: &Engine, linkers: &mut Linkers, code: OwnedFd) -> Result<Code, Failure> {
+fn load_core(engine: &Engine, linkers: &mut Linkers, network: bool, code: OwnedFd) -> Result<Code, Failure> {
     // SAFETY: the descriptor comes from the agent over a socket that only the agent holds, and names a file that the
     // agent's own compiler process wrote and that nobody else can write (design, guarantee 4).
     let module = unsafe { Module::deserialize_open_file(engine, File::from(code)) }.map_err(|e| not_loadable(&e))?;
     let linker = match &mut linkers.core {
         Some(linker) => linker,
-        none => none.insert(core_linker(engine).map_err(|e| host_broken(&e))?),
+        none => none.insert(core_linker(engine, network).map_err(|e| host_broken(&e))?),
     };
     let start = module.get_export(ENTRY_POINT).zip(module.get_export_index(ENTRY_POINT));
     let Some((ExternType::Func(ty), start)) = start else {
@@ -105,9 +110,12 @@ fn load_core(engine: &Engine, linkers: &mut Linkers, code: OwnedFd) -> Result<Co
     Ok(Code::Core { pre, start })
 }
 
-fn core_linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+fn core_linker(engine: &Engine, network: bool) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
+    if network {
+        crate::network::add_sockets_to_core(&mut linker)?;
+    }
     host::add_to_core(&mut linker)?;
     Ok(linker)
 }
@@ -141,6 +149,7 @@ fn read_whole(file: &File) -> std::io::Result<Vec<u8>> {
 fn component_linker(engine: &Engine) -> wasmtime::Result<wasmtime::component::Linker<State>> {
     let mut linker = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    crate::network::add_lookup_to_component(&mut linker)?;
     host::add_to_component(&mut linker)?;
     Ok(linker)
 }

@@ -74,12 +74,16 @@ impl Jobs {
     }
 }
 
-/// The slot's thread. Says its thread id first.
+/// The slot's thread. Says its thread id first. Only guests with a `network` need an I/O driver: the others' filter has no call for it.
 ///
 /// # Errors
 /// When the runtime cannot be built.
-pub(crate) fn run(slot: u32, jobs: &Jobs, runs: &Runs, started: &SyncSender<(u32, i32)>) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+pub(crate) fn run(slot: u32, network: bool, jobs: &Jobs, runs: &Runs, started: &SyncSender<(u32, i32)>) -> std::io::Result<()> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    if network {
+        builder.enable_io();
+    }
+    let runtime = builder
         .enable_time()
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(BLOCKING_KEEP_ALIVE)

@@ -34,6 +34,8 @@ pub(crate) struct Slots {
     pub(crate) activity: Arc<Activity>,
     /// Most memory of one guest in bytes.
     pub(crate) max_memory: u64,
+    /// Whether guests may have sockets.
+    pub(crate) network: bool,
     slots: Vec<Slot>,
     ticker: JoinHandle<()>,
 }
@@ -52,7 +54,7 @@ impl Slots {
     ///
     /// # Errors
     /// No threads.
-    pub(crate) fn start(engines: Engines, max_memory: u64, link: &Arc<Link>) -> anyhow::Result<Self> {
+    pub(crate) fn start(engines: Engines, max_memory: u64, network: bool, link: &Arc<Link>) -> anyhow::Result<Self> {
         let count = engines.slots();
         let engines = Arc::new(engines);
         let runs = Arc::<Runs>::default();
@@ -63,7 +65,7 @@ impl Slots {
             let (jobs, started, runs) = (Arc::<Jobs>::default(), started.clone(), runs.clone());
             let queue = jobs.clone();
             let body = move || {
-                if let Err(e) = slot::run(slot, &queue, &runs, &started) {
+                if let Err(e) = slot::run(slot, network, &queue, &runs, &started) {
                     eprintln!("smalti-executor: slot {slot} cannot start: {e}");
                 }
             };
@@ -77,7 +79,7 @@ impl Slots {
             let body = move || ticker::run(&activity, &engines, &runs, &link);
             thread::Builder::new().name("ticker".to_owned()).spawn(body).context("starting the ticker")?
         };
-        Ok(Self { engines, runs, activity, max_memory: if max_memory == 0 { u64::MAX } else { max_memory }, slots, ticker })
+        Ok(Self { engines, runs, activity, max_memory: if max_memory == 0 { u64::MAX } else { max_memory }, network, slots, ticker })
     }
 
     /// The jobs of one slot.

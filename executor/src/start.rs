@@ -12,6 +12,7 @@ use crate::inputs::SplitInputs;
 use crate::instance::Template;
 use crate::link::Link;
 use crate::modules::Loaded;
+use crate::network::Grants;
 use crate::output::{SlotOutput, TaskFiles};
 use crate::queue::Split;
 use crate::runs::{Entry, MAX_RUNS, TaskHandle};
@@ -100,14 +101,21 @@ impl Announced {
 ///
 /// # Errors
 /// Why it cannot run.
-pub(crate) fn task(slots: &Slots, link: &Arc<Link>, modules: &Modules, start: v1::StartTask, mut fds: Vec<OwnedFd>) -> Result<(), Failure> {
+pub(crate) fn task(
+    slots: &Slots,
+    link: &Arc<Link>,
+    modules: &Modules,
+    start: v1::StartTask,
+    network: Option<Arc<Grants>>,
+    mut fds: Vec<OwnedFd>,
+) -> Result<(), Failure> {
     let jobs = slots.jobs(start.slot).ok_or_else(|| refused(format!("there is no slot {}", start.slot)))?;
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
     let outputs = take_outputs(&mut fds)?;
     let scratch = take_disk(&guest, &mut fds)?;
     let rest = take_rest(&guest, &mut fds, usize::from(start.has_stdin))?;
     let handle = Arc::new(TaskHandle::new(start.run));
-    let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone() };
+    let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone(), network };
     let template = template(slots, modules, guest, fds, &OWN_TASK_VARIABLES, shared)?;
     let file = rest.into_iter().next().map(|fd| Arc::new(File::from(fd)));
     let stdin = file.map(|file| Source { file, offset: start.stdin_offset, length: start.stdin_length });
@@ -129,6 +137,7 @@ pub(crate) fn array(
     modules: &Modules,
     announced: &mut Announced,
     start: v1::StartArray,
+    network: Option<Arc<Grants>>,
     mut fds: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
     let announced = announced.take(start.run, &start.slots, start.guest.as_ref().is_some_and(|g| g.disk.is_some()));
@@ -144,7 +153,7 @@ pub(crate) fn array(
     }
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
     let inputs = take_rest(&guest, &mut fds, usize::from(start.split_inputs > 0))?;
-    let shared = Shared { control: Arc::default(), progress: Arc::default() };
+    let shared = Shared { control: Arc::default(), progress: Arc::default(), network };
     let template = template(slots, modules, guest, fds, &OWN_ITEM_VARIABLES, shared)?;
     let part = Part {
         run: start.run,
@@ -219,6 +228,7 @@ fn take_rest(guest: &v1::Guest, fds: &mut Vec<OwnedFd>, rest: usize) -> Result<V
 struct Shared {
     control: Arc<Control>,
     progress: Arc<Progress>,
+    network: Option<Arc<Grants>>,
 }
 
 fn template(
@@ -249,6 +259,7 @@ fn template(
         fuel: guest.fuel,
         output_bytes: guest.output_bytes,
         view: View::new(guest.dirs, guest.disk, fds)?,
+        network: shared.network,
         control: shared.control,
         progress: shared.progress,
     })

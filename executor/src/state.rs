@@ -5,6 +5,7 @@
 use crate::control::Control;
 use crate::host::Progress;
 use crate::limits::Limiter;
+use crate::network::{Grants, Table};
 use std::sync::Arc;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxView, WasiView};
@@ -16,6 +17,10 @@ pub(crate) struct State {
     pub(crate) limiter: Limiter,
     pub(crate) control: Arc<Control>,
     pub(crate) progress: Arc<Progress>,
+    /// What it may do on the network, if anything.
+    pub(crate) network: Option<Arc<Grants>>,
+    /// Its descriptors, where some may be sockets.
+    pub(crate) sockets: Table,
     /// The value the guest returned, if any.
     pub(crate) result: Option<Vec<u8>>,
 }

@@ -11,6 +11,7 @@ use crate::confine::walls::{Closed, Walls};
 use crate::failure::Failure;
 use crate::link::Link;
 use crate::modules::{Loaded, Loader, Request};
+use crate::network;
 use crate::runs::Entry;
 use crate::slots::Slots;
 use crate::start::{self, Announced};
@@ -23,7 +24,7 @@ use smalti_types::items::{ItemRange, ItemSet};
 use smalti_types::task_state::Reason;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -132,6 +133,8 @@ pub(crate) struct Worker {
     walls: Option<Walls>,
     /// How that went.
     closed: Closed,
+    /// What the next task may do on the network.
+    network: network::Announced,
 }
 
 impl Worker {
@@ -146,6 +149,7 @@ impl Worker {
             announced: Announced::default(),
             walls: None,
             closed: Closed::default(),
+            network: network::Announced::default(),
         }
     }
 
@@ -198,7 +202,8 @@ impl Worker {
             }
             To::Start(task) => {
                 let run = task.run;
-                if let Err(failure) = start::task(slots, &self.link, &self.modules, task, fds) {
+                let network = self.network.take(run);
+                if let Err(failure) = network.and_then(|network| start::task(slots, &self.link, &self.modules, task, network, fds)) {
                     refuse(&self.link, run, failure);
                 }
             }
@@ -208,6 +213,8 @@ impl Worker {
                     eprintln!("smalti-executor: ignored the outputs of run {}: {failure:?}", files.run);
                 }
             }
+            To::Network(network) if !slots.network => self.network.refuse(network.run),
+            To::Network(network) => self.network.add(&network, fds),
             To::StartArray(array) => self.start_array(array, fds),
             To::Lease(lease) => self.lease(lease, slots),
             To::Unlease(unlease) => match slots.runs.get(unlease.run) {
@@ -238,11 +245,13 @@ impl Worker {
             let engines = Slots::engines(welcome.slots, self.swap_off)?;
             let closed = self.walls.take().map(|walls| walls.close(engines.facts().reset)).transpose()?;
             self.closed = closed.unwrap_or_default();
-            self.slots = Some(Slots::start(engines, welcome.max_memory_bytes, &self.link)?);
+            self.slots = Some(Slots::start(engines, welcome.max_memory_bytes, welcome.network, &self.link)?);
         }
         let Some(slots) = &self.slots else { return Ok(()) };
         let facts = slots.engines.facts();
-        self.link.send(Message::Hello(v1::Hello {
+        let notifications = self.closed.notifications.take();
+        let fds: Vec<BorrowedFd<'_>> = notifications.iter().map(AsFd::as_fd).collect();
+        let hello = v1::Hello {
             protocol: PROTOCOL_VERSION,
             pid: std::process::id().cast_signed(),
             slots: slots.threads().map(|(slot, tid)| v1::SlotThread { slot, tid }).collect(),
@@ -250,7 +259,9 @@ impl Worker {
             reset: facts.reset.to_owned(),
             warnings: facts.warnings.iter().chain(&self.closed.warnings).cloned().collect(),
             layers: self.closed.layers.clone().into_iter().collect(),
-        }));
+        };
+        // Once: an agent that comes back finds the broker at work.
+        self.link.send_with(Message::Hello(hello), &fds);
         Ok(())
     }
 
@@ -266,7 +277,7 @@ impl Worker {
         if self.modules.len() >= MAX_MODULES {
             return Err(Failure::new(Reason::LaunchFailed, format!("{MAX_MODULES} modules are loaded already")));
         }
-        let request = Request { name: load.name.clone(), component: load.component, fuel: load.fuel };
+        let request = Request { name: load.name.clone(), component: load.component, fuel: load.fuel, network: slots.network };
         let loaded = self.loader.load(&slots.engines, request, code)?;
         self.modules.insert(load.module, Arc::new(loaded));
         Ok(())
@@ -275,7 +286,9 @@ impl Worker {
     fn start_array(&mut self, array: v1::StartArray, fds: Vec<OwnedFd>) {
         let Some(slots) = &self.slots else { return };
         let (run, wanted) = (array.run, array.slots.clone());
-        if let Err(failure) = start::array(slots, &self.link, &self.modules, &mut self.announced, array, fds) {
+        let network = self.network.take(run);
+        let started = network.and_then(|n| start::array(slots, &self.link, &self.modules, &mut self.announced, array, n, fds));
+        if let Err(failure) = started {
             let broken = BrokenPart::new(run, &wanted, failure, self.link.clone());
             if !slots.runs.insert(run, Entry::Broken(Arc::new(broken))) {
                 // A number used twice. Its first owner must not suffer.

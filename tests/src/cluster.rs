@@ -17,6 +17,8 @@ pub struct AgentConfig {
     pub cpus: String,
     /// Memory it advertises.
     pub mem: String,
+    /// Ports that it advertises; some of its own otherwise.
+    pub ports: Option<String>,
     /// Further flags.
     pub flags: Vec<String>,
     /// The control group (v2) that it is started in, as a service manager would; by default that of the test.
@@ -25,7 +27,7 @@ pub struct AgentConfig {
 
 impl Default for AgentConfig {
     fn default() -> Self {
-        Self { cpus: "2".into(), mem: "2GiB".into(), flags: Vec::new(), group: None }
+        Self { cpus: "2".into(), mem: "2GiB".into(), ports: None, flags: Vec::new(), group: None }
     }
 }
 
@@ -134,7 +136,7 @@ impl Cluster {
 
     fn start_agent(&self, n: usize, agent: &AgentConfig) -> Result<Process> {
         let name = format!("agent-{n}");
-        let ports = format!("{}-{}", 20_000 + n * 100, 20_099 + n * 100);
+        let ports = agent.ports.clone().unwrap_or_else(|| format!("{}-{}", 20_000 + n * 100, 20_099 + n * 100));
         let mut c = match &agent.group {
             None => Command::new(self.paths.smalti()),
             Some(group) => {

@@ -31,7 +31,7 @@ pub(crate) fn everything() -> Result<()> {
     targets()?;
     binaries()?;
     guests()?;
-    c_guest()
+    c_guests()
 }
 
 /// Adds the Wasm targets to the toolchain in use. `rust-toolchain.toml` names them, but does not add them to a toolchain
@@ -69,25 +69,31 @@ fn guests() -> Result<()> {
     Ok(())
 }
 
-/// The C guest, with clang and the C library that comes with Rust's own target. Without clang: installed where this runs
-/// as root on Debian, else said; the test that needs it then fails and says the same.
-fn c_guest() -> Result<()> {
+/// The C guests.
+const C_GUESTS: [&str; 2] = ["primes", "http-poll"];
+
+/// The C guests, with clang and the C library that comes with Rust's own target. Without clang: installed where this runs
+/// as root on Debian, else said; the tests that need them then fail and say the same.
+fn c_guests() -> Result<()> {
     let root = workspace_root();
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), std::path::PathBuf::from);
-    let (source, output) = (root.join("wasm-examples/c/primes.c"), target.join("wasm32-wasip1/release/primes.wasm"));
-    let modified = |p: &std::path::Path| p.metadata().and_then(|m| m.modified()).ok();
-    if modified(&output) > modified(&source) {
-        return Ok(());
+    for name in C_GUESTS {
+        let (source, output) = (root.join(format!("wasm-examples/c/{name}.c")), target.join(format!("wasm32-wasip1/release/{name}.wasm")));
+        let modified = |p: &std::path::Path| p.metadata().and_then(|m| m.modified()).ok();
+        if modified(&output) > modified(&source) {
+            continue;
+        }
+        if !has_clang() && !install(&["clang", "lld", "wasi-libc", "libclang-rt-14-dev-wasm32"])? {
+            eprintln!(
+                "warning: no clang with wasi-libc: the C examples are not built. On Debian: apt install clang lld wasi-libc libclang-rt-14-dev-wasm32"
+            );
+            return Ok(());
+        }
+        let mut c = Command::new("clang");
+        c.args(["--target=wasm32-wasi", "-O2", "-o"]).arg(&output).arg(&source);
+        run(c)?;
     }
-    if !has_clang() && !install(&["clang", "lld", "wasi-libc", "libclang-rt-14-dev-wasm32"])? {
-        eprintln!(
-            "warning: no clang with wasi-libc: the C example is not built. On Debian: apt install clang lld wasi-libc libclang-rt-14-dev-wasm32"
-        );
-        return Ok(());
-    }
-    let mut c = Command::new("clang");
-    c.args(["--target=wasm32-wasi", "-O2", "-o"]).arg(&output).arg(&source);
-    run(c)
+    Ok(())
 }
 
 fn has_clang() -> bool {

@@ -85,6 +85,8 @@ pub enum Event {
     ExecutorFailed {
         /// Which.
         executor: ExecutorId,
+        /// `LAUNCH_FAILED`, or what is wrong with the task that it was for.
+        reason: Reason,
         /// Why.
         message: String,
     },

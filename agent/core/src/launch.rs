@@ -245,17 +245,17 @@ impl Agent {
         }
     }
 
-    pub(crate) fn executor_failed(&mut self, now: Time, id: &ExecutorId, message: &str, out: &mut Out) {
+    pub(crate) fn executor_failed(&mut self, now: Time, id: &ExecutorId, why: Failure, out: &mut Out) {
         if self.pool.executors.get(id).is_some_and(|e| e.phase != executor::Phase::Starting) {
-            return self.executor_exited(now, id, message, false, out);
+            return self.executor_exited(now, id, &why.message, false, out);
         }
         let Some(executor) = self.pool.executors.remove(id) else { return };
         if executor.kind.is_used_once() {
-            return self.process_failed(now, &executor, message, out);
+            return self.process_failed(now, &executor, why, out);
         }
         let waiting = executor.framework.as_ref().and_then(|f| self.waiting.get(f)).cloned().unwrap_or_default();
         for run in waiting {
-            let failure = Failure::new(Reason::LaunchFailed, format!("its executor could not be started: {message}"));
+            let failure = Failure::new(Reason::LaunchFailed, format!("its executor could not be started: {}", why.message));
             if let Some(Work::Part(part)) = self.tasks.get_mut(&run).map(|t| &mut t.work) {
                 part.return_queue();
             }

@@ -210,7 +210,7 @@ impl Agent {
     }
 
     /// An executor that is used once could not be started: whoever waited for it is not started.
-    pub(crate) fn process_failed(&mut self, now: Time, executor: &Executor, message: &str, out: &mut Out) {
+    pub(crate) fn process_failed(&mut self, now: Time, executor: &Executor, why: Failure, out: &mut Out) {
         self.processes.touch();
         let run = executor.only.or_else(|| self.processes.pooled.front().copied());
         let Some(task) = run.and_then(|r| self.tasks.get(&r)).filter(|t| wants(t) > 0) else {
@@ -223,7 +223,11 @@ impl Agent {
             self.processes.not_before = now.after(PAUSE);
             return;
         };
-        let failure = Failure::new(Reason::LaunchFailed, format!("its executor could not be started: {message}"));
+        let failure = match why.reason {
+            Reason::LaunchFailed => Failure::new(Reason::LaunchFailed, format!("its executor could not be started: {}", why.message)),
+            // What the task asks for cannot be had: nothing is wrong with the executor.
+            _ => why,
+        };
         if task.phase == Phase::Spread {
             self.lanes_cannot_start(now, run, failure, out);
         } else {

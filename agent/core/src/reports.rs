@@ -200,7 +200,7 @@ impl Agent {
 
     pub(crate) fn executor_exited(&mut self, now: Time, id: &ExecutorId, cause: &str, out_of_memory: bool, out: &mut Out) {
         if self.pool.executors.get(id).is_some_and(|e| e.phase == executor::Phase::Starting) {
-            return self.executor_failed(now, id, cause, out);
+            return self.executor_failed(now, id, Failure::new(Reason::LaunchFailed, cause), out);
         }
         let Some(executor) = self.pool.executors.remove(id) else { return };
         if executor.kind.is_used_once() {

@@ -1,8 +1,9 @@
 //! The agent's end of the connection to an executor: frames over a unix socket, without blocking a thread.
 //!
 //! Owns the socket. What an executor says is untrusted: frames are bounded in length and in what they decode to, an executor may send
-//! no descriptors (the kernel drops what it attaches, a frame that counts some is an error), one message is held at a time, and one
-//! that floods is read more slowly. Deliberately absent: what messages mean, and reconnecting.
+//! no descriptors (the kernel drops what it attaches, a frame that counts some is an error) but with its first words, where that is
+//! asked for, one message is held at a time, and one that floods is read more slowly. Deliberately absent: what messages mean, and
+//! reconnecting.
 
 mod budget;
 mod queue;
@@ -15,7 +16,7 @@ use bytes::BytesMut;
 use smalti_executor_protocol::v1::{FromExecutor, ToExecutor, from_executor, to_executor};
 use smalti_executor_protocol::{Decoder, FrameError, blocking, encode_into};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -117,6 +118,14 @@ impl ExecutorLink {
         self.reader.recv().await
     }
 
+    /// The next message with the descriptors that came with it. See [`LinkReader::recv_with_fds`].
+    ///
+    /// # Errors
+    /// As [`LinkReader::recv_with_fds`].
+    pub async fn recv_with_fds(&mut self) -> Result<Option<(from_executor::Message, Vec<OwnedFd>)>, FrameError> {
+        self.reader.recv_with_fds().await
+    }
+
     /// The two directions, for two tasks.
     #[must_use]
     pub fn split(self) -> (LinkReader, LinkWriter) {
@@ -180,6 +189,38 @@ impl LinkReader {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(source) => return Err(FrameError::Io { operation: "read", source }),
             }
+        }
+    }
+}
+
+impl LinkReader {
+    /// As [`LinkReader::recv`], with descriptors: for an executor's first words, before it has run a guest. Later ones get nothing
+    /// through that way.
+    ///
+    /// # Errors
+    /// As [`LinkReader::recv`].
+    pub async fn recv_with_fds(&mut self) -> Result<Option<(from_executor::Message, Vec<OwnedFd>)>, FrameError> {
+        let io = |e| match e {
+            FrameError::Io { source, .. } => source,
+            other => std::io::Error::other(other),
+        };
+        loop {
+            while let Some(frame) = self.decoder.next()? {
+                self.counts.received.fetch_add(1, Ordering::Relaxed);
+                self.taken = frame.message.len();
+                scan::check(&frame.message)?;
+                let (message, fds) = frame.decode::<FromExecutor>()?;
+                if let Some(message) = message.message {
+                    return Ok(Some((message, fds)));
+                }
+            }
+            let (stream, buffer) = (&self.stream, &mut self.buffer);
+            let received = stream.async_io(Interest::READABLE, || blocking::receive(stream.as_fd(), buffer).map_err(io)).await;
+            let chunk = received.map_err(|source| FrameError::Io { operation: "recvmsg", source })?;
+            if chunk.bytes == 0 {
+                return self.decoder.finish().map(|()| None);
+            }
+            self.decoder.push(&self.buffer[..chunk.bytes], chunk.fds)?;
         }
     }
 }

@@ -92,3 +92,17 @@ async fn a_long_path_can_be_connected_to() {
     assert_eq!(link.peer().unwrap().0, i32::try_from(std::process::id()).unwrap());
     drop(listener);
 }
+
+#[tokio::test]
+async fn first_words_may_come_with_a_descriptor() {
+    let (mut link, executor) = pair();
+    let file = File::open("/dev/null").unwrap();
+    let mut writer = Writer::new(executor);
+    writer.send(&FromExecutor { message: Some(progress(1)) }, &[file.as_fd()]).unwrap();
+    let (message, fds) = link.recv_with_fds().await.unwrap().unwrap();
+    assert_eq!((message, fds.len()), (progress(1), 1));
+    writer.send(&FromExecutor { message: Some(progress(2)) }, &[]).unwrap();
+    assert_eq!(link.recv().await.unwrap(), Some(progress(2)), "afterwards as ever");
+    drop(writer);
+    assert_eq!(link.recv_with_fds().await.unwrap().map(|_| ()), None);
+}

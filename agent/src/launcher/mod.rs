@@ -20,6 +20,7 @@ pub use process::{Exit, ProcessHandle};
 
 use crate::cgroup::{Cgroups, ExecutorGroup};
 use crate::executor_link::ExecutorLink;
+use crate::network::{Broker, Grants};
 use crate::uids::{UidRange, Users};
 use report::{Expected, Layer};
 pub use smalti_executor_protocol::supervision::ExecutorKind;
@@ -30,6 +31,7 @@ use smalti_types::{Bytes, ExecutorId};
 use spawn::Spawned;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
@@ -189,8 +191,10 @@ pub struct Running {
     pub worker: i32,
     /// The user and group that are its alone, if it has them.
     pub uid: Option<u32>,
-    /// For kind [`ExecutorKind::Networked`]: the way to its launcher, which stays outside for as long as the executor lives.
-    pub control: Option<std::os::unix::net::UnixStream>,
+    /// For kind [`ExecutorKind::Networked`]: what makes its sockets.
+    pub broker: Option<Broker>,
+    /// And what its task may do with them.
+    pub grants: Option<Grants>,
     /// Layers of isolation of this executor, by what the kernel says of its processes: name to `on …` or `off: why`.
     pub isolation: BTreeMap<String, String>,
     /// What the operator should know: missing layers, the executor's own warnings.
@@ -262,8 +266,8 @@ impl Launcher {
         let (isolation, warnings) = self.inspect(&spec, &ready, process, &group)?;
         let Some(process) = guard.disarm() else { return Err(implausible(&spec.id, "it has no process")) };
         let exit = Box::pin(process::watch(process.clone(), group.clone(), home, spec.max_memory));
-        let Ready { link, hello, worker, spawned } = ready;
-        Ok(Running { hello, link, group, process, exit, worker, uid: spawned.uid.ok(), control: spawned.control, isolation, warnings })
+        let Ready { link, hello, worker, spawned, broker } = ready;
+        Ok(Running { hello, link, group, process, exit, worker, uid: spawned.uid.ok(), broker, grants: None, isolation, warnings })
     }
 
     /// Asks the kernel which walls stand, and refuses the executor if that is not enough.
@@ -311,7 +315,7 @@ impl Launcher {
 
     /// From the spawn to threads in their slots.
     async fn get_ready(&self, spec: &ExecutorSpec, home: &Path, group: &ExecutorGroup, guard: &mut process::Guard) -> Result<Ready, Error> {
-        let spawned = spawn::spawn(&self.options, spec, home, group, guard).await?;
+        let mut spawned = spawn::spawn(&self.options, spec, home, group, guard).await?;
         let Some(process) = guard.process() else { return Err(implausible(&spec.id, "it has no process")) };
         let socket = home.join(SOCKET_NAME);
         let mut link = ExecutorLink::connect(&socket).await.map_err(io(&spec.id, "connecting to", &socket))?;
@@ -320,10 +324,11 @@ impl Launcher {
             return Err(implausible(&spec.id, &format!("process {peer} listens on its socket, not its supervisor {}", process.pid())));
         }
         let failed = |source| Error::Link { id: spec.id.clone(), source };
-        let welcome = Welcome { slots: spec.slots, max_memory_bytes: spec.max_memory.0 };
+        let network = spec.kind == ExecutorKind::Networked;
+        let welcome = Welcome { slots: spec.slots, max_memory_bytes: spec.max_memory.0, network };
         link.send(to_executor::Message::Welcome(welcome), &[]).await.map_err(failed)?;
-        let hello = match link.recv().await.map_err(failed)? {
-            Some(from_executor::Message::Hello(hello)) => hello,
+        let (hello, fds) = match link.recv_with_fds().await.map_err(failed)? {
+            Some((from_executor::Message::Hello(hello), fds)) => (hello, fds),
             Some(_) => return Err(implausible(&spec.id, "its first message is no Hello")),
             None => {
                 let words = process::last_words(home);
@@ -335,8 +340,17 @@ impl Launcher {
                 format!("it speaks version {} of the protocol, this agent {PROTOCOL_VERSION}: install both together", hello.protocol);
             return Err(implausible(&spec.id, &text));
         }
+        let broker = match (network, spawned.control.take(), <[OwnedFd; 1]>::try_from(fds)) {
+            (false, _, _) => None,
+            (true, Some(control), Ok([notifications])) => {
+                let broker = Broker::new(control).map_err(io(&spec.id, "preparing the broker of", home))?;
+                broker.attend(notifications.as_fd()).map_err(failed)?;
+                Some(broker)
+            }
+            (true, ..) => return Err(implausible(&spec.id, "nobody would make its sockets")),
+        };
         let worker = threads::place(spec, &hello, process, group)?;
-        Ok(Ready { link, hello, worker, spawned })
+        Ok(Ready { link, hello, worker, spawned, broker })
     }
 }
 
@@ -346,6 +360,7 @@ struct Ready {
     hello: Hello,
     worker: i32,
     spawned: Spawned,
+    broker: Option<Broker>,
 }
 
 /// Most threads of an executor.

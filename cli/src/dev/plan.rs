@@ -96,6 +96,11 @@ pub(crate) fn scheduler(master: &str, dir: &Path) -> Role {
     role("scheduler".into(), "scheduler", &args)
 }
 
+/// Name of the file with [`NETWORK_POLICY`] below the cluster's directory.
+pub(crate) const POLICY_NAME: &str = "network-policy.toml";
+/// Where tasks of a cluster on one's own machine may connect to: also to what runs there, but for the cluster itself.
+pub(crate) const NETWORK_POLICY: &str = "[default]\nconnect = [\"public\", \"127.0.0.0/8:*\", \"[::1]:*\"]\n";
+
 /// `number` from 1.
 ///
 /// Below `files` lie the `file://` bundles and inputs that tasks may name.

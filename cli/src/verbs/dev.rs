@@ -88,16 +88,20 @@ impl Dev {
         let dir = home.dir().to_owned();
         let files = self.file_root()?;
         let master = children.master.insert(Child::start(&plan::master(&self.listen, &dir), &log)?).ready().await?;
-        children.scheduler = Some(Child::start(&plan::scheduler(&master, &dir), &log)?);
-        let further: Vec<_> = std::iter::once(("isolation", self.isolation_name().to_owned())).chain(self.process.flags()).collect();
+        let scheduler = children.scheduler.insert(Child::start(&plan::scheduler(&master, &dir), &log)?).ready().await?;
+        let policy = dir.join(plan::POLICY_NAME);
+        // One that was kept may have been changed.
+        if !policy.exists() {
+            std::fs::write(&policy, plan::NETWORK_POLICY).map_err(|e| Failure::io("writing the network policy", &policy, &e))?;
+        }
+        let own =
+            [("isolation", self.isolation_name().to_owned()), ("network-policy", policy.display().to_string()), ("protect", scheduler)];
+        let further: Vec<_> = own.into_iter().chain(self.process.flags()).collect();
         for (i, share) in shares.iter().enumerate() {
             children.agents.push(Child::start(&plan::agent(i + 1, &master, &dir, share, &files, &further), &log)?);
         }
         for agent in &mut children.agents {
             home.add_agent(&agent.ready().await?);
-        }
-        if let Some(scheduler) = &mut children.scheduler {
-            scheduler.ready().await?;
         }
         output::write(self.greeting(&master, &total, home).as_bytes())?;
         Err(Failure::new(format!("{}; stopping the others", children.first_end().await)))

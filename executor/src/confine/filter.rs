@@ -135,7 +135,6 @@ const SOCKETS: &[c_long] = &[
     libc::SYS_accept,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
-    libc::SYS_setsockopt,
     libc::SYS_sendto,
     libc::SYS_recvfrom,
 ];
@@ -196,6 +195,9 @@ pub(crate) fn for_worker(kind: ExecutorKind, own_pid: u32) -> Vec<Call> {
         calls.extend(SOCKETS.iter().copied().map(always));
         let stream = |family| vec![is(0, number(family)), masked(1, SOCKET_TYPE, libc::SOCK_STREAM.cast_unsigned())];
         calls.push(one_of(libc::SYS_socket, [stream(libc::AF_INET), stream(libc::AF_INET6)]));
+        // No options of IP's own: a source route would lead elsewhere than to the address that was checked.
+        let option = |(level, name): (i32, i32)| vec![is(1, number(level)), is(2, number(name))];
+        calls.push(one_of(libc::SYS_setsockopt, SOCKET_OPTIONS.map(option)));
     }
     calls
 }
@@ -210,6 +212,21 @@ pub(crate) fn for_supervisor() -> Vec<Call> {
 /// Commands of `fcntl` that Wasmtime, its WASI and the standard library use.
 const FCNTL: [i32; 7] =
     [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC, libc::F_ADD_SEALS, libc::F_GET_SEALS];
+/// Options of sockets that wasi-sockets sets.
+const SOCKET_OPTIONS: [(i32, i32); 12] = [
+    (libc::SOL_SOCKET, libc::SO_REUSEADDR),
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_LINGER),
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+];
 /// The type of a socket without its flags.
 const SOCKET_TYPE: u32 = 0xf;
 

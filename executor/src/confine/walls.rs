@@ -5,6 +5,8 @@
 //! thread and before it says Hello.
 
 use super::{filter, identity, rules, trap};
+use crate::network::notify;
+use anyhow::Context;
 use nix::unistd::{read, write};
 use smalti_executor_protocol::supervision::ExecutorKind;
 use std::collections::BTreeMap;
@@ -24,12 +26,14 @@ pub(crate) struct Walls {
 }
 
 /// How it went.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Closed {
     /// Layers that the kernel shows nowhere: name to `on …` or `off: why`.
     pub(crate) layers: BTreeMap<String, String>,
     /// Walls that stayed open, as `layer: why`.
     pub(crate) warnings: Vec<String>,
+    /// Of kind [`ExecutorKind::Networked`]: where the kernel asks about its sockets; for the broker outside.
+    pub(crate) notifications: Option<OwnedFd>,
 }
 
 impl Walls {
@@ -55,10 +59,14 @@ impl Walls {
         ignore_file_size_signal();
         trap::install(self.supervisor)?;
         let mut layers = BTreeMap::from([("landlock".to_owned(), rules::for_worker(self.kind == ExecutorKind::Networked).state())]);
+        let notifications = match self.kind {
+            ExecutorKind::Networked => Some(notify::impose().context("the kernel cannot ask about this executor's sockets")?),
+            ExecutorKind::Shared | ExecutorKind::Pooled => None,
+        };
         filter::impose_on_worker(self.kind)?;
         let reset = memory_reset(reset, pagemap.as_ref().ok());
         layers.insert("memory_reset".to_owned(), reset);
-        Ok(Closed { layers, warnings })
+        Ok(Closed { layers, warnings, notifications })
     }
 }
 

@@ -9,6 +9,7 @@
 
 use super::args::Supervisor;
 use super::{Error, same_binary, step};
+use crate::broker;
 use crate::confine::{identity, namespaces, open_wall};
 use nix::sched::{CloneFlags, unshare};
 use rustix::io::FdFlags;
@@ -47,8 +48,9 @@ pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
     };
     report(&launched)?;
     if let (ExecutorKind::Networked, Some(mut child)) = (args.kind, child) {
-        // Here is the place of what serves its sockets.
-        return child.wait().map(drop).map_err(step("waiting for the supervisor"));
+        let served = broker::run(std::io::stdin()).map_err(step("making sockets for the executor"));
+        // Its number stays its own until it is waited for.
+        return served.and_then(|()| child.wait().map(drop).map_err(step("waiting for the supervisor")));
     }
     // Ends when the agent closes its end, whatever it writes before.
     let mut rest = Vec::new();

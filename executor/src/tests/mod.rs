@@ -3,6 +3,7 @@
 mod arrays;
 mod files;
 mod guests;
+mod network;
 mod speed;
 mod tasks;
 
@@ -35,6 +36,15 @@ struct Agent {
 
 impl Agent {
     fn start(slots: u32) -> Self {
+        Self::start_as(v1::Welcome { slots, max_memory_bytes: 0, network: false })
+    }
+
+    /// One slot, for a task with sockets.
+    fn start_networked() -> Self {
+        Self::start_as(v1::Welcome { slots: 1, max_memory_bytes: 0, network: true })
+    }
+
+    fn start_as(welcome: v1::Welcome) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let directory = tempfile::tempdir().expect("a directory");
         let worker = std::thread::spawn(move || {
@@ -42,15 +52,16 @@ impl Agent {
             worker.session(theirs).expect("a session");
             worker.shutdown();
         });
-        Self::over(ours, slots, directory, worker)
+        Self::over(ours, welcome, directory, worker)
     }
 
-    fn over(stream: UnixStream, slots: u32, directory: TempDir, worker: JoinHandle<()>) -> Self {
+    fn over(stream: UnixStream, welcome: v1::Welcome, directory: TempDir, worker: JoinHandle<()>) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         let (reader, writer) = blocking::split(stream).expect("two ends");
         let hello = v1::Hello::default();
         let mut agent = Self { reader, writer, directory, hello, frames: 0, modules: 0, worker: Some(worker) };
-        agent.send(To::Welcome(v1::Welcome { slots, max_memory_bytes: 0 }), &[]);
+        let slots = welcome.slots;
+        agent.send(To::Welcome(welcome), &[]);
         let From::Hello(hello) = agent.receive() else { panic!("Hello comes first") };
         assert_eq!(hello.protocol, PROTOCOL_VERSION);
         assert_eq!(hello.slots.len(), slots as usize);

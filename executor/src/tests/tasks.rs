@@ -254,14 +254,14 @@ fn runs_outlive_a_connection_and_garbage_only_closes_it() {
         assert_eq!(worker.session(last).expect("a session"), SessionEnd::Shutdown);
         worker.shutdown();
     });
-    let mut agent = Agent::over(first, 1, directory, worker);
+    let mut agent = Agent::over(first, v1::Welcome { slots: 1, ..Default::default() }, directory, worker);
     let module = agent.load(guests::SLEEP);
     agent.start_task(1, guest(module));
     agent.await_started(1);
     let Agent { reader, writer, directory, worker, .. } = agent;
     drop((reader, writer));
     (&garbage).write_all(&[0xff; 100]).expect("written");
-    let mut agent = Agent::over(second, 1, directory, worker.expect("a worker"));
+    let mut agent = Agent::over(second, v1::Welcome { slots: 1, ..Default::default() }, directory, worker.expect("a worker"));
     agent.send(To::Kill(v1::Kill { run: 1, grace_us: 0 }), &[]);
     assert_eq!(reason(&agent.await_outcome(1)), "KILLED_BY_REQUEST");
     agent.stop();

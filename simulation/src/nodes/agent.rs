@@ -125,7 +125,7 @@ impl World {
             Message::StartExecutor { executor, slots, .. } => {
                 let us = self.rng.between(500, 50_000);
                 let event = if self.rng.chance(5) {
-                    Event::ExecutorFailed { executor, message: "no memory".into() }
+                    Event::ExecutorFailed { executor, reason: Reason::LaunchFailed, message: "no memory".into() }
                 } else {
                     self.agents[i].executors.insert(executor.clone(), Executor::new(slots));
                     Event::ExecutorStarted { executor, slots }

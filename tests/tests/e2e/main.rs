@@ -13,6 +13,7 @@ mod jobs;
 mod kill;
 mod limits;
 mod lying_executor;
+mod network;
 mod output;
 mod process_class;
 mod resources;

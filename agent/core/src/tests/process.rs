@@ -150,7 +150,7 @@ fn one_that_cannot_be_started_drops_the_first_who_waits_with_the_cause() {
     w.starts(1, ExecutorKind::Pooled);
     w.launched_own(1, "b", 2);
     w.starts(2, ExecutorKind::Pooled);
-    w.event(Event::ExecutorFailed { executor: executor(2), message: "no memory".into() });
+    w.event(Event::ExecutorFailed { executor: executor(2), reason: Reason::LaunchFailed, message: "no memory".into() });
     w.ended(1, "a");
     let update = w.update();
     assert_eq!((update.state, update.reason), (TaskState::Dropped, Reason::LaunchFailed));
@@ -165,7 +165,7 @@ fn a_pool_that_cannot_be_filled_pauses() {
     let mut w = World::new(Parameters { pool: 1, pool_from_start: true, ..parameters() });
     w.event(Event::Tick);
     w.starts(1, ExecutorKind::Pooled);
-    w.event(Event::ExecutorFailed { executor: executor(1), message: "no memory".into() });
+    w.event(Event::ExecutorFailed { executor: executor(1), reason: Reason::LaunchFailed, message: "no memory".into() });
     w.after_ms(1_999);
     w.silent();
     w.after_ms(1);
