@@ -41,7 +41,10 @@ pub(crate) async fn end(cgroups: &Cgroups, id: &AgentId, data_dir: &Path, execut
         tracing::info!(removed, "removed executors' groups of an earlier run");
     }
     let file = data_dir.join(GROUPS_FILE);
-    close(&cgroups.elsewhere(&std::fs::read_to_string(&file).unwrap_or_default(), id.as_str()), within).await;
+    let elsewhere = cgroups.elsewhere(&std::fs::read_to_string(&file).unwrap_or_default(), id.as_str());
+    for groups in [&elsewhere, &elsewhere.was_beside(), &cgroups.was_beside()] {
+        close(groups, within).await;
+    }
     std::fs::write(&file, cgroups.places()).with_context(|| format!("writing {}", file.display()))?;
     match std::fs::remove_dir_all(executors_dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("removing {}", executors_dir.display())),

@@ -60,6 +60,10 @@ const CLEANUP_WITHIN: Duration = Duration::from_secs(10);
 /// Open files of an agent, at most: above what its tasks' files need, below what would let it use up the host's table.
 const MAX_OPEN_FILES: u64 = 65_536;
 
+/// The user that compiler processes become when the agent is root: beside the default range of executors' users, and owner of
+/// nothing.
+const COMPILER_UID: u32 = 2_000_065_536;
+
 /// Runs an agent until `shutdown`. Prints `ready: agent <id>` on stdout once it is registered.
 ///
 /// # Errors
@@ -87,6 +91,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let mut prepare_options = prepare::Options::new(data_dir.clone(), options.master.clone(), compile_command);
     prepare_options.cache_budget = options.cache_budget;
     prepare_options.allowed_file_roots.clone_from(&options.file_root);
+    let work_groups = cgroups.beside(detected.total.cpus).context("making groups for compilers")?;
+    prepare_options.groups = work_groups.clone();
+    prepare_options.compile_uid = nix::unistd::geteuid().is_root().then_some(COMPILER_UID);
     let (preparer, prepared) = Preparer::start(prepare_options)?;
 
     let info = AgentInfo {
@@ -140,6 +147,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     };
     let looped = event_loop.await.context("the event loop");
     collector.abort();
+    leftovers::close(&work_groups, CLEANUP_WITHIN).await;
     leftovers::close(&cgroups, CLEANUP_WITHIN).await;
     drop(identity);
     looped?;

@@ -24,6 +24,35 @@ pub fn quota_us(cpus: MilliCpus) -> u64 {
     cpus.0.saturating_mul(PERIOD_US / 1000).clamp(MIN_QUOTA_US, i64::MAX as u64 / 1000)
 }
 
+/// Weight of one core against others on v1 and v2: what a group has that nobody set.
+const CORE_WEIGHT: (u64, u64) = (1024, 100);
+/// What the kernel takes as weight on v1 and v2.
+const WEIGHT_BOUNDS: ((u64, u64), (u64, u64)) = ((2, 1 << 18), (1, 10_000));
+/// The agent's work group has the weight of this part of the cores: what it can take from tasks that use all they were given.
+const WORK_PART: u64 = 16;
+
+/// The weight of the agent's own work on a node with `cpus` for tasks, as an amount of cpu.
+#[must_use]
+pub fn work_weight(cpus: MilliCpus) -> MilliCpus {
+    MilliCpus(cpus.0 / WORK_PART)
+}
+
+/// What the kernel is told for an amount of cpu.
+fn weight(cpus: MilliCpus, v2: bool) -> u64 {
+    let (core, (low, high)) = if v2 { (CORE_WEIGHT.1, WEIGHT_BOUNDS.1) } else { (CORE_WEIGHT.0, WEIGHT_BOUNDS.0) };
+    (cpus.0.saturating_mul(core) / 1000).clamp(low, high)
+}
+
+/// Sets what a group gets in relation to those beside it while they all want more than there is, and reads back that it is in
+/// force. A core is worth as much as one thread that is in no group of its own.
+pub(super) fn set_weight(dir: &Path, v2: bool, cpus: MilliCpus) -> Result<(), Error> {
+    let path = dir.join(if v2 { "cpu.weight" } else { "cpu.shares" });
+    let wanted = weight(cpus, v2);
+    files::write(&path, &wanted.to_string())?;
+    let got = files::read_number(&path)?;
+    if got == wanted { Ok(()) } else { Err(Error::NotInForce { path, wanted: wanted.to_string(), got: got.to_string() }) }
+}
+
 /// What a slot used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuStat {
@@ -150,6 +179,14 @@ mod tests {
         assert_eq!(quota_us(MilliCpus(10)), 1_000);
         assert_eq!(quota_us(MilliCpus(1)), 1_000);
         assert_eq!(quota_us(MilliCpus(2000)), 200_000);
+    }
+
+    #[test]
+    fn weights_are_in_proportion_and_within_the_kernels_bounds() {
+        assert_eq!((weight(MilliCpus(2000), false), weight(MilliCpus(250), false)), (2048, 256));
+        assert_eq!((weight(MilliCpus(2000), true), weight(MilliCpus(250), true)), (200, 25));
+        assert_eq!((weight(MilliCpus(0), false), weight(MilliCpus(u64::MAX), true)), (2, 10_000));
+        assert_eq!(work_weight(MilliCpus(2000)), MilliCpus(125));
     }
 
     #[test]

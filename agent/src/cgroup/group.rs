@@ -155,6 +155,17 @@ impl ExecutorGroup {
         cpu::stat(version, &slot_dir(&dir, slot), accounting.as_deref()).map(Some)
     }
 
+    /// Cpu time that everything in the group used, in microseconds; `None` where it is not counted.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub fn cpu_usage_us(&self) -> Result<Option<u64>, Error> {
+        let (Some(version), Some(dir)) = (self.inner.shared.tree().version(), self.dir(Controller::Cpu)) else { return Ok(None) };
+        let accounting = self.dir(Controller::CpuAcct);
+        let counted = version == Version::V2 || accounting.is_some();
+        cpu::stat(version, &dir, accounting.as_deref()).map(|stat| counted.then_some(stat.usage_us))
+    }
+
     /// Memory in use, `None` where it is not counted.
     ///
     /// # Errors

@@ -126,6 +126,9 @@ pub enum Error {
     },
 }
 
+/// What is added to the name of the agent's group for its own work.
+const WORK_SUFFIX: &str = "-work";
+
 const ADVICE: &str = "Run the agent as root, or as a systemd service with Delegate=yes, or in a container that may write its control groups; \
                       --isolation auto starts it without these limits";
 
@@ -194,8 +197,51 @@ impl Cgroups {
         let quota = cpu::quota_us(cpus);
         if let Some(dir) = self.shared.tree.agent_dir(Controller::Cpu) {
             cpu::set_quota(&dir, self.shared.tree.is_v2(), quota)?;
+            // Against the agent's own threads and its work group, which get their processors by weight.
+            cpu::set_weight(&dir, self.shared.tree.is_v2(), cpus)?;
         }
         *self.shared.total_us.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(quota);
+        Ok(())
+    }
+
+    /// Groups for the agent's own work beside those of the executors: `smalti-<agent id>-work`. What runs in them is in no
+    /// executor's account, has [`cpu::work_weight`] against everything else, and no more processors than are there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn beside(&self, cpus: MilliCpus) -> Result<Self, Error> {
+        let tree = self.shared.tree.beside(WORK_SUFFIX);
+        tree.make()?;
+        if let Some(dir) = tree.agent_dir(Controller::Cpu) {
+            cpu::set_weight(&dir, tree.is_v2(), cpu::work_weight(cpus))?;
+        }
+        Ok(Self { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) })
+    }
+
+    /// The same groups as [`Self::beside`] without making them, to remove what an earlier life left.
+    #[must_use]
+    pub fn was_beside(&self) -> Self {
+        Self { shared: Arc::new(Shared { tree: self.shared.tree.beside(WORK_SUFFIX), total_us: Mutex::new(None) }) }
+    }
+
+    /// Moves the calling thread into these groups, where the kernel lets threads of one process be in several: v1, cpu time only.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn add_own_thread(&self) -> Result<(), Error> {
+        match (self.version(), self.shared.tree.agent_dir(Controller::Cpu)) {
+            (Some(Version::V1), Some(dir)) => files::write(&dir.join("tasks"), &nix::unistd::gettid().to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves threads that [`Self::add_own_thread`] brought here back up, so that the groups can be removed while they live.
+    fn send_threads_up(&self) -> Result<(), Error> {
+        let Some(dir) = self.shared.tree.agent_dir(Controller::Cpu).filter(|_| !self.shared.tree.is_v2()) else { return Ok(()) };
+        for tid in files::ids(&dir.join("tasks"))? {
+            // One that is gone needs no moving.
+            let _ = files::write(&dir.with_file_name("tasks"), &tid.to_string());
+        }
         Ok(())
     }
 
@@ -240,6 +286,7 @@ impl Cgroups {
     /// # Errors
     /// When it is not empty.
     pub fn close(&self) -> Result<(), Error> {
+        self.send_threads_up()?;
         self.shared.tree.remove()
     }
 }

@@ -93,6 +93,27 @@ impl Tree {
         self.agent.get(&controller).cloned()
     }
 
+    /// The same directories, beside these, with `suffix` behind their name.
+    pub(super) fn beside(&self, suffix: &str) -> Self {
+        let renamed = |dir: &Path| {
+            let mut name = dir.file_name().unwrap_or_default().to_owned();
+            name.push(suffix);
+            dir.with_file_name(name)
+        };
+        Self { version: self.version, agent: self.agent.iter().map(|(c, dir)| (*c, renamed(dir))).collect() }
+    }
+
+    /// Makes the directories of this tree, in a place where the agent has made others.
+    pub(super) fn make(&self) -> Result<(), Error> {
+        for dir in self.agent.values() {
+            files::make_dir(dir)?;
+        }
+        match self.agent_dir(Controller::Core) {
+            Some(dir) => v2::hand_on_all(&dir, self.agent.keys().copied()),
+            None => Ok(()),
+        }
+    }
+
     /// An executor's group of a controller.
     pub(super) fn executor_dir(&self, controller: Controller, id: &ExecutorId) -> Option<PathBuf> {
         self.agent.get(&controller).map(|dir| dir.join(id.as_str()))

@@ -152,6 +152,14 @@ fn hand_on(dir: &Path) -> Vec<(Controller, String)> {
     missing
 }
 
+/// Hands on what `wanted` says to the children of a group, all of it or an error.
+pub(super) fn hand_on_all(dir: &Path, wanted: impl Iterator<Item = Controller>) -> Result<(), Error> {
+    for controller in wanted.filter(|c| LIMITS.contains(c)) {
+        files::write(&dir.join(SUBTREE), &format!("+{}", controller.name()))?;
+    }
+    Ok(())
+}
+
 /// Makes a slot's group a threaded child, and hands the controllers that know threads on to it.
 pub(super) fn make_slot(executor: &Path, slot: &Path, cpu: bool, pids: bool) -> Result<(), Error> {
     files::make_dir(slot)?;

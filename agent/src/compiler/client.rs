@@ -1,45 +1,62 @@
-//! The agent's side of compiling: starts compiler processes, a few at a time, each with a time limit, and reads what they say.
+//! The agent's side of compiling: starts a compiler process in control groups of its own, with a time limit, and reads what it says.
 //!
 //! Dropping the future of [`Compiler::compile`] kills the process. Never trusts the process more than the guest that it read:
-//! its line is bounded, and what it says about itself is only believed when its exit status agrees.
+//! its lines are bounded, and what it says about itself is only believed when its exit status agrees.
 
-use super::{CompileReply, CompileRequest, Inspection, Refusal};
-use smalti_types::{Bytes, Reason};
+use super::walls::Walls;
+use super::{CompileReply, CompileRequest, Inspection, Refusal, processor_time};
+use crate::cgroup::{Cgroups, ExecutorGroup};
+use smalti_types::{Bytes, ExecutorId, Reason};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
-use tokio::sync::Semaphore;
 
 /// Most bytes of the process's answer.
 const MAX_REPLY: u64 = 1 << 20;
 /// Most bytes of its diagnostics.
 const MAX_DIAGNOSTICS: u64 = 16 << 10;
-/// `SIGKILL` and `SIGXCPU`, which say who ended the process.
+/// `SIGKILL`, `SIGSEGV` and `SIGXCPU`, which say who ended the process.
 const SIGKILL: i32 = 9;
+const SIGSEGV: i32 = 11;
 const SIGXCPU: i32 = 24;
+/// Most threads of one process: itself, [`COMPILE_THREADS`] and what a runtime may start.
+const MAX_THREADS: u32 = 32;
+/// Threads that compile functions.
+const COMPILE_THREADS: usize = 4;
+/// How long groups of an ended process are tried to be removed.
+const REMOVE_WITHIN: Duration = Duration::from_secs(5);
+/// Address space beside what may be resident: reservations that are never touched, stacks, the program itself.
+const ADDRESS_SPACE_BESIDE: u64 = 3 << 30;
 
 /// How compiler processes run.
 #[derive(Debug, Clone)]
 pub struct CompilerOptions {
     /// Program and first arguments.
     pub command: Vec<OsString>,
-    /// Wall time of one compilation.
+    /// Wall time of one compilation, for a machine that has no time for it. What a guest may take is in processor time and
+    /// depends on its size: [`processor_time`].
     pub timeout: Duration,
-    /// Address space of one process.
+    /// Memory of one process.
     pub memory: Bytes,
-    /// Processes at a time.
-    pub parallel: usize,
+    /// Where each process gets groups of its own: see [`Cgroups::beside`].
+    pub cgroups: Cgroups,
+    /// The user that it becomes, if this one is root.
+    pub uid: Option<u32>,
 }
 
 /// Starts compiler processes.
 #[derive(Debug)]
 pub struct Compiler {
     options: CompilerOptions,
-    permits: Semaphore,
+    next: AtomicU64,
+    /// What was last said of the walls, to say it again only when it changes.
+    said: Mutex<Option<String>>,
 }
 
 /// A finished compilation.
@@ -51,75 +68,157 @@ pub struct Compiled {
     pub code: PathBuf,
 }
 
+/// How a process ended, and what it said.
+struct Ended {
+    status: ExitStatus,
+    reply: String,
+    diagnostics: String,
+    out_of_memory: bool,
+}
+
+/// The groups of one process, removed with what is in them when this is dropped.
+struct Group(Option<ExecutorGroup>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some(group) = self.0.take() else { return };
+        let _ = group.kill();
+        let remove = move || {
+            if let Err(e) = group.remove(REMOVE_WITHIN) {
+                tracing::warn!("removing the groups of a compiler process: {e}");
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
+}
+
 impl Compiler {
     /// Nothing is started yet.
     #[must_use]
     pub fn new(options: CompilerOptions) -> Self {
-        let permits = Semaphore::new(options.parallel.max(1));
-        Self { options, permits }
+        Self { options, next: AtomicU64::new(1), said: Mutex::default() }
     }
 
-    /// Compiles the guest at `input` into a file in the directory `work`, which must not be used by anybody else.
+    /// Compiles the guest at `input` into a file in the directory `work`, which must not be used by anybody else. Beside the result: the
+    /// processor time that it took in microseconds, where that is known.
     ///
     /// # Errors
     /// [`Refusal`] with `LAUNCH_FAILED` when the process could not do its work, else with what is wrong with the guest.
-    pub async fn compile(&self, input: &Path, work: &Path, fuel: bool) -> Result<Compiled, Refusal> {
-        let _permit = self.permits.acquire().await;
+    pub async fn compile(&self, input: &Path, work: &Path, fuel: bool) -> (Result<Compiled, Refusal>, Option<u64>) {
+        let mut used = None;
+        let result = self.try_compile(input, work, fuel, &mut used).await;
+        (result, used)
+    }
+
+    async fn try_compile(&self, input: &Path, work: &Path, fuel: bool, used: &mut Option<u64>) -> Result<Compiled, Refusal> {
         let code = work.join("code");
+        let size = std::fs::metadata(input).map(|m| m.len()).unwrap_or_default();
+        let limit = processor_time(size);
         let request = CompileRequest {
             input: input.to_owned(),
             output: code.clone(),
             fuel,
-            memory: self.options.memory.0,
-            // All threads together; the wall time limit comes first unless the process outlives the agent.
-            cpu_seconds: self.options.timeout.as_secs().saturating_mul(8).max(10),
+            memory: self.options.memory.0.saturating_add(ADDRESS_SPACE_BESIDE),
+            cpu_seconds: limit.as_secs(),
+            uid: self.options.uid,
         };
-        let (status, reply, diagnostics) = self.run(&request).await?;
-        let line = reply.lines().rev().find(|l| l.starts_with('{')).unwrap_or_default();
+        let ended = self.run(&request, used).await?;
+        self.say_walls(&ended.reply);
+        let line = ended.reply.lines().rev().find(|l| l.starts_with('{')).unwrap_or_default();
         match serde_json::from_str(line) {
-            Ok(CompileReply::Ok(inspection)) if status.success() => Ok(Compiled { inspection, code }),
+            Ok(CompileReply::Ok(inspection)) if ended.status.success() => Ok(Compiled { inspection, code }),
             Ok(CompileReply::Error(refusal)) => Err(refusal),
-            _ => Err(self.ended(status, &diagnostics)),
+            _ => Err(self.ended(&ended, limit)),
         }
     }
 
-    async fn run(&self, request: &CompileRequest) -> Result<(ExitStatus, String, String), Refusal> {
-        let ours = |what: &str, e: std::io::Error| Refusal::new(Reason::LaunchFailed, format!("cannot {what} the compiler process: {e}"));
+    async fn run(&self, request: &CompileRequest, used: &mut Option<u64>) -> Result<Ended, Refusal> {
+        let ours =
+            |what: &str, e: &dyn std::fmt::Display| Refusal::new(Reason::LaunchFailed, format!("cannot {what} the compiler process: {e}"));
         let Some((program, first)) = self.options.command.split_first() else {
             return Err(Refusal::new(Reason::LaunchFailed, "no compile command is set"));
         };
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(COMPILE_THREADS);
         let mut child = Command::new(program)
             .args(first)
             .args(request.to_args())
             // Nothing in the agent's environment (credentials among it) concerns a process that reads hostile bytes.
             .env_clear()
-            .stdin(Stdio::null())
+            .env("RAYON_NUM_THREADS", threads.to_string())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|e| ours(&format!("start {} as", program.to_string_lossy()), e))?;
+            .map_err(|e| ours(&format!("start {} as", program.to_string_lossy()), &e))?;
+        // After the child, so that it is dropped first: the groups can be removed only then.
+        let group = self.group(child.id()).map_err(|e| ours("limit", &e))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that is gone already has perhaps said why: that is the better error.
+            let _ = stdin.write_all(b"g").await;
+        }
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let all = async { tokio::join!(read(stdout, MAX_REPLY), read(stderr, MAX_DIAGNOSTICS), child.wait()) };
-        let Ok((reply, diagnostics, status)) = tokio::time::timeout(self.options.timeout, all).await else {
+        let result = tokio::time::timeout(self.options.timeout, all).await;
+        let counted = group.0.as_ref();
+        *used = counted.and_then(|g| g.cpu_usage_us().ok()).flatten();
+        let out_of_memory = counted.is_some_and(|g| g.oom_kills().is_ok_and(|n| n > 0));
+        let Ok((reply, diagnostics, status)) = result else {
             let _ = child.kill().await;
-            return Err(Refusal::invalid(format!("compiling it takes longer than {} s", self.options.timeout.as_secs_f32())));
+            let message = format!("compiling it takes longer than {} s on this machine now", self.options.timeout.as_secs_f32());
+            return Err(Refusal::new(Reason::LaunchFailed, message));
         };
-        Ok((status.map_err(|e| ours("wait for", e))?, reply, diagnostics))
+        Ok(Ended { status: status.map_err(|e| ours("wait for", &e))?, reply, diagnostics, out_of_memory })
+    }
+
+    /// Groups for one process with the process in them, before it has read anything.
+    fn group(&self, pid: Option<u32>) -> Result<Group, crate::cgroup::Error> {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        let (Some(pid), Ok(id)) = (pid.and_then(|p| i32::try_from(p).ok()), ExecutorId::new(format!("compiler-{n}"))) else {
+            return Ok(Group(None));
+        };
+        let group = Group(Some(self.options.cgroups.executor(&id)?));
+        if let Some(group) = &group.0 {
+            group.set_memory(self.options.memory)?;
+            group.set_max_threads(MAX_THREADS)?;
+            group.add_process(pid)?;
+        }
+        Ok(group)
+    }
+
+    /// What is not enforced is said aloud, once.
+    fn say_walls(&self, reply: &str) {
+        let walls = reply.lines().find_map(|line| serde_json::from_str::<Walls>(line).ok());
+        let Some(summary) = walls.map(|w| w.summary()) else { return };
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.as_ref() != Some(&summary) {
+            if summary.contains("off:") {
+                tracing::warn!("walls around the compiler: {summary}");
+            } else {
+                tracing::info!("walls around the compiler: {summary}");
+            }
+            *said = Some(summary);
+        }
     }
 
     /// What to say about a process that ended without an answer.
-    fn ended(&self, status: ExitStatus, diagnostics: &str) -> Refusal {
-        let said = diagnostics.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+    fn ended(&self, ended: &Ended, limit: Duration) -> Refusal {
+        let said = ended.diagnostics.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
         let said: String = said.chars().take(300).collect();
-        match status.signal() {
-            Some(SIGXCPU) => Refusal::invalid("compiling it takes too much processor time"),
-            Some(SIGKILL) => Refusal::new(Reason::LaunchFailed, "the compiler process was killed from outside (out of memory?)"),
-            // An allocation that fails under the address space limit aborts.
-            Some(_) if diagnostics.contains("memory allocation") => {
-                Refusal::invalid(format!("compiling it takes more than {} of memory", self.options.memory))
+        let memory = || Refusal::invalid(format!("compiling it takes more than {} of memory", self.options.memory));
+        match ended.status.signal() {
+            Some(SIGXCPU) => {
+                Refusal::invalid(format!("compiling it takes more than {} s of processor time, the most for its size", limit.as_secs()))
             }
-            _ => Refusal::invalid(format!("the compiler gave up on it ({status}): {said}")),
+            Some(SIGKILL) if ended.out_of_memory => memory(),
+            Some(SIGKILL) => Refusal::new(Reason::LaunchFailed, "the compiler process was killed from outside"),
+            // An allocation that fails under the address space limit aborts.
+            _ if ended.diagnostics.contains("memory allocation") => memory(),
+            Some(SIGSEGV) => Refusal::invalid(format!("compiling it takes more stack than the compiler has: {said}")),
+            _ => Refusal::invalid(format!("the compiler gave up on it ({}): {said}", ended.status)),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! version that the host has is for the executor's linker.
 
 use super::Refusal;
+use super::limits::{Amount, Counted, check_text};
 use serde::{Deserialize, Serialize};
 use smalti_engine::{MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use smalti_types::Reason;
@@ -53,6 +54,7 @@ pub(crate) fn to_binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
         let head: Vec<_> = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         return Err(Refusal::invalid(format!("it is not Wasm: it begins with the bytes {}, not with 00 61 73 6d", head.join(" "))));
     };
+    check_text(text.len())?;
     wat::parse_str(text).map(Cow::Owned).map_err(|e| Refusal::invalid(format!("it is not valid Wasm text: {}", one_line(&e.to_string()))))
 }
 
@@ -64,9 +66,10 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, Refusal> {
     let mut found = Found::default();
     // Sections of nested modules and components belong to those; only the outermost level counts.
     let mut depth = 0_u32;
+    let mut counted = Counted::default();
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|e| broken(&e))?;
-        fits(&payload)?;
+        fits(&payload, depth, &mut counted)?;
         match payload {
             Payload::Version { encoding, .. } if depth == 0 => {
                 found.component = encoding == Encoding::Component;
@@ -81,8 +84,9 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, Refusal> {
     found.finish()
 }
 
-/// Refuses a module, also one inside a component, that has more memories or tables than any slot of an executor.
-fn fits(payload: &Payload<'_>) -> Result<(), Refusal> {
+/// Refuses a module, also one inside a component, that has more memories or tables than any slot of an executor, or more of
+/// anything than a compiler should be given.
+fn fits(payload: &Payload<'_>, depth: u32, counted: &mut Counted) -> Result<(), Refusal> {
     let check = |what: &str, found: u64, most: usize| {
         if found > most as u64 { Err(Refusal::invalid(format!("{what} {found}, at most {most} are allowed"))) } else { Ok(()) }
     };
@@ -96,6 +100,14 @@ fn fits(payload: &Payload<'_>) -> Result<(), Refusal> {
             }
             Ok(())
         }
+        Payload::ImportSection(reader) => counted.add(Amount::Imports(reader.count())),
+        Payload::ComponentImportSection(reader) => counted.add(Amount::Imports(reader.count())),
+        Payload::FunctionSection(reader) => counted.add(Amount::Functions(reader.count())),
+        Payload::DataSection(reader) => counted.add(Amount::Segments(reader.count())),
+        Payload::ElementSection(reader) => counted.add(Amount::Segments(reader.count())),
+        Payload::GlobalSection(reader) => counted.add(Amount::Globals(reader.count())),
+        Payload::CodeSectionEntry(body) => counted.add(Amount::Body(body.range().len() as u64)),
+        Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => counted.add(Amount::Nested { depth }),
         _ => Ok(()),
     }
 }

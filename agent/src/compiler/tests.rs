@@ -1,6 +1,8 @@
 //! The compiler process through its real entry: this test binary runs itself as the child.
 
+use super::inspect::to_binary;
 use super::*;
+use crate::cgroup::Cgroups;
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
@@ -23,14 +25,20 @@ fn child_process() {
 }
 
 pub(crate) fn options() -> CompilerOptions {
-    CompilerOptions { command: command(), timeout: Duration::from_secs(60), memory: smalti_types::Bytes::gib(4), parallel: 1 }
+    CompilerOptions {
+        command: command(),
+        timeout: Duration::from_secs(60),
+        memory: smalti_types::Bytes::gib(1),
+        cgroups: Cgroups::none(),
+        uid: None,
+    }
 }
 
 async fn compile(bytes: &[u8], fuel: bool) -> (tempfile::TempDir, Result<Compiled, Refusal>) {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("guest");
     std::fs::write(&input, bytes).unwrap();
-    let result = Compiler::new(options()).compile(&input, dir.path(), fuel).await;
+    let result = Compiler::new(options()).compile(&input, dir.path(), fuel).await.0;
     (dir, result)
 }
 
@@ -132,13 +140,8 @@ async fn a_library_has_no_entry_point() {
 #[tokio::test]
 async fn a_compiler_that_hangs_dies_or_is_not_there_is_reported() {
     let run = |command: &[&str], timeout| {
-        let options = CompilerOptions {
-            command: command.iter().map(OsString::from).collect(),
-            timeout,
-            memory: smalti_types::Bytes::gib(1),
-            parallel: 1,
-        };
-        async move { Compiler::new(options).compile(Path::new("/nowhere"), Path::new("/nowhere"), false).await.unwrap_err() }
+        let options = CompilerOptions { command: command.iter().map(OsString::from).collect(), timeout, ..self::options() };
+        async move { Compiler::new(options).compile(Path::new("/nowhere"), Path::new("/nowhere"), false).await.0.unwrap_err() }
     };
     let long = Duration::from_secs(60);
     assert!(run(&["/bin/sh", "-c", "sleep 1000"], Duration::from_millis(50)).await.message.contains("longer than"));
@@ -149,20 +152,117 @@ async fn a_compiler_that_hangs_dies_or_is_not_there_is_reported() {
     assert!(crashed.message.contains("boom"), "{crashed}");
 }
 
+/// Groups that are gone at the end, whatever happens.
+struct Groups(Cgroups);
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let removed = self.0.was_beside().cleanup_stale(&[], Duration::from_secs(10)).and_then(|_| self.0.was_beside().close());
+        if let Err(e) = removed.and_then(|()| self.0.close()) {
+            eprintln!("NOT CLEANED UP: {e}");
+        }
+    }
+}
+
+/// A compiler with all its walls, as the agent has it.
+fn guarded(test: &str, change: impl FnOnce(&mut CompilerOptions)) -> (Groups, Compiler) {
+    let (cgroups, layers) = Cgroups::open(crate::cgroup::Mode::Auto, &format!("test-{test}-{}", std::process::id())).unwrap();
+    if layers.iter().any(|l| !l.on) {
+        eprintln!("NOT ALL LIMITS ARE TESTED HERE: {layers:?}");
+    }
+    let mut options = CompilerOptions { cgroups: cgroups.beside(smalti_types::MilliCpus(1_000)).unwrap(), ..options() };
+    if nix::unistd::geteuid().is_root() {
+        options.uid = Some(2_000_065_536);
+    } else {
+        eprintln!("NOT TESTED: another user needs root");
+    }
+    change(&mut options);
+    (Groups(cgroups), Compiler::new(options))
+}
+
 #[tokio::test]
-async fn the_process_keeps_its_memory_limit() {
+async fn behind_all_walls_it_still_compiles_and_says_what_it_used() {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("guest");
     std::fs::write(&input, PROGRAM).unwrap();
-    let tight = CompilerOptions { memory: smalti_types::Bytes::mib(1), ..options() };
-    let refusal = Compiler::new(tight).compile(&input, dir.path(), false).await.unwrap_err();
-    assert!(matches!(refusal.reason, Reason::InvalidBundle | Reason::LaunchFailed), "{refusal}");
-    assert!(!dir.path().join("code").exists());
+    let (_groups, compiler) = guarded("walls", |_| {});
+    let (compiled, used_us) = compiler.compile(&input, dir.path(), false).await;
+    assert!(matches!(kind(&compiled.unwrap().code), Some(wasmtime::Precompiled::Module)));
+    if _groups.0.version().is_some() {
+        assert!(used_us.is_some_and(|us| us > 0), "{used_us:?}");
+    }
+}
+
+/// Long functions, whose representation in the compiler takes hundreds of times their size.
+fn large(functions: usize, length: usize) -> Vec<u8> {
+    let mut text = String::from("(module (func (export \"_start\"))");
+    for _ in 0..functions {
+        text.push_str("(func (param i64) (result i64) (local i64 i64 i64) local.get 0");
+        for n in 0..length {
+            text.push_str(&format!(" local.get {} i64.add local.tee {} local.get {} i64.mul", n % 4, (n + 1) % 4, (n + 2) % 4));
+        }
+        text.push(')');
+    }
+    text.push(')');
+    wat::parse_str(text).unwrap()
+}
+
+#[tokio::test]
+async fn what_takes_more_memory_than_a_compiler_has_is_refused_with_that_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("guest");
+    std::fs::write(&input, large(2, 80_000)).unwrap();
+    let (groups, compiler) = guarded("memory", |o| o.memory = smalti_types::Bytes::mib(96));
+    if groups.0.version().is_none() {
+        eprintln!("NOT TESTED: the limit of memory needs groups");
+        return;
+    }
+    let refusal = compiler.compile(&input, dir.path(), false).await.0.unwrap_err();
+    assert_eq!(refusal.reason, Reason::InvalidBundle, "{refusal}");
+    assert!(refusal.message.contains("more than 96MiB of memory"), "{refusal}");
+}
+
+#[test]
+fn the_signals_of_the_limits_have_messages_that_name_them() {
+    let run = |script: &str| {
+        let command = ["/bin/sh", "-c", script].iter().map(OsString::from).collect();
+        let compiler = Compiler::new(CompilerOptions { command, ..options() });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(compiler.compile(Path::new("/nowhere"), Path::new("/nowhere"), false)).0.unwrap_err()
+    };
+    for (script, named) in [
+        ("kill -XCPU $$", "more than 5 s of processor time"),
+        ("kill -SEGV $$", "stack"),
+        ("echo 'memory allocation of 9 bytes failed' >&2; kill -ABRT $$", "of memory"),
+    ] {
+        let refusal = run(script);
+        assert_eq!(refusal.reason, Reason::InvalidBundle);
+        assert!(refusal.message.contains(named), "{refusal}");
+    }
+}
+
+#[tokio::test]
+async fn amounts_that_a_compiler_should_not_be_given_are_refused_before() {
+    let many = |what: &str, n: usize| format!("(module {} (func (export \"_start\")))", what.repeat(n));
+    let deep = format!("{}{}", "(component ".repeat(12), ")".repeat(12));
+    assert!(to_binary(&b"(".repeat((8 << 20) + 1)).unwrap_err().message.contains("convert it to binary"));
+    for (text, why) in [
+        (many("(import \"wasi_snapshot_preview1\" \"x\" (func))", 1_001), "imports is 1001, at most 1000"),
+        (many("(func)", 200_000), "functions is 200001, at most 200000"),
+        (many("(global i32 i32.const 0)", 100_001), "globals is 100001"),
+        (format!("(component {})", "(core module)".repeat(101)), "modules and components in it is 101"),
+        (deep, "depth of components in components is 11"),
+        (format!("(module (func (export \"_start\") {}))", "nop ".repeat(2 << 20)), "length of a function in bytes"),
+    ] {
+        let refusal = inspect(&wat::parse_str(&text).unwrap()).unwrap_err();
+        assert_eq!(refusal.reason, Reason::InvalidBundle, "{why}");
+        assert!(refusal.message.contains(why), "{}", refusal.message);
+    }
 }
 
 #[test]
 fn the_request_survives_its_way_through_arguments() {
-    let request = CompileRequest { input: "/a b".into(), output: "o".into(), fuel: true, memory: 7, cpu_seconds: 9 };
+    let request = CompileRequest { input: "/a b".into(), output: "o".into(), fuel: true, memory: 7, cpu_seconds: 9, uid: Some(11) };
     assert_eq!(CompileRequest::from_args(request.to_args()), Ok(request));
     assert!(CompileRequest::from_args(["--input".into()]).is_err());
     assert!(CompileRequest::from_args(["--verbose".into(), "x".into()]).is_err());

@@ -17,8 +17,8 @@ use std::sync::Arc;
 const AGENT_MEMORY: Bytes = Bytes::mib(128);
 /// Memory of executors beside their tasks': code, pools kept resident, output buffers of slots.
 const EXECUTORS_MEMORY: Bytes = Bytes::mib(256);
-/// Memory of the compiler process, which runs one compilation at a time.
-const COMPILER_MEMORY: Bytes = Bytes::mib(512);
+/// Memory of the compiler process, which runs one compilation at a time on a node of up to three cores.
+const COMPILER_MEMORY: Bytes = Bytes::gib(1);
 /// On small nodes overhead takes at most this part of the memory.
 const MAX_OVERHEAD_PART: u64 = 4;
 /// Disk kept for bundles, compiled code and logs: this part of what is free…
@@ -50,8 +50,9 @@ pub struct Overrides {
 pub struct Detected {
     /// For tasks.
     pub total: Resources,
-    /// For agent, executors and compiler. No cpu is kept: it is shared by weight and none of them needs it while idle, and a
-    /// fraction taken off would cost small nodes a whole one-cpu task.
+    /// For agent, executors and compiler. No cpu is kept: it is shared by weight (a sixteenth of the node's while all want it, see
+    /// `cgroup::cpu::work_weight`) and none of them needs it while idle; a fraction taken off would cost small nodes a whole
+    /// one-cpu task.
     pub overhead: Resources,
 }
 
@@ -154,7 +155,7 @@ mod tests {
         let Detected { total, overhead } = advertise(&set, node);
         assert_eq!((total.cpus, total.mem, total.disk), (MilliCpus(4000), Bytes::gib(4), Bytes::gib(1)));
         assert_eq!((total.ports.len(), total.custom("gpus"), total.custom.len()), (2, MilliUnits(1000), 1));
-        assert_eq!(overhead.mem, Bytes::mib(900));
+        assert_eq!(overhead.mem, Bytes::mib(1412));
     }
 
     #[test]

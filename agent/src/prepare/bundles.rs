@@ -7,12 +7,15 @@ use super::archive::{self, ASSETS_DIR, GUEST_DIR};
 use super::cache::{Cache, Dirs, PARTIAL_PREFIX, Pin, size_of};
 use super::download::{FetchError, Fetched, Fetcher, Wanted};
 use super::flight::Flights;
+use super::refused::Refused;
+use super::service::Shares;
 use super::source::{Location, clean_name};
+use super::turns::Waiting;
 use super::{Failure, Options};
 use crate::compiler::{Compiler, CompilerOptions};
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
-use smalti_types::{BundleRef, Digest, Reason};
+use smalti_types::{BundleRef, Digest, FrameworkId, Reason};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Seek};
@@ -20,6 +23,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// Format of [`Meta`]; raised on every change.
 const META_FORMAT: u32 = 1;
@@ -73,6 +77,7 @@ pub(crate) struct Bundles {
     loads: Flights<Key, Option<Arc<Bundle>>>,
     fetches: Flights<BundleRef, Stored>,
     compiles: Flights<Key, Arc<Bundle>>,
+    refused: Refused<Key>,
 }
 
 fn ours(what: &str, path: &Path, why: impl std::fmt::Display) -> Failure {
@@ -80,12 +85,13 @@ fn ours(what: &str, path: &Path, why: impl std::fmt::Display) -> Failure {
 }
 
 impl Bundles {
-    pub(crate) fn new(options: &Options, dirs: &Dirs, fetcher: Arc<Fetcher>, cache: Arc<Cache>) -> Self {
+    pub(crate) fn new(options: &Options, dirs: &Dirs, fetcher: Arc<Fetcher>, cache: Arc<Cache>, shares: &Shares) -> Self {
         let compiler = Compiler::new(CompilerOptions {
             command: options.compile_command.clone(),
             timeout: options.compile_timeout,
             memory: options.compile_memory,
-            parallel: options.compile_parallel,
+            cgroups: options.groups.clone(),
+            uid: options.compile_uid,
         });
         let settings = Digest::of(smalti_engine::settings_key().as_bytes()).to_hex()[..SETTINGS_DIGITS].to_owned();
         Self {
@@ -96,9 +102,10 @@ impl Bundles {
             compiler,
             cache,
             warm: Mutex::default(),
-            loads: Flights::default(),
-            fetches: Flights::default(),
-            compiles: Flights::default(),
+            loads: Flights::new(shares.disk.clone()),
+            fetches: Flights::new(shares.transfers.clone()),
+            compiles: Flights::new(shares.compiles.clone()),
+            refused: Refused::default(),
         }
     }
 
@@ -110,21 +117,34 @@ impl Bundles {
         Some(bundle.clone())
     }
 
-    /// Makes a bundle ready, by whatever is the shortest way.
-    pub(crate) async fn get(self: &Arc<Self>, reference: &BundleRef, fuel: bool) -> Result<Arc<Bundle>, Failure> {
+    /// Makes a bundle ready, by whatever is the shortest way. Each step that costs something waits for its turn.
+    pub(crate) async fn get(self: &Arc<Self>, reference: &BundleRef, fuel: bool, tenant: &FrameworkId) -> Result<Arc<Bundle>, Failure> {
         let key = (reference.digest, fuel);
         if let Some(bundle) = self.warm(key.0, key.1) {
             return Ok(bundle);
         }
+        if let Some(failure) = self.refused.get(key, Instant::now()) {
+            return Err(failure);
+        }
         let this = self.clone();
-        let loaded = self.loads.join(key, move || async move { blocking(move || Ok(this.load(key))).await }.boxed()).await?;
-        if let Some(bundle) = loaded {
+        let load = move |waiting: Waiting| {
+            async move {
+                let mut turn = waiting.turn().await;
+                let began = Instant::now();
+                let loaded = blocking(move || Ok(this.load(key))).await;
+                turn.charge(micros(began));
+                loaded
+            }
+            .boxed()
+        };
+        if let Some(bundle) = self.loads.join(key, tenant, load).await? {
             return Ok(bundle);
         }
-        let (this, from) = (self.clone(), reference.clone());
-        let stored = self.fetches.join(reference.clone(), move || async move { this.fetch(from).await }.boxed()).await?;
+        let (this, from, asked) = (self.clone(), reference.clone(), tenant.clone());
+        let fetch = move |waiting: Waiting| async move { this.fetch(from, waiting, asked).await }.boxed();
+        let stored = self.fetches.join(reference.clone(), tenant, fetch).await?;
         let this = self.clone();
-        self.compiles.join(key, move || async move { this.compile(key, stored).await }.boxed()).await
+        self.compiles.join(key, tenant, move |waiting| async move { this.compile(key, stored, waiting).await }.boxed()).await
     }
 
     /// Forgets warm bundles that no ticket and no task uses, so that the cache may remove their files.
@@ -199,16 +219,17 @@ impl Bundles {
     }
 
     /// The bundle's bytes: on disk from before, or fetched now.
-    async fn fetch(self: Arc<Self>, reference: BundleRef) -> Result<Stored, Failure> {
+    async fn fetch(self: Arc<Self>, reference: BundleRef, waiting: Waiting, asked: FrameworkId) -> Result<Stored, Failure> {
         let digest = reference.digest;
         let location = Location::parse(reference.uri.as_deref(), Some(digest)).map_err(|e| bundle_failure(&e.into()))?;
         let path = self.dirs.bundles.join(digest.to_hex());
+        let turn = waiting.turn().await;
         let this = self.clone();
         if let Some(stored) = blocking(move || Ok(this.stored(digest))).await? {
             return Ok(stored);
         }
         let wanted = Wanted { location, digest: Some(digest), length: None, etag: None, limit: self.limit };
-        let fetched = self.fetcher.fetch(&wanted, &self.dirs.bundles).await.map_err(|e| bundle_failure(&e))?;
+        let fetched = self.fetcher.fetch(&wanted, &self.dirs.bundles, &turn.tenant(&asked)).await.map_err(|e| bundle_failure(&e))?;
         let Fetched { file, length, name } = fetched;
         file.persist(&path).map_err(|e| ours("move the bundle to", &path, e.error))?;
         if let Some(name) = &name {
@@ -236,7 +257,20 @@ impl Bundles {
         None
     }
 
-    async fn compile(self: Arc<Self>, key: Key, stored: Stored) -> Result<Arc<Bundle>, Failure> {
+    async fn compile(self: Arc<Self>, key: Key, stored: Stored, waiting: Waiting) -> Result<Arc<Bundle>, Failure> {
+        let mut turn = waiting.turn().await;
+        let began = Instant::now();
+        let mut compiler_us = None;
+        let result = self.compile_now(key, &stored, &mut compiler_us).await;
+        // Processor time where it is known: a tenant does not pay for waiting while others are busy.
+        turn.charge(compiler_us.unwrap_or_else(|| micros(began)));
+        if let Err(failure) = &result {
+            self.refused.keep(key, failure, Instant::now());
+        }
+        result
+    }
+
+    async fn compile_now(self: &Arc<Self>, key: Key, stored: &Stored, compiler_us: &mut Option<u64>) -> Result<Arc<Bundle>, Failure> {
         // Somebody may have been quicker between two flights.
         if let Some(bundle) = self.warm(key.0, key.1) {
             return Ok(bundle);
@@ -251,12 +285,15 @@ impl Bundles {
             .prefix(PARTIAL_PREFIX)
             .tempdir_in(&self.dirs.compiled)
             .map_err(|e| ours("make a directory in", &self.dirs.compiled, e))?;
-        let compiled = self.compiler.compile(&input, work.path(), key.1).await.map_err(|r| {
+        let (compiled, used_us) = self.compiler.compile(&input, work.path(), key.1).await;
+        *compiler_us = used_us;
+        let compiled = compiled.map_err(|r| {
             let shown = if name.ends_with(".wasm") || name.ends_with(".wat") { format!("{name} ({})", key.0) } else { key.0.to_string() };
             Failure::new(r.reason, format!("the bundle {shown} cannot run: {}", r.message))
         })?;
         let meta = (name, compiled.inspection.component, unpacked.is_some());
-        blocking(move || self.finish(key, work, &compiled.code, meta)).await
+        let this = self.clone();
+        blocking(move || this.finish(key, work, &compiled.code, meta)).await
     }
 
     /// Describes the code, moves it into place and opens it.
@@ -306,6 +343,10 @@ fn bundle_failure(error: &FetchError) -> Failure {
         FetchError::Digest { .. } => Failure::new(Reason::DigestMismatch, format!("the bundle {error}")),
         _ => Failure::new(Reason::FetchFailed, format!("the bundle cannot be fetched: {error}")),
     }
+}
+
+fn micros(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn name_path(bundle: &Path) -> PathBuf {

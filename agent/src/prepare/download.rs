@@ -1,17 +1,19 @@
 //! One transfer: into a partial file, hashed as it streams, bounded, resumed and retried; the caller moves it into place.
 //!
-//! Owns the permits that bound how many transfers run at a time. Decides what is worth a retry; never what a digest means.
+//! Whoever asks holds a turn among the transfers; what arrives is hashed and written in turns of its own, counted in bytes, so
+//! that a tenant with large inputs takes no more of the agent than one with small ones. Decides what is worth a retry; never
+//! what a digest means.
 
 use super::cache::PARTIAL_PREFIX;
 use super::source::{Location, Opened, SourceError, Sources};
+use super::turns::Turns;
 use super::{Error, Options};
 use futures::StreamExt;
-use smalti_types::Digest;
+use smalti_types::{Digest, FrameworkId};
 use std::path::Path;
 use std::time::Duration;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncSeekExt, AsyncWriteExt};
-use tokio::sync::Semaphore;
 
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -56,7 +58,8 @@ pub(crate) struct Fetched {
 /// Fetches.
 pub(crate) struct Fetcher {
     pub(crate) sources: Sources,
-    permits: Semaphore,
+    /// For hashing and writing what arrives.
+    chunks: Turns,
     attempts: u32,
     backoff: Duration,
 }
@@ -71,25 +74,20 @@ struct Progress {
 }
 
 impl Fetcher {
-    pub(crate) fn new(options: &Options) -> Result<Self, Error> {
-        Ok(Self {
-            sources: Sources::new(options)?,
-            permits: Semaphore::new(options.download_parallel.max(1)),
-            attempts: options.fetch_attempts.max(1),
-            backoff: options.fetch_backoff,
-        })
+    /// `chunks` is counted in bytes.
+    pub(crate) fn new(options: &Options, chunks: Turns) -> Result<Self, Error> {
+        Ok(Self { sources: Sources::new(options)?, chunks, attempts: options.fetch_attempts.max(1), backoff: options.fetch_backoff })
     }
 
     /// Fetches `wanted` into a partial file in `dir`, and checks its length and digest.
-    pub(crate) async fn fetch(&self, wanted: &Wanted, dir: &Path) -> Result<Fetched, FetchError> {
-        let _permit = self.permits.acquire().await;
+    pub(crate) async fn fetch(&self, wanted: &Wanted, dir: &Path, tenant: &FrameworkId) -> Result<Fetched, FetchError> {
         let disk = |e: std::io::Error| FetchError::Disk { path: dir.display().to_string(), why: e.to_string() };
         let file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir).map_err(disk)?;
         let handle = tokio::fs::File::from_std(file.as_file().try_clone().map_err(disk)?);
         let mut progress = Progress { file: handle, hasher: blake3::Hasher::new(), done: 0, etag: wanted.etag.clone(), name: None };
         let mut pause = self.backoff;
         for attempt in 1.. {
-            match self.transfer(wanted, &mut progress).await {
+            match self.transfer(wanted, &mut progress, tenant).await {
                 Ok(()) => break,
                 Err(FetchError::Source(e)) if e.is_transient() && attempt < self.attempts => {
                     tracing::debug!(error = %e, attempt, done = progress.done, "transfer broke, trying again");
@@ -106,7 +104,7 @@ impl Fetcher {
     }
 
     /// One try, from where the last one broke off where the server can do that.
-    async fn transfer(&self, wanted: &Wanted, progress: &mut Progress) -> Result<(), FetchError> {
+    async fn transfer(&self, wanted: &Wanted, progress: &mut Progress, tenant: &FrameworkId) -> Result<(), FetchError> {
         let at = || self.sources.describe(&wanted.location);
         let opened = self.sources.open(&wanted.location, progress.done, progress.etag.as_deref()).await?;
         self.admit(wanted, &opened)?;
@@ -126,6 +124,8 @@ impl Fetcher {
             if let Some(expected) = wanted.length.filter(|l| progress.done > *l) {
                 return Err(FetchError::Length { at: at(), expected, found: total.unwrap_or(progress.done) });
             }
+            let mut turn = self.chunks.take(tenant).await;
+            turn.charge(chunk.len() as u64);
             progress.hasher.update(&chunk);
             progress.file.write_all(&chunk).await.map_err(|e| FetchError::Disk { path: at(), why: e.to_string() })?;
         }

@@ -7,10 +7,12 @@ use super::bundles::blocking;
 use super::cache::{Cache, Dirs, Pin};
 use super::download::{FetchError, Fetched, Fetcher, Wanted};
 use super::flight::Flights;
+use super::service::Shares;
 use super::source::Location;
+use super::turns::{Turns, Waiting};
 use super::{Failure, ReadyDir};
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use smalti_types::{Bytes, Digest, Input, Reason};
+use smalti_types::{Bytes, Digest, FrameworkId, Input, Reason};
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -51,6 +53,8 @@ pub(crate) struct Inputs {
     fetcher: Arc<Fetcher>,
     cache: Arc<Cache>,
     flights: Flights<String, Fresh>,
+    /// For laying out.
+    disk: Turns,
 }
 
 fn failed(error: &FetchError) -> Failure {
@@ -62,22 +66,25 @@ fn ours(what: &str, path: &Path, e: impl std::fmt::Display) -> Failure {
 }
 
 impl Inputs {
-    pub(crate) fn new(dirs: &Dirs, limit: Bytes, fetcher: Arc<Fetcher>, cache: Arc<Cache>) -> Self {
-        Self { dir: dirs.inputs.clone(), limit, fetcher, cache, flights: Flights::default() }
+    pub(crate) fn new(dirs: &Dirs, limit: Bytes, fetcher: Arc<Fetcher>, cache: Arc<Cache>, shares: &Shares) -> Self {
+        let flights = Flights::new(shares.transfers.clone());
+        Self { dir: dirs.inputs.clone(), limit, fetcher, cache, flights, disk: shares.disk.clone() }
     }
 
     /// Fetches an input, or finds it.
-    pub(crate) async fn get(self: &Arc<Self>, input: &Input) -> Result<Fresh, Failure> {
+    pub(crate) async fn get(self: &Arc<Self>, input: &Input, tenant: &FrameworkId) -> Result<Fresh, Failure> {
         let location = Location::parse(input.uri.as_deref(), input.digest).map_err(|e| failed(&e.into()))?;
         let kept_under = key(input, &location);
         // Unpinned inputs share a flight too: those who ask at the same time may have the same bytes.
         let flight_key = kept_under.clone().unwrap_or_else(|| format!("{}#{}", self.fetcher.sources.describe(&location), input.length));
         let wanted = Wanted { location, digest: input.digest, length: Some(input.length), etag: input.etag.clone(), limit: self.limit };
-        let this = self.clone();
-        self.flights.join(flight_key, move || async move { this.fetch(wanted, kept_under).await }.boxed()).await
+        let (this, asked) = (self.clone(), tenant.clone());
+        self.flights
+            .join(flight_key, tenant, move |waiting| async move { this.fetch(wanted, kept_under, waiting, asked).await }.boxed())
+            .await
     }
 
-    async fn fetch(self: Arc<Self>, wanted: Wanted, key: Option<String>) -> Result<Fresh, Failure> {
+    async fn fetch(self: Arc<Self>, wanted: Wanted, key: Option<String>, waiting: Waiting, asked: FrameworkId) -> Result<Fresh, Failure> {
         let length = wanted.length.unwrap_or_default();
         let path = key.map(|key| self.dir.join(key));
         if let Some(path) = &path
@@ -90,7 +97,9 @@ impl Inputs {
                 _ => self.cache.discard(path),
             }
         }
-        let Fetched { file, length, .. } = self.fetcher.fetch(&wanted, &self.dir).await.map_err(|e| failed(&e))?;
+        let turn = waiting.turn().await;
+        let Fetched { file, length, .. } = self.fetcher.fetch(&wanted, &self.dir, &turn.tenant(&asked)).await.map_err(|e| failed(&e))?;
+        drop(turn);
         // Readable by the executor's user, who reaches it only through the directory that was opened for it.
         fs::set_permissions(file.path(), Permissions::from_mode(0o444)).map_err(|e| ours("open up", file.path(), e))?;
         let (path, keep) = match path {
@@ -110,13 +119,19 @@ impl Inputs {
 
     /// Fetches all inputs that are files of the guest and lays them out below `directory`, one directory per distinct
     /// parent of their guest paths.
-    pub(crate) async fn lay_out(self: &Arc<Self>, inputs: &[Input], directory: &Path) -> Result<Vec<ReadyDir>, Failure> {
+    pub(crate) async fn lay_out(
+        self: &Arc<Self>,
+        inputs: &[Input],
+        directory: &Path,
+        tenant: &FrameworkId,
+    ) -> Result<Vec<ReadyDir>, Failure> {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }
         let places = places(inputs)?;
-        let fresh = futures::future::try_join_all(inputs.iter().map(|i| self.get(i))).await?;
+        let fresh = futures::future::try_join_all(inputs.iter().map(|i| self.get(i, tenant))).await?;
         let base = directory.join(INPUTS_DIR);
+        let _turn = self.disk.take(tenant).await;
         blocking(move || {
             // What an earlier life of the agent left.
             let _ = fs::remove_dir_all(&base);
@@ -139,7 +154,12 @@ impl Inputs {
     }
 
     /// Fetches the objects that splits refer to and lays them out as files `0`, `1`, … of one directory below `directory`.
-    pub(crate) async fn lay_out_splits(self: &Arc<Self>, inputs: &[Input], directory: &Path) -> Result<Option<Arc<File>>, Failure> {
+    pub(crate) async fn lay_out_splits(
+        self: &Arc<Self>,
+        inputs: &[Input],
+        directory: &Path,
+        tenant: &FrameworkId,
+    ) -> Result<Option<Arc<File>>, Failure> {
         if inputs.is_empty() {
             return Ok(None);
         }
@@ -156,7 +176,8 @@ impl Inputs {
         futures::stream::iter(wanted.into_iter().map(|(at, input)| {
             let this = self.clone();
             async move {
-                let fresh = this.get(&input).await?;
+                let fresh = this.get(&input, tenant).await?;
+                let _turn = this.disk.take(tenant).await;
                 blocking(move || place(&fresh.path, &at)).await
             }
         }))

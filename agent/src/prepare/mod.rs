@@ -8,19 +8,23 @@
 //! Deliberately absent: executors, resources, task states. The agent's core sees only `Launch → Prepared | Failure`.
 
 mod archive;
+mod background;
 mod bundles;
 mod cache;
 mod download;
 mod flight;
 mod inputs;
+mod refused;
 mod service;
 mod source;
 mod stdin;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use service::{Handle, Preparer};
 
+use crate::cgroup::Cgroups;
 use smalti_types::{Bytes, Digest, FrameworkId, Input, Reason, TaskSpec};
 use std::ffi::OsString;
 use std::fs::File;
@@ -51,27 +55,31 @@ pub struct Options {
     pub max_bundle: Bytes,
     /// Largest input.
     pub max_input: Bytes,
-    /// Most wall time of one compilation.
+    /// Most wall time of one compilation, on a machine that has no time for it; what a bundle may take is processor time.
     pub compile_timeout: Duration,
-    /// Most address space of one compiler process.
+    /// Most memory of one compiler process.
     pub compile_memory: Bytes,
+    /// The user that compiler processes become, if the agent is root.
+    pub compile_uid: Option<u32>,
+    /// Groups for compiler processes and for the threads that prepare.
+    pub groups: Cgroups,
     /// Most compiler processes at a time.
     pub compile_parallel: usize,
-    /// Most downloads at a time.
-    pub download_parallel: usize,
+    /// Most downloads at a time for one framework, and in all.
+    pub downloads: (usize, usize),
     /// How often a transfer is tried in all.
     pub fetch_attempts: u32,
     /// The pause before the second try; doubled for each further one.
     pub fetch_backoff: Duration,
     /// A transfer on which nothing arrives for this long has failed.
     pub fetch_stall: Duration,
-    /// Most tickets in preparation at a time; more are refused.
-    pub max_tickets: usize,
+    /// Most tickets in preparation at a time for one framework, and in all; more are refused.
+    pub max_tickets: (usize, usize),
 }
 
 impl Options {
-    /// The defaults: 10 GiB of cache, one compiler per two cpus, 60 s and 4 GiB per compilation, no `file://`, S3 as
-    /// this process's environment says.
+    /// The defaults: 10 GiB of cache, one compiler per two cpus, 1 GiB per compilation and no groups, no `file://`, S3 as this
+    /// process's environment says.
     #[must_use]
     pub fn new(data_dir: PathBuf, master: impl Into<String>, compile_command: Vec<OsString>) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -87,15 +95,17 @@ impl Options {
             cache_budget: Bytes::gib(10),
             max_bundle: Bytes::mib(512),
             max_input: Bytes::gib(64),
-            compile_timeout: Duration::from_secs(60),
-            compile_memory: Bytes::gib(4),
+            compile_timeout: 5 * crate::compiler::MAX_PROCESSOR_TIME,
+            compile_memory: Bytes::gib(1),
+            compile_uid: None,
+            groups: Cgroups::none(),
             compile_parallel: (cpus / 2).max(1),
-            download_parallel: 8,
+            downloads: (8, 64),
             // About six seconds in all: as long as a master needs to restart.
             fetch_attempts: 7,
             fetch_backoff: Duration::from_millis(100),
             fetch_stall: Duration::from_secs(30),
-            max_tickets: 16_384,
+            max_tickets: (2_048, 16_384),
         }
     }
 }
@@ -123,12 +133,21 @@ pub enum Error {
     /// No HTTP client, for example because the system's certificates cannot be read.
     #[error("cannot set up the HTTP client: {0}")]
     Http(#[source] reqwest::Error),
+    /// No threads.
+    #[error("cannot start threads for preparing: {0}")]
+    Threads(#[source] std::io::Error),
     /// No command to run as compiler process.
     #[error("the compile command is empty")]
     NoCompiler,
     /// Too many tickets at a time.
-    #[error("{0} tasks are being prepared already")]
+    #[error("{0} tasks are being prepared on this agent already; launch again when some of them have started")]
     Busy(usize),
+    /// Too many tickets of one framework at a time.
+    #[error(
+        "{0} tasks of this framework are being prepared on this agent already, no more are taken: launch fewer at a time, or one \
+         task array, whose bundle and inputs are prepared once"
+    )]
+    TenantBusy(usize),
     /// The ticket is in preparation already.
     #[error("ticket {0} is being prepared already")]
     Duplicate(u64),

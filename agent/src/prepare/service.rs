@@ -2,15 +2,17 @@
 //!
 //! A ticket that needs nothing but a warm bundle is answered inside [`Handle::prepare`], without a task and without the disk.
 
+use super::background::Background;
 use super::bundles::{Bundle, Bundles, blocking};
 use super::cache::{Cache, Dirs};
 use super::download::Fetcher;
 use super::inputs::{ASSETS_PATH, Inputs};
 use super::source::Location;
 use super::stdin::OutputReader;
+use super::turns::{Places, Turns};
 use super::{Error, Failure, Options, Prepared, Ready, ReadyDir, Request};
 use futures::FutureExt;
-use smalti_types::{Reason, Stdin, TaskSpec};
+use smalti_types::{FrameworkId, Reason, Stdin, TaskSpec};
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -23,6 +25,40 @@ use tokio::task::AbortHandle;
 /// Answers that wait for the receiver; tickets wait with theirs when there are more.
 const RESULTS: usize = 1_024;
 
+/// Cost of a compilation in microseconds of processor time, until it is known: that of a small guest.
+const COMPILE_ESTIMATE_US: u64 = 50_000;
+/// The same for reading and writing files, in microseconds.
+const DISK_ESTIMATE_US: u64 = 1_000;
+/// The same for one chunk of a transfer, in bytes.
+const CHUNK_ESTIMATE: u64 = 16 << 10;
+
+/// Turns at what tenants share of the agent itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Shares {
+    /// Compilations, by processor time in microseconds.
+    pub(crate) compiles: Turns,
+    /// Transfers under way. A stalled one is stopped, but until then only its own tenant's others wait.
+    pub(crate) transfers: Turns,
+    /// Hashing and writing of what arrives, by bytes.
+    pub(crate) chunks: Turns,
+    /// Reading and hashing files that are there, laying out inputs, by time in microseconds.
+    pub(crate) disk: Turns,
+}
+
+impl Shares {
+    fn new(options: &Options) -> Self {
+        let turns = |per_tenant, total, estimate| Turns::new(Places { total, per_tenant, estimate });
+        let few = options.compile_parallel.max(1);
+        Self {
+            compiles: turns(few, few, COMPILE_ESTIMATE_US),
+            // Counted by number: each is one, however long it takes.
+            transfers: turns(options.downloads.0, options.downloads.1, 1),
+            chunks: turns(few, few, CHUNK_ESTIMATE),
+            disk: turns(few, few, DISK_ESTIMATE_US),
+        }
+    }
+}
+
 /// Starts the service.
 #[derive(Debug)]
 pub struct Preparer;
@@ -33,9 +69,45 @@ struct Service {
     outputs: OutputReader,
     cache: Arc<Cache>,
     results: mpsc::Sender<Prepared>,
-    tickets: Mutex<HashMap<u64, AbortHandle>>,
-    max_tickets: usize,
-    runtime: tokio::runtime::Handle,
+    tickets: Mutex<Tickets>,
+    max_tickets: (usize, usize),
+    background: Background,
+}
+
+/// Tickets under way, and how many of them are whose.
+#[derive(Default)]
+struct Tickets {
+    tasks: HashMap<u64, (FrameworkId, AbortHandle)>,
+    by_tenant: HashMap<FrameworkId, usize>,
+}
+
+impl Tickets {
+    fn remove(&mut self, ticket: u64) -> Option<AbortHandle> {
+        let (tenant, task) = self.tasks.remove(&ticket)?;
+        if let Some(n) = self.by_tenant.get_mut(&tenant) {
+            *n -= 1;
+            if *n == 0 {
+                self.by_tenant.remove(&tenant);
+            }
+        }
+        Some(task)
+    }
+
+    fn insert(&mut self, ticket: u64, tenant: FrameworkId, task: AbortHandle) {
+        *self.by_tenant.entry(tenant.clone()).or_default() += 1;
+        self.tasks.insert(ticket, (tenant, task));
+    }
+
+    /// Whether one more may be taken.
+    fn admit(&self, ticket: u64, tenant: &FrameworkId, (most_of_one, most): (usize, usize)) -> Result<(), Error> {
+        let theirs = self.by_tenant.get(tenant).copied().unwrap_or_default();
+        match self.tasks.len() {
+            _ if self.tasks.contains_key(&ticket) => Err(Error::Duplicate(ticket)),
+            _ if theirs >= most_of_one => Err(Error::TenantBusy(theirs)),
+            n if n >= most => Err(Error::Busy(n)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Hands tickets to the service. Clones are the same service; it ends with its last ticket when all are dropped.
@@ -44,18 +116,15 @@ pub struct Handle(Arc<Service>);
 
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Handle").field("tickets", &self.0.tickets().len()).finish_non_exhaustive()
+        f.debug_struct("Handle").field("tickets", &self.0.tickets().tasks.len()).finish_non_exhaustive()
     }
 }
 
 impl Preparer {
-    /// Makes the cache directories, takes stock of what is in them, and starts the service on the current runtime.
+    /// Makes the cache directories, takes stock of what is in them, and starts the service on threads of its own.
     ///
     /// # Errors
-    /// [`Error`] when a directory cannot be used or there is no HTTP client.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
+    /// [`Error`] when a directory cannot be used, or there is no HTTP client or no thread.
     pub fn start(options: Options) -> Result<(Handle, mpsc::Receiver<Prepared>), Error> {
         if options.compile_command.is_empty() {
             return Err(Error::NoCompiler);
@@ -69,22 +138,24 @@ impl Preparer {
         }
         let opened = Cache::open(&dirs, options.cache_budget.0);
         let cache = Arc::new(opened.map_err(|source| Error::Directory { operation: "read", path: options.data_dir.clone(), source })?);
-        let fetcher = Arc::new(Fetcher::new(&options)?);
+        let shares = Shares::new(&options);
+        let fetcher = Arc::new(Fetcher::new(&options, shares.chunks.clone())?);
         let (results, receiver) = mpsc::channel(RESULTS);
         let service = Service {
-            bundles: Arc::new(Bundles::new(&options, &dirs, fetcher.clone(), cache.clone())),
-            inputs: Arc::new(Inputs::new(&dirs, options.max_input, fetcher, cache.clone())),
+            bundles: Arc::new(Bundles::new(&options, &dirs, fetcher.clone(), cache.clone(), &shares)),
+            inputs: Arc::new(Inputs::new(&dirs, options.max_input, fetcher, cache.clone(), &shares)),
             outputs: OutputReader {
                 master: options.master.clone(),
                 attempts: options.fetch_attempts,
                 backoff: options.fetch_backoff,
                 limit: options.max_input,
+                transfers: shares.transfers.clone(),
             },
             cache,
             results,
             tickets: Mutex::default(),
             max_tickets: options.max_tickets,
-            runtime: tokio::runtime::Handle::current(),
+            background: Background::start(options.compile_parallel, options.groups.clone()).map_err(Error::Threads)?,
         };
         Ok((Handle(Arc::new(service)), receiver))
     }
@@ -94,60 +165,55 @@ impl Handle {
     /// Takes one ticket; its answer comes through the receiver. Never waits.
     ///
     /// # Errors
-    /// [`Error::Busy`], [`Error::Duplicate`] or [`Error::Closed`]; the ticket then gets no answer.
+    /// [`Error::Busy`], [`Error::TenantBusy`], [`Error::Duplicate`] or [`Error::Closed`]; the ticket then gets no answer.
     pub fn prepare(&self, request: Request) -> Result<(), Error> {
         if let Some(ready) = self.0.warm(&request) {
             let answer = Prepared { ticket: request.ticket, result: Ok(ready) };
             return match self.0.results.try_send(answer) {
                 Ok(()) => Ok(()),
                 Err(TrySendError::Closed(_)) => Err(Error::Closed),
-                Err(TrySendError::Full(answer)) => self.spawn(answer.ticket, move |_| async move { answer.result }),
+                Err(TrySendError::Full(answer)) => self.spawn(answer.ticket, request.framework, move |_| async move { answer.result }),
             };
         }
-        self.spawn(request.ticket, move |service| async move { service.run(request).await })
+        self.spawn(request.ticket, request.framework.clone(), move |service| async move { service.run(request).await })
     }
 
     /// Gives a ticket up: stops its transfers and its compilation unless other tickets wait for them too. Unknown tickets
     /// are ignored.
     pub fn cancel(&self, ticket: u64) {
-        if let Some(task) = self.0.tickets().remove(&ticket) {
+        if let Some(task) = self.0.tickets().remove(ticket) {
             task.abort();
         }
     }
 
-    fn spawn<F>(&self, ticket: u64, work: impl FnOnce(Arc<Service>) -> F) -> Result<(), Error>
+    fn spawn<F>(&self, ticket: u64, tenant: FrameworkId, work: impl FnOnce(Arc<Service>) -> F) -> Result<(), Error>
     where
         F: Future<Output = Result<Ready, Failure>> + Send + 'static,
     {
         // Held until the ticket is entered, so that its task cannot end before.
         let mut tickets = self.0.tickets();
-        if tickets.contains_key(&ticket) {
-            return Err(Error::Duplicate(ticket));
-        }
-        if tickets.len() >= self.0.max_tickets {
-            return Err(Error::Busy(tickets.len()));
-        }
+        tickets.admit(ticket, &tenant, self.0.max_tickets)?;
         let (service, work) = (self.0.clone(), Box::pin(work(self.0.clone())));
-        let task = self.0.runtime.spawn(async move {
+        let task = self.0.background.handle().spawn(async move {
             // A bug in here must not leave a task waiting for ever.
             let result = AssertUnwindSafe(work)
                 .catch_unwind()
                 .await
                 .unwrap_or_else(|_| Err(Failure::new(Reason::LaunchFailed, "preparation failed inside the agent (see its log)")));
             let Ok(place) = service.results.reserve().await else { return };
-            if service.tickets().remove(&ticket).is_none() {
+            if service.tickets().remove(ticket).is_none() {
                 return; // cancelled
             }
             place.send(Prepared { ticket, result });
             service.tidy().await;
         });
-        tickets.insert(ticket, task.abort_handle());
+        tickets.insert(ticket, tenant, task.abort_handle());
         Ok(())
     }
 }
 
 impl Service {
-    fn tickets(&self) -> std::sync::MutexGuard<'_, HashMap<u64, AbortHandle>> {
+    fn tickets(&self) -> std::sync::MutexGuard<'_, Tickets> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,9 +229,9 @@ impl Service {
 
     async fn run(&self, request: Request) -> Result<Ready, Failure> {
         let Request { framework, spec, split_inputs, directory, fuel, .. } = &request;
-        let bundle = self.bundles.get(&spec.bundle, *fuel);
-        let inputs = self.inputs.lay_out(&spec.inputs, directory);
-        let splits = self.inputs.lay_out_splits(split_inputs, directory);
+        let bundle = self.bundles.get(&spec.bundle, *fuel, framework);
+        let inputs = self.inputs.lay_out(&spec.inputs, directory, framework);
+        let splits = self.inputs.lay_out_splits(split_inputs, directory, framework);
         let stdin = self.outputs.prepare(&spec.stdin, framework, directory, &self.inputs);
         let (bundle, dirs, splits, stdin) = tokio::try_join!(bundle, inputs, splits, stdin)?;
         let mut ready = ready(&bundle, spec);

@@ -1,6 +1,7 @@
 //! A task's standard input as a part of a file: one object, or the outputs of earlier array items merged in item order.
 
 use super::inputs::Inputs;
+use super::turns::Turns;
 use super::{Failure, ReadyStdin};
 use futures::StreamExt;
 use smalti_proto::client::outputs::{OutputsError, merged_outputs};
@@ -29,6 +30,8 @@ pub(crate) struct OutputReader {
     pub(crate) backoff: Duration,
     /// Most bytes of a merged input.
     pub(crate) limit: Bytes,
+    /// Merging is a transfer like others.
+    pub(crate) transfers: Turns,
 }
 
 impl OutputReader {
@@ -43,10 +46,13 @@ impl OutputReader {
         match stdin {
             Stdin::Empty | Stdin::Split => Ok(None),
             Stdin::Object(input) => {
-                let fresh = inputs.get(input).await?;
+                let fresh = inputs.get(input, framework).await?;
                 Ok(Some(ReadyStdin { file: fresh.file, offset: 0, length: fresh.length }))
             }
-            Stdin::Outputs(sources) => self.merge(framework, sources, directory).await.map(Some),
+            Stdin::Outputs(sources) => {
+                let _turn = self.transfers.take(framework).await;
+                self.merge(framework, sources, directory).await.map(Some)
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! The whole service against a fake origin that counts, stalls, breaks off and lies.
 
+mod fair;
+
 use super::archive::tests::tar;
 use super::*;
 use axum::body::Body;
@@ -485,13 +487,17 @@ async fn the_budget_is_kept_and_what_is_in_use_stays() {
 }
 
 #[tokio::test]
-async fn tickets_are_bounded() {
-    let bed = Bed::with(|o| o.max_tickets = 1).await;
+async fn tickets_are_bounded_in_all_and_for_each_framework() {
+    let bed = Bed::with(|o| o.max_tickets = (1, 2)).await;
     let (tell, _told) = mpsc::unbounded_channel();
     bed.put("/slow", Answer::Stalls(tell));
     let bundle = BundleRef { digest: Digest::of(b"x"), uri: Some(bed.url("/slow")) };
-    bed.handle.prepare(bed.request(1, bundle.clone())).unwrap();
-    assert!(matches!(bed.handle.prepare(bed.request(2, bundle.clone())), Err(Error::Busy(1))));
+    let of = |ticket, framework| Request { framework: FrameworkId::new(framework).unwrap(), ..bed.request(ticket, bundle.clone()) };
+    bed.handle.prepare(of(1, "F1")).unwrap();
+    let refused = bed.handle.prepare(of(2, "F1")).unwrap_err();
+    assert!(matches!(refused, Error::TenantBusy(1)) && refused.to_string().contains("launch fewer"), "{refused}");
+    bed.handle.prepare(of(2, "F2")).unwrap();
+    assert!(matches!(bed.handle.prepare(of(3, "F3")), Err(Error::Busy(2))));
     bed.handle.cancel(1);
-    bed.handle.prepare(bed.request(2, bundle)).unwrap();
+    bed.handle.prepare(of(3, "F1")).unwrap();
 }

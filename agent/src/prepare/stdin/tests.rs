@@ -100,7 +100,9 @@ fn spread(items: u64, agents: u64, text: impl Fn(u64) -> Vec<u8>) -> (Master, Ve
 
 async fn merge(address: &str, sources: &[OutputSource]) -> Result<Vec<u8>, Failure> {
     let dir = tempfile::tempdir().unwrap();
-    let reader = OutputReader { master: address.into(), attempts: 3, backoff: Duration::from_millis(1), limit: Bytes::gib(1) };
+    let transfers = Turns::new(crate::prepare::turns::Places { total: 1, per_tenant: 1, estimate: 1 });
+    let (attempts, backoff) = (3, Duration::from_millis(1));
+    let reader = OutputReader { master: address.into(), attempts, backoff, limit: Bytes::gib(1), transfers };
     let stdin = reader.merge(&FrameworkId::new("F1-1").unwrap(), sources, dir.path()).await?;
     let mut all = Vec::new();
     (&*stdin.file).read_to_end(&mut all).unwrap();
