@@ -408,6 +408,7 @@ impl EventLoop {
             Message::StopExecutor { executor } => self.executors.stop(&executor),
             Message::KillExecutor { executor, why } => self.executors.kill(&executor, &why),
             Message::SetSlotCpus { executor, slot, cpus } => self.executors.set_slot_cpus(&executor, slot, cpus),
+            Message::SlotsIdle { run, slots } => self.executors.slots_idle(run, &slots),
             Message::SetExecutorMemory { executor, bytes } => self.executors.set_memory(&executor, bytes),
             Message::ToExecutor { executor, message } => self.tell(now, &executor, message),
             Message::Ended { run, key } => {

@@ -9,6 +9,7 @@ use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendEr
 use crate::executor_reports::Facts;
 use crate::launcher::{self, ExecutorSpec, Launcher, ProcessHandle, Running};
 use crate::network::{Broker, Grants, Network};
+use crate::pace::Pace;
 use crate::prepare::Ready;
 use crate::sandbox::Sandboxes;
 use crate::{cgroup::ExecutorGroup, wire};
@@ -18,7 +19,7 @@ use smalti_types::{Bytes, ExecutorId, FrameworkId, MilliCpus, Reason, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -85,6 +86,8 @@ pub(crate) struct Executors {
     ready: HashMap<Run, Kept>,
     /// What executors are to be told once their disk is there.
     held: BTreeMap<ExecutorId, Vec<ToExecutor>>,
+    /// Where each run is and in which slots.
+    places: HashMap<Run, (ExecutorId, Vec<u32>)>,
     /// Frames of executors that have gone: sent, received.
     past_frames: (u64, u64),
 }
@@ -110,6 +113,7 @@ impl Executors {
             watchers: Vec::new(),
             ready: HashMap::new(),
             held: BTreeMap::new(),
+            places: HashMap::new(),
             past_frames: (0, 0),
         }
     }
@@ -132,6 +136,33 @@ impl Executors {
     /// Closes what a run needed.
     pub(crate) fn release(&mut self, run: Run) {
         self.ready.remove(&run);
+        if let Some((executor, slots)) = self.places.remove(&run) {
+            self.set_busy(&executor, &slots, false);
+        }
+    }
+
+    /// Some slots of a run have nothing to do any more.
+    pub(crate) fn slots_idle(&mut self, run: Run, idle: &[u32]) {
+        let Some((executor, slots)) = self.places.get_mut(&run) else { return };
+        slots.retain(|s| !idle.contains(s));
+        let executor = executor.clone();
+        self.set_busy(&executor, idle, false);
+    }
+
+    /// A run begins in these slots.
+    fn begin(&mut self, run: Run, id: &ExecutorId, slots: Vec<u32>) {
+        if self.launcher.cgroups().lends() {
+            self.set_busy(id, &slots, true);
+            self.places.insert(run, (id.clone(), slots));
+        }
+    }
+
+    fn set_busy(&self, id: &ExecutorId, slots: &[u32], busy: bool) {
+        if let Some(executor) = self.up.get(id)
+            && let Err(e) = executor.group.set_busy(slots, busy)
+        {
+            tracing::error!(executor = %id, "its weight is not in force: {e}");
+        }
     }
 
     /// Starts one; the answer comes as [`Input::Launched`].
@@ -286,6 +317,7 @@ impl Executors {
                 wire::load_module(module, &kept.ready, fuel).map_err(|e| (run, e))?
             }
             ToExecutor::StartTask { run, slot, module, key, launch } => {
+                self.begin(run, id, vec![slot]);
                 let environment = self.connect(id, run).map_err(|e| (run, e))?;
                 let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
                 let disk = kept.disks.first().map(|d| self.give(id, d)).transpose().map_err(|e| (run, e))?;
@@ -293,6 +325,7 @@ impl Executors {
                 wire::start_task(run, slot, module, &key, &launch, &kept.ready, (outputs, disk), environment, now).map_err(|e| (run, e))?
             }
             ToExecutor::StartArray { run, slots, segments, module, key, launch } => {
+                self.begin(run, id, slots.clone());
                 // Items have no ports, so there is nothing to say in their environment.
                 self.connect(id, run).map_err(|e| (run, e))?;
                 let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
@@ -410,8 +443,13 @@ fn own_ids() -> (u32, u32) {
 /// bounded for each by itself, so that one that floods fills neither the memory nor the inbox of all.
 async fn read(id: ExecutorId, mut reader: LinkReader, process: ProcessHandle, inbox: mpsc::Sender<Input>) {
     let credit = Arc::new(Semaphore::new(CREDIT as usize));
+    let mut pace = Pace::new(Instant::now());
     loop {
-        match reader.recv().await {
+        let heard = reader.recv().await;
+        if let Some(wait) = pace.said(Instant::now()) {
+            tokio::time::sleep(wait).await;
+        }
+        match heard {
             Ok(Some(message)) => {
                 let Some(message) = wire::from_executor(message) else {
                     tracing::warn!(executor = %id, "ending it: it says hello twice");

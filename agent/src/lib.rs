@@ -21,6 +21,7 @@ mod master_link;
 pub mod network;
 pub mod options;
 mod outputs;
+mod pace;
 pub mod prepare;
 pub mod process_options;
 mod reads;
@@ -60,10 +61,6 @@ const CLEANUP_WITHIN: Duration = Duration::from_secs(10);
 /// Open files of an agent, at most: above what its tasks' files need, below what would let it use up the host's table.
 const MAX_OPEN_FILES: u64 = 65_536;
 
-/// The user that compiler processes become when the agent is root: beside the default range of executors' users, and owner of
-/// nothing.
-const COMPILER_UID: u32 = 2_000_065_536;
-
 /// Runs an agent until `shutdown`. Prints `ready: agent <id>` on stdout once it is registered.
 ///
 /// # Errors
@@ -83,6 +80,14 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let detected = disk::advertise(&disks, (options.disk.is_some(), options.mem.is_some()), detected);
     disks.set_limit(detected.total.disk);
     cgroups.set_total_cpus(detected.total.cpus).context("limiting the cpu time of all executors")?;
+    if options.lend_cpu {
+        let cores = std::thread::available_parallelism().context("counting processors")?.get();
+        match cgroups.lend_cpus(detected.total.cpus, cores) {
+            // Without groups nothing is limited either, which was said already.
+            Err(e @ cgroup::lend::Error::NoGroups) if options.isolation != cgroup::Mode::Required => tracing::warn!("{e}"),
+            result => result?,
+        }
+    }
     let (sandboxes, collector) = Sandboxes::start(&data_dir, options.sandbox_budget)
         .with_context(|| format!("emptying {}", data_dir.join("sandboxes").display()))?;
     let collector = tokio::spawn(collector);
@@ -93,7 +98,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     prepare_options.allowed_file_roots.clone_from(&options.file_root);
     let work_groups = cgroups.beside(detected.total.cpus).context("making groups for compilers")?;
     prepare_options.groups = work_groups.clone();
-    prepare_options.compile_uid = nix::unistd::geteuid().is_root().then_some(COMPILER_UID);
+    let users = Users::detect(options.executor_uids);
+    // One for all compilers of this agent, held as long as it lives.
+    let compiler_user = match &users {
+        Users::Own(uids) => Some(uids.take().context("a user id for compilers")?),
+        Users::Shared(_) => None,
+    };
+    prepare_options.compile_uid = compiler_user.as_ref().map(|user| user.number);
     let (preparer, prepared) = Preparer::start(prepare_options)?;
 
     let info = AgentInfo {
@@ -113,7 +124,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let network = Arc::new(Network::new(options.network_policy.as_deref(), options.task_listen, services)?);
     let (inbox, events) = mpsc::channel(event_loop::INBOX);
     let launcher = Launcher::new(launcher::Options {
-        users: Users::detect(options.executor_uids),
+        users,
         required: options.isolation == cgroup::Mode::Required,
         ..launcher::Options::new(executor_path, executors_dir, cgroups.clone())
     });
@@ -123,6 +134,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let parameters = Parameters {
         disk_in_memory: disks.in_memory(),
         slots_per_executor: options.slots_per_executor,
+        lend_cpu: options.lend_cpu,
         ..Parameters::new(info.total.clone())
     };
     let core = Agent::new(options.process.apply(parameters));
@@ -148,6 +160,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let looped = event_loop.await.context("the event loop");
     collector.abort();
     leftovers::close(&work_groups, CLEANUP_WITHIN).await;
+    drop(compiler_user);
     leftovers::close(&cgroups, CLEANUP_WITHIN).await;
     drop(identity);
     looped?;

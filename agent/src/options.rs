@@ -47,6 +47,9 @@ pub struct Options {
     /// User ids for executors: each process gets one of its own, and a group of the same number
     #[arg(long, value_name = "FIRST-LAST", default_value_t)]
     pub executor_uids: UidRange,
+    /// Let tasks use cpu time that others were given and do not use, by weight instead of a hard limit
+    #[arg(long)]
+    pub lend_cpu: bool,
     /// The executor's binary [default: smalti-executor beside this program]
     #[arg(long, value_name = "PATH")]
     pub executor: Option<PathBuf>,

@@ -37,12 +37,20 @@ impl Figures {
         }
     }
 
+    /// Adds the lower of two figures.
+    pub(crate) fn lower(&mut self, name: &str, a: &str, b: &str) {
+        if let (Some(a), Some(b)) = (self.by_name.get(a), self.by_name.get(b)) {
+            let lower = a.median.min(b.median);
+            self.add(name, vec![lower]);
+        }
+    }
+
     /// Prints a table.
     pub(crate) fn print(&self) {
-        println!("{:<24} {:>14} {:>14} {:>14}", "figure", "median", "lowest", "highest");
+        println!("{:<38} {:>14} {:>14} {:>14}", "figure", "median", "lowest", "highest");
         for name in &self.order {
             let f = self.by_name[name];
-            println!("{name:<24} {:>14} {:>14} {:>14}", number(f.median), number(f.low), number(f.high));
+            println!("{name:<38} {:>14} {:>14} {:>14}", number(f.median), number(f.low), number(f.high));
         }
     }
 

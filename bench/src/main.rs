@@ -7,6 +7,7 @@ mod array;
 mod figures;
 mod floor;
 mod network;
+mod noisy;
 mod rpc;
 mod single;
 
@@ -20,12 +21,22 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Args {
+    /// Only this, instead of the speed
+    #[arg(value_enum)]
+    only: Option<Only>,
     /// Fewer repetitions: within a minute
     #[arg(long)]
     quick: bool,
     /// Also write the figures as one JSON object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// What is measured by itself.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Only {
+    /// What a benign tenant keeps of its throughput beside a hostile one, in both classes
+    Noisy,
 }
 
 /// How much is measured.
@@ -43,7 +54,19 @@ const QUICK: Effort = Effort { repetitions: 3, array_items: 100_000, single_task
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let effort = if args.quick { QUICK } else { FULL };
+    let mut figures = Figures::default();
+    match args.only {
+        Some(Only::Noisy) => noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &mut figures)?,
+        None => speed(if args.quick { QUICK } else { FULL }, &mut figures)?,
+    }
+    figures.print();
+    if let Some(path) = args.json {
+        std::fs::write(&path, figures.to_json()?).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn speed(effort: Effort, figures: &mut Figures) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().context("starting tokio")?;
 
     // One agent with two cpus: two slots of one cpu each, as many as the machine has cores.
@@ -56,19 +79,13 @@ fn main() -> Result<()> {
     let digest = rpc::push(&cluster, &guest)?;
     cluster.ok(&["run", &digest])?; // fetched, compiled, executor started
 
-    let mut figures = Figures::default();
-    floor::measure(&cluster, effort, &mut figures)?;
-    array::measure(&cluster, &digest, effort, &mut figures)?;
-    runtime.block_on(rpc::measure(&cluster, &digest, effort, &mut figures))?;
-    runtime.block_on(single::measure(&cluster, &digest, effort, &mut figures))?;
-    network::measure(&cluster, effort, &mut figures)?;
+    floor::measure(&cluster, effort, figures)?;
+    array::measure(&cluster, &digest, effort, figures)?;
+    runtime.block_on(rpc::measure(&cluster, &digest, effort, figures))?;
+    runtime.block_on(single::measure(&cluster, &digest, effort, figures))?;
+    network::measure(&cluster, effort, figures)?;
     figures.ratio("array_ratio", "array_items_per_s", "floor_items_per_s");
     figures.ratio("warm_task_p50_rtts", "warm_task_p50_us", "grpc_rtt_p50_us");
     figures.ratio("warm_process_task_p50_spawns", "warm_process_task_p50_us", "spawn_true_p50_us");
-
-    figures.print();
-    if let Some(path) = args.json {
-        std::fs::write(&path, figures.to_json()?).with_context(|| format!("writing {}", path.display()))?;
-    }
     Ok(())
 }

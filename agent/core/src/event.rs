@@ -280,6 +280,13 @@ pub enum Message {
         /// To this.
         cpus: MilliCpus,
     },
+    /// An array part gave these slots back and goes on in others (only where cpu time is lent).
+    SlotsIdle {
+        /// The part.
+        run: Run,
+        /// The slots.
+        slots: Vec<u32>,
+    },
     /// Limit an executor's memory, before the messages that follow are sent.
     SetExecutorMemory {
         /// Which.

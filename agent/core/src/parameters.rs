@@ -84,6 +84,8 @@ pub struct Parameters {
     pub most_processes: u32,
     /// Executors of class `process` that start at once: more would only slow each other down.
     pub most_starting: u32,
+    /// Slots that run nothing are named ([`crate::Message::SlotsIdle`]): where cpu time is lent, they must not count.
+    pub lend_cpu: bool,
 }
 
 impl Parameters {
@@ -97,6 +99,7 @@ impl Parameters {
             most_executors: 64,
             idle_stop: DurationMs(60_000),
             disk_in_memory: false,
+            lend_cpu: false,
             seen_per_framework: 100_000,
             process: ProcessPolicy { everything: false, roles: BTreeSet::new() },
             pool: 2,

@@ -4,7 +4,7 @@
 //! slot that it has given back.
 
 use crate::agent::{Agent, Out};
-use crate::event::{ArrayReport, Failure, FromExecutor, ModuleId, Run};
+use crate::event::{ArrayReport, Failure, FromExecutor, Message, ModuleId, Run};
 use crate::executor;
 use crate::parameters::ExecutorKind;
 use crate::task::{Ending, Phase, Task, Work};
@@ -160,6 +160,9 @@ impl Agent {
         self.held = self.held.checked_sub(&back).unwrap_or_default();
         if let Some(executor) = self.pool.executors.get_mut(id) {
             executor.release(&gone, memory, now);
+        }
+        if self.parameters.lend_cpu {
+            out.send(Message::SlotsIdle { run, slots: gone });
         }
         self.dirty.insert(run);
     }

@@ -5,6 +5,7 @@
 
 use super::cpu::{self, CpuStat, Quotas, Write};
 use super::files::{self, controller};
+use super::lend::Weights;
 use super::tree::{Controller, slot_dir};
 use super::{Error, Shared, Version, memory, pids, v2};
 use cgroups_rs::cpu::CpuController;
@@ -29,6 +30,7 @@ struct Inner {
     shared: Arc<Shared>,
     id: ExecutorId,
     quotas: Mutex<Quotas>,
+    weights: Mutex<Weights>,
 }
 
 impl ExecutorGroup {
@@ -45,7 +47,7 @@ impl ExecutorGroup {
     }
 
     pub(super) fn existing(shared: Arc<Shared>, id: ExecutorId) -> Self {
-        Self { inner: Arc::new(Inner { shared, id, quotas: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { shared, id, quotas: Mutex::default(), weights: Mutex::default() }) }
     }
 
     /// The executor.
@@ -91,6 +93,7 @@ impl ExecutorGroup {
             }
         }
         self.quotas().set_slots(n as usize);
+        self.weights().set_slots(n as usize);
         Ok(())
     }
 
@@ -115,6 +118,12 @@ impl ExecutorGroup {
     pub fn set_slot_cpus(&self, slot: u32, cpus: MilliCpus) -> Result<(), Error> {
         self.check_slot(slot)?;
         let Some(dir) = self.dir(Controller::Cpu) else { return Ok(()) };
+        if self.inner.shared.lends() {
+            cpu::set_weight(&slot_dir(&dir, slot), self.v2(), cpus)?;
+            let mut weights = self.weights();
+            let change = weights.set(slot, cpus);
+            return self.weigh(&mut weights, change);
+        }
         let mut quotas = self.quotas();
         for write in quotas.plan(slot, cpus, self.inner.shared.total_us()) {
             let result = match write {
@@ -124,6 +133,26 @@ impl ExecutorGroup {
             quotas.record(write, result.is_ok());
             result?;
         }
+        Ok(())
+    }
+
+    /// Says which slots begin or end to run something: only they count where cpu time is lent. Does nothing where it is not.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_busy(&self, slots: &[u32], busy: bool) -> Result<(), Error> {
+        if !self.inner.shared.lends() {
+            return Ok(());
+        }
+        let mut weights = self.weights();
+        let change = weights.set_busy(slots, busy);
+        self.weigh(&mut weights, change)
+    }
+
+    fn weigh(&self, weights: &mut Weights, change: Option<MilliCpus>) -> Result<(), Error> {
+        let (Some(weight), Some(dir)) = (change, self.dir(Controller::Cpu)) else { return Ok(()) };
+        cpu::set_weight(&dir, self.v2(), weight)?;
+        weights.record(weight);
         Ok(())
     }
 
@@ -301,6 +330,10 @@ impl ExecutorGroup {
 
     fn v2(&self) -> bool {
         self.inner.shared.tree().version() == Some(Version::V2)
+    }
+
+    fn weights(&self) -> MutexGuard<'_, Weights> {
+        self.inner.weights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn quotas(&self) -> MutexGuard<'_, Quotas> {

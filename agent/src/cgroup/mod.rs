@@ -9,6 +9,7 @@ pub mod cpu;
 mod detect;
 mod files;
 mod group;
+pub mod lend;
 pub mod memory;
 mod pids;
 mod tree;
@@ -25,6 +26,7 @@ pub use tree::{Controller, Version};
 
 use smalti_types::{ExecutorId, MilliCpus};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tree::Tree;
@@ -144,11 +146,21 @@ struct Shared {
     tree: Tree,
     /// Cpu time of all executors together, in microseconds per period, once set.
     total_us: Mutex<Option<u64>>,
+    /// Whether slots have weights instead of quotas.
+    lend: AtomicBool,
 }
 
 impl Shared {
+    fn new(tree: Tree) -> Self {
+        Self { tree, total_us: Mutex::default(), lend: AtomicBool::default() }
+    }
+
     fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    fn lends(&self) -> bool {
+        self.lend.load(Ordering::Relaxed)
     }
 
     fn total_us(&self) -> Option<u64> {
@@ -174,13 +186,13 @@ impl Cgroups {
                 return Err(Error::Required { missing: off.join("; ") });
             }
         }
-        Ok((Self { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) }, layers))
+        Ok((Self { shared: Arc::new(Shared::new(tree)) }, layers))
     }
 
     /// No limits at all.
     #[must_use]
     pub fn none() -> Self {
-        Self { shared: Arc::new(Shared { tree: Tree::none(), total_us: Mutex::new(None) }) }
+        Self { shared: Arc::new(Shared::new(Tree::none())) }
     }
 
     /// Which interface is used; `None` when there are no groups.
@@ -204,6 +216,25 @@ impl Cgroups {
         Ok(())
     }
 
+    /// From now on slots may use what others do not: see [`lend`]. To be said before the first executor.
+    ///
+    /// # Errors
+    /// Where there are no groups for cpu time, or not all of the node's processors are for tasks.
+    pub fn lend_cpus(&self, total: MilliCpus, cores: usize) -> Result<(), lend::Error> {
+        lend::check(total, cores)?;
+        if self.shared.tree.agent_dir(Controller::Cpu).is_none() {
+            return Err(lend::Error::NoGroups);
+        }
+        self.shared.lend.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether cpu time is lent.
+    #[must_use]
+    pub fn lends(&self) -> bool {
+        self.shared.lends()
+    }
+
     /// Groups for the agent's own work beside those of the executors: `smalti-<agent id>-work`. What runs in them is in no
     /// executor's account, has [`cpu::work_weight`] against everything else, and no more processors than are there.
     ///
@@ -215,13 +246,13 @@ impl Cgroups {
         if let Some(dir) = tree.agent_dir(Controller::Cpu) {
             cpu::set_weight(&dir, tree.is_v2(), cpu::work_weight(cpus))?;
         }
-        Ok(Self { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) })
+        Ok(Self { shared: Arc::new(Shared::new(tree)) })
     }
 
     /// The same groups as [`Self::beside`] without making them, to remove what an earlier life left.
     #[must_use]
     pub fn was_beside(&self) -> Self {
-        Self { shared: Arc::new(Shared { tree: self.shared.tree.beside(WORK_SUFFIX), total_us: Mutex::new(None) }) }
+        Self { shared: Arc::new(Shared::new(self.shared.tree.beside(WORK_SUFFIX))) }
     }
 
     /// Moves the calling thread into these groups, where the kernel lets threads of one process be in several: v1, cpu time only.
@@ -278,7 +309,7 @@ impl Cgroups {
     #[must_use]
     pub fn elsewhere(&self, places: &str, agent: &str) -> Self {
         let tree = Tree::read(places, &tree::agent_group(agent)).without(&self.shared.tree);
-        Self { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) }
+        Self { shared: Arc::new(Shared::new(tree)) }
     }
 
     /// Removes the agent's own group, at its end. Executors must be gone.

@@ -189,7 +189,7 @@ fn v2_slots_are_threaded_children() {
         }
     };
     let dir = tree.agent_dir(Controller::Core).unwrap();
-    let cgroups = Cgroups { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) };
+    let cgroups = Cgroups { shared: Arc::new(Shared::new(tree)) };
     let mut scratch = Scratch::make(cgroups);
     scratch.group.make_slots(2).unwrap();
     let pid = scratch.run("while :; do :; done");
@@ -211,7 +211,7 @@ fn groups_of_an_earlier_life_are_found_elsewhere() {
     let cgroups = |memory: &str| {
         let dirs = [(Controller::Cpu, at("cpu")), (Controller::Memory, at(memory))];
         let tree = Tree::new(Version::V1, dirs.into_iter().collect());
-        Cgroups { shared: Arc::new(Shared { tree, total_us: Mutex::new(None) }) }
+        Cgroups { shared: Arc::new(Shared::new(tree)) }
     };
     let (before, now) = (cgroups("memory/before"), cgroups("memory/now"));
     assert!(now.elsewhere(&before.places(), "b").shared.tree.executors().unwrap().is_empty(), "another agent's");
@@ -227,4 +227,89 @@ fn groups_of_an_earlier_life_are_found_elsewhere() {
     std::fs::remove_dir(at("memory/before").join("e1")).unwrap();
     earlier.close().unwrap();
     assert!(!at("memory/before").exists() && at("cpu").join("e2").exists(), "the groups in use stay");
+}
+
+/// A process that wants all of processor 0, in slot 0 of `group`.
+fn spin(group: &ExecutorGroup) -> Child {
+    let child = Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    let mut first = nix::sched::CpuSet::new();
+    first.set(0).unwrap();
+    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(pid), &first).unwrap();
+    group.add_process(pid).unwrap();
+    group.place_thread(0, pid).unwrap();
+    child
+}
+
+fn used_us(group: &ExecutorGroup) -> u64 {
+    group.slot_cpu_stat(0).unwrap().unwrap().usage_us
+}
+
+#[test]
+fn lent_cpu_time_comes_back_in_proportion_when_its_owner_wants_it() {
+    let Some(mut s) = real("lend") else { return };
+    let cores = std::thread::available_parallelism().unwrap().get();
+    s.cgroups.lend_cpus(MilliCpus(cores as u64 * 1000), cores).unwrap();
+    let other = s.cgroups.executor(&ExecutorId::new("e2").unwrap()).unwrap();
+    for (group, cpus) in [(&s.group, 200), (&other, 600)] {
+        group.make_slots(2).unwrap();
+        // A slot that ran something else before and runs nothing now does not count.
+        group.set_slot_cpus(1, MilliCpus(1_000)).unwrap();
+        group.set_busy(&[1], true).unwrap();
+        group.set_slot_cpus(0, MilliCpus(cpus)).unwrap();
+        group.set_busy(&[0], true).unwrap();
+        group.set_busy(&[1], false).unwrap();
+    }
+    let (small, large) = (spin(&s.group), spin(&other));
+    s.children.extend([small, large]);
+    let until = Instant::now() + PATIENCE;
+    while used_us(&other) < 1_500_000 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (mine, theirs) = (used_us(&s.group), used_us(&other));
+    let ratio = theirs as f64 / mine as f64;
+    assert!((2.5..3.5).contains(&ratio), "{theirs} us to {mine} us, asked for 3 to 1");
+    // Its neighbour ends: nothing holds the small one to its 0.2 of a core.
+    other.remove(PATIENCE).unwrap();
+    let (began, before) = (Instant::now(), used_us(&s.group));
+    while used_us(&s.group) - before < 500_000 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let stat = s.group.slot_cpu_stat(0).unwrap().unwrap();
+    assert_eq!(stat.nr_throttled, 0, "after {:?}", began.elapsed());
+}
+
+#[test]
+fn the_agents_own_work_lies_beside_the_executors_with_little_weight() {
+    let Some(s) = real("work") else { return };
+    s.cgroups.set_total_cpus(MilliCpus(2000)).unwrap();
+    let work = s.cgroups.beside(MilliCpus(2000)).unwrap();
+    let weight = |groups: &Cgroups| {
+        let dir = groups.shared.tree().agent_dir(Controller::Cpu).unwrap();
+        let file = dir.join(if groups.shared.tree().is_v2() { "cpu.weight" } else { "cpu.shares" });
+        std::fs::read_to_string(file).unwrap().trim().parse::<u64>().unwrap()
+    };
+    assert!(weight(&s.cgroups) >= 16 * weight(&work), "{} to {}", weight(&s.cgroups), weight(&work));
+    let thread = std::thread::spawn({
+        let work = work.clone();
+        move || {
+            work.add_own_thread().unwrap();
+            std::fs::read_to_string("/proc/thread-self/cgroup").unwrap()
+        }
+    });
+    let groups = thread.join().unwrap();
+    assert!(s.cgroups.version() == Some(Version::V2) || groups.contains("-work"), "{groups}");
+    // Threads that are still there do not keep it from being removed.
+    let (ready, held) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            work.add_own_thread().unwrap();
+            ready.wait();
+            held.wait();
+        });
+        ready.wait();
+        let closed = work.close();
+        held.wait();
+        closed.unwrap();
+    });
 }

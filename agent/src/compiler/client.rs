@@ -31,8 +31,10 @@ const MAX_THREADS: u32 = 32;
 const COMPILE_THREADS: usize = 4;
 /// How long groups of an ended process are tried to be removed.
 const REMOVE_WITHIN: Duration = Duration::from_secs(5);
-/// Address space beside what may be resident: reservations that are never touched, stacks, the program itself.
-const ADDRESS_SPACE_BESIDE: u64 = 3 << 30;
+/// Memory of its group beside its own: the program, and the files that it reads and writes.
+const MEMORY_BESIDE: u64 = 256 << 20;
+/// On a machine without time a compilation may take this many times its processor time, and the second number of seconds more.
+const WALL_TIME: (u32, Duration) = (20, Duration::from_secs(60));
 
 /// How compiler processes run.
 #[derive(Debug, Clone)]
@@ -121,7 +123,7 @@ impl Compiler {
             input: input.to_owned(),
             output: code.clone(),
             fuel,
-            memory: self.options.memory.0.saturating_add(ADDRESS_SPACE_BESIDE),
+            memory: self.options.memory.0,
             cpu_seconds: limit.as_secs(),
             uid: self.options.uid,
         };
@@ -162,13 +164,14 @@ impl Compiler {
         }
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let all = async { tokio::join!(read(stdout, MAX_REPLY), read(stderr, MAX_DIAGNOSTICS), child.wait()) };
-        let result = tokio::time::timeout(self.options.timeout, all).await;
+        let within = self.options.timeout.min(Duration::from_secs(request.cpu_seconds) * WALL_TIME.0 + WALL_TIME.1);
+        let result = tokio::time::timeout(within, all).await;
         let counted = group.0.as_ref();
         *used = counted.and_then(|g| g.cpu_usage_us().ok()).flatten();
         let out_of_memory = counted.is_some_and(|g| g.oom_kills().is_ok_and(|n| n > 0));
         let Ok((reply, diagnostics, status)) = result else {
             let _ = child.kill().await;
-            let message = format!("compiling it takes longer than {} s on this machine now", self.options.timeout.as_secs_f32());
+            let message = format!("compiling it takes longer than {} s on this machine now", within.as_secs_f32());
             return Err(Refusal::new(Reason::LaunchFailed, message));
         };
         Ok(Ended { status: status.map_err(|e| ours("wait for", &e))?, reply, diagnostics, out_of_memory })
@@ -182,7 +185,7 @@ impl Compiler {
         };
         let group = Group(Some(self.options.cgroups.executor(&id)?));
         if let Some(group) = &group.0 {
-            group.set_memory(self.options.memory)?;
+            group.set_memory(Bytes(self.options.memory.0.saturating_add(MEMORY_BESIDE)))?;
             group.set_max_threads(MAX_THREADS)?;
             group.add_process(pid)?;
         }

@@ -32,7 +32,7 @@ pub(crate) struct CompileRequest {
     pub(crate) output: PathBuf,
     /// Whether the code counts fuel.
     pub(crate) fuel: bool,
-    /// Most address space of the process in bytes.
+    /// Most memory of its own in bytes.
     pub(crate) memory: u64,
     /// Most processor time in seconds.
     pub(crate) cpu_seconds: u64,

@@ -16,6 +16,8 @@ const MAX_OUTPUT: u64 = 2 << 30;
 /// Open files: input, output, three standard streams and some for the runtime.
 const MAX_FILES: u64 = 64;
 
+/// Address space beside its own memory: reservations that are never touched, the program itself.
+const ADDRESS_SPACE_BESIDE: u64 = 3 << 30;
 /// Between the signal that says so and the end, in seconds, when a process has used its processor time.
 const CPU_GRACE: u64 = 5;
 
@@ -100,7 +102,10 @@ fn prepare(request: &CompileRequest) -> Result<Work, Refusal> {
 fn limit(request: &CompileRequest) -> Result<(), Refusal> {
     let limits = [
         (Resource::RLIMIT_CORE, 0, 0),
-        (Resource::RLIMIT_AS, request.memory, 0),
+        // What is its own. The group's limit lies above: a process that is held at that one by the kernel would spend its time
+        // reading its own program from disk again and again.
+        (Resource::RLIMIT_DATA, request.memory, 0),
+        (Resource::RLIMIT_AS, request.memory.saturating_add(ADDRESS_SPACE_BESIDE), 0),
         // At the soft limit comes the signal that says why, at the hard one the end.
         (Resource::RLIMIT_CPU, request.cpu_seconds.max(1), CPU_GRACE),
         (Resource::RLIMIT_FSIZE, MAX_OUTPUT, 0),

@@ -166,10 +166,12 @@ mod tests {
         assert_eq!((total.cpus, total.ports.len()), (MilliCpus(2000), 1001));
         let small = advertise(&Overrides::default(), Node { memory: Bytes::mib(512), ..NODE });
         assert_eq!(small.overhead.mem, Bytes::mib(128));
-        let parts = overhead_parts(overhead.mem, set.pool_memory);
+        let with_pool = Overrides { pool_memory: Bytes::mib(4), ..Overrides::default() };
+        let overhead = advertise(&with_pool, NODE).overhead;
+        let parts = overhead_parts(overhead.mem, with_pool.pool_memory);
         assert_eq!((parts["agent"], parts.values().sum::<u64>()), (AGENT_MEMORY.0, overhead.mem.0));
         assert_eq!(parts["process_pool"], 4 << 20);
-        assert_eq!(overhead_parts(small.overhead.mem, Bytes(0))["compiler"], 512 * (128 << 20) / 896);
+        assert_eq!(overhead_parts(small.overhead.mem, Bytes(0))["compiler"], 1024 * (128 << 20) / 1408);
     }
 
     #[test]

@@ -87,7 +87,7 @@ fn slots_run_in_cgroups_of_their_own_and_nothing_is_left() -> Result {
 }
 
 /// All cgroup directories below one named after this agent.
-fn groups(agent: &str) -> Result<Vec<std::path::PathBuf>> {
+pub(crate) fn groups(agent: &str) -> Result<Vec<std::path::PathBuf>> {
     let mut found = Vec::new();
     let mut dirs = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
     while let Some(dir) = dirs.pop() {

@@ -14,6 +14,7 @@ mod kill;
 mod limits;
 mod lying_executor;
 mod network;
+mod noisy;
 mod output;
 mod process_class;
 mod resources;
