@@ -100,7 +100,7 @@ impl Tree {
             name.push(suffix);
             dir.with_file_name(name)
         };
-        Self { version: self.version, agent: self.agent.iter().map(|(c, dir)| (*c, renamed(dir))).collect() }
+        Self { version: self.version, agent: self.agent.iter().map(|(c, dir)| (*c, renamed(dir))).collect(), moved: None }
     }
 
     /// Makes the directories of this tree, in a place where the agent has made others.
