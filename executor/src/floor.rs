@@ -10,6 +10,7 @@ use crate::limits::Limiter;
 use crate::modules::{Code, Loaded, Loader, Request};
 use crate::network::Table;
 use crate::state::State;
+use crate::streams::Meters;
 use std::ffi::OsString;
 use std::fs::File;
 use std::process::ExitCode;
@@ -97,6 +98,8 @@ async fn once(loaded: &Loaded, control: &Arc<Control>, progress: &Arc<Progress>)
         progress: progress.clone(),
         network: None,
         sockets: Table::default(),
+        meters: Arc::new(Meters::new(0)),
+        listings: Vec::new(),
         result: None,
     };
     let mut store = Store::new(&loaded.engine, state);

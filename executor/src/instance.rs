@@ -3,11 +3,13 @@
 //! Owns the mapping from how a guest ended to a reason. A guest that computes is ended by the epoch (checked every tick), one
 //! that waits in a host call by dropping its future. Threads, queues and files are others' business.
 
+use crate::clock::Stopwatch;
 use crate::control::Control;
 use crate::directories::View;
 use crate::failure::Failure;
+use crate::gauge::Gauge;
 use crate::host::Progress;
-use crate::limits::{Limiter, MAX_HOSTCALL_BYTES, MAX_RANDOM_BYTES, MAX_RESOURCES, MIN_HOSTCALL_BYTES};
+use crate::limits::{HOSTCALL_BYTES, Limiter, MAX_COMPONENT_HANDLES, MAX_RANDOM_BYTES, limit_in};
 use crate::modules::{Code, Loaded};
 use crate::network::{Grants, Table};
 use crate::output::{Channel, Sink};
@@ -29,8 +31,10 @@ pub(crate) struct Template {
     pub(crate) module: Arc<Loaded>,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
-    /// Memories and tables together, in bytes.
+    /// Memories, tables, and what the host keeps for the guest: together, in bytes.
     pub(crate) memory_bytes: u64,
+    /// Host resources that it may hold.
+    pub(crate) handles: usize,
     pub(crate) timeout: Option<Duration>,
     pub(crate) fuel: Option<u64>,
     pub(crate) output_bytes: u64,
@@ -40,17 +44,19 @@ pub(crate) struct Template {
     pub(crate) network: Option<Arc<Grants>>,
     pub(crate) control: Arc<Control>,
     pub(crate) progress: Arc<Progress>,
+    pub(crate) gauge: Arc<Gauge>,
 }
 
 /// What is different for each run.
-pub(crate) struct Run {
+pub(crate) struct Run<'a> {
     /// Environment after the template's.
     pub(crate) env: Vec<(&'static str, String)>,
     pub(crate) stdin: Option<Source>,
     pub(crate) sink: Arc<dyn Sink>,
     /// The preopened directories.
     pub(crate) directories: WasiFilesystemCtx,
-    pub(crate) started: Instant,
+    /// Began with the run.
+    pub(crate) watch: &'a Stopwatch,
 }
 
 /// How a run ended.
@@ -82,13 +88,15 @@ enum Stop {
 }
 
 /// Runs one guest to its end. Never fails: what goes wrong is the outcome.
-pub(crate) async fn run(template: &Template, run: Run) -> Ended {
+pub(crate) async fn run(template: &Template, run: Run<'_>) -> Ended {
     let meters = Arc::new(Meters::new(template.output_bytes));
-    let deadline = template.timeout.and_then(|t| run.started.checked_add(t));
+    let watch = run.watch;
+    let deadline = template.timeout.and_then(|t| watch.began().checked_add(t));
     let mut store = match new_store(template, run, &meters, deadline) {
         Ok(store) => store,
         Err(e) => return Ended::failed(Failure::new(Reason::LaunchFailed, format!("the store cannot be set up: {e:#}"))),
     };
+    let _running = template.gauge.begin(&meters, &store.data().limiter.budget, watch);
     let how = until_end(template, &mut store, deadline).await;
     let fuel = template.fuel.map(|limit| limit.saturating_sub(store.get_fuel().unwrap_or(0)));
     let state = store.data_mut();
@@ -96,7 +104,7 @@ pub(crate) async fn run(template: &Template, run: Run) -> Ended {
     Ended {
         exit_code,
         failure,
-        peak_memory: state.limiter.peak(),
+        peak_memory: state.limiter.budget.peak(),
         bytes_read: meters.read(),
         bytes_written: meters.written(),
         fuel,
@@ -104,7 +112,7 @@ pub(crate) async fn run(template: &Template, run: Run) -> Ended {
     }
 }
 
-fn new_store(template: &Template, run: Run, meters: &Arc<Meters>, deadline: Option<Instant>) -> wasmtime::Result<Store<State>> {
+fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: Option<Instant>) -> wasmtime::Result<Store<State>> {
     let mut builder = WasiCtxBuilder::new();
     builder.args(&template.args).envs(&template.env).max_random_size(MAX_RANDOM_BYTES);
     // Nothing of the network, names least of all. File operations go to the slot's own blocking thread, so that the
@@ -124,7 +132,7 @@ fn new_store(template: &Template, run: Run, meters: &Arc<Meters>, deadline: Opti
     let mut wasi = builder.build_p1();
     let view = wasi.ctx();
     *view.ctx.filesystem() = run.directories;
-    view.table.set_max_capacity(MAX_RESOURCES);
+    view.table.set_max_capacity(template.handles);
     let state = State {
         wasi,
         limiter: Limiter::new(template.memory_bytes),
@@ -132,12 +140,14 @@ fn new_store(template: &Template, run: Run, meters: &Arc<Meters>, deadline: Opti
         progress: template.progress.clone(),
         network: template.network.clone(),
         sockets: if template.module.network { Table::new(listeners, template.view.count())? } else { Table::default() },
+        meters: meters.clone(),
+        listings: Vec::new(),
         result: None,
     };
     let mut store = Store::new(&template.module.engine, state);
     store.limiter(|state| &mut state.limiter);
-    let memory = usize::try_from(template.memory_bytes).unwrap_or(usize::MAX);
-    store.set_hostcall_fuel(memory.clamp(MIN_HOSTCALL_BYTES, MAX_HOSTCALL_BYTES));
+    store.set_hostcall_fuel(HOSTCALL_BYTES);
+    store.set_max_component_handles(MAX_COMPONENT_HANDLES);
     if template.module.fuel {
         store.set_fuel(template.fuel.unwrap_or(u64::MAX))?;
     }
@@ -210,17 +220,19 @@ async fn execute(code: &Code, store: &mut Store<State>) -> How {
 
 fn classify(how: How, meters: &Meters, state: &State, fuel: Option<u64>) -> (Option<i32>, Option<Failure>) {
     let failed = |reason, message: String| (None, Some(Failure::new(reason, message)));
+    let budget = &state.limiter.budget;
     match how {
         How::Stopped(stop) => stopped(stop),
         How::Returned => exited(0, state),
         How::ReturnedError => exited(1, state),
-        How::NotStarted(e) if state.limiter.was_hit() => failed(
+        How::NotStarted(e) if budget.was_hit() => failed(
             Reason::MemoryLimit,
-            format!("the memory limit of {} bytes is too small to start it: {}", state.limiter.limit(), e.root_cause()),
+            format!("the memory limit of {} bytes is too small to start it: {}", budget.limit(), e.root_cause()),
         ),
-        How::NotStarted(e) if !e.is::<Trap>() && !e.is::<I32Exit>() && !e.is::<Stop>() => {
-            failed(Reason::LaunchFailed, format!("the module cannot be instantiated: {e:#}"))
-        }
+        How::NotStarted(e) if !e.is::<Trap>() && !e.is::<I32Exit>() && !e.is::<Stop>() => match limit_in(&e) {
+            Some(reason) => failed(reason, format!("it needs more than a guest may have: {e:#}")),
+            None => failed(Reason::LaunchFailed, format!("the module cannot be instantiated: {e:#}")),
+        },
         How::NotStarted(e) | How::Failed(e) => {
             if let Some(I32Exit(code)) = e.downcast_ref() {
                 return exited(*code, state);
@@ -237,8 +249,11 @@ fn classify(how: How, meters: &Meters, state: &State, fuel: Option<u64>) -> (Opt
             if matches!(e.downcast_ref(), Some(Trap::OutOfFuel)) {
                 return failed(Reason::FuelLimit, format!("the fuel limit of {} was reached", fuel.unwrap_or(0)));
             }
-            if state.limiter.was_hit() {
-                return failed(Reason::MemoryLimit, format!("the memory limit of {} bytes was reached", state.limiter.limit()));
+            if let Some(Reason::HandleLimit) = limit_in(&e) {
+                return failed(Reason::HandleLimit, format!("the limit on open handles was reached: {}", e.root_cause()));
+            }
+            if budget.was_hit() {
+                return failed(Reason::MemoryLimit, format!("the memory limit of {} bytes was reached", budget.limit()));
             }
             failed(Reason::Trap, describe_trap(&e))
         }
@@ -262,6 +277,12 @@ fn exited(code: i32, state: &State) -> (Option<i32>, Option<Failure>) {
         }
         code if state.control.is_asked() => {
             (Some(code), Some(Failure::new(Reason::KilledByRequest, format!("ended with exit code {code} after it was asked to stop"))))
+        }
+        // The exit code stays the guest's own word; what probably brought it there is said beside it.
+        code if state.limiter.budget.was_hit() => {
+            let limit = state.limiter.budget.limit();
+            let message = format!("ended with exit code {code}, after the memory limit of {limit} bytes was reached");
+            (Some(code), Some(Failure::new(Reason::ExitCode, message)))
         }
         code => (Some(code), Some(Failure::new(Reason::ExitCode, format!("ended with exit code {code}")))),
     }

@@ -6,6 +6,9 @@
 use crate::engine::Engines;
 use crate::failure::Failure;
 use crate::host;
+use crate::limits::limit_in;
+use crate::preview1;
+use crate::preview2;
 use crate::state::State;
 use smalti_types::task_state::Reason;
 use std::fs::File;
@@ -75,9 +78,12 @@ impl Loader {
     }
 }
 
-/// Not the bundle's fault: the agent compiled something that this engine does not take.
+/// Either it is beyond a limit of this executor's, or the agent compiled something that this engine does not take.
 fn not_loadable(error: &wasmtime::Error) -> Failure {
-    Failure::new(Reason::LaunchFailed, format!("the compiled code cannot be loaded: {error:#}"))
+    match limit_in(error) {
+        Some(reason) => Failure::new(reason, format!("it needs more than a guest may have: {error:#}")),
+        None => Failure::new(Reason::LaunchFailed, format!("the compiled code cannot be loaded: {error:#}")),
+    }
 }
 
 fn host_broken(error: &wasmtime::Error) -> Failure {
@@ -113,6 +119,7 @@ fn load_core(engine: &Engine, linkers: &mut Linkers, network: bool, code: OwnedF
 fn core_linker(engine: &Engine, network: bool) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
+    preview1::replace(&mut linker)?;
     if network {
         crate::network::add_sockets_to_core(&mut linker)?;
     }
@@ -149,6 +156,7 @@ fn read_whole(file: &File) -> std::io::Result<Vec<u8>> {
 fn component_linker(engine: &Engine) -> wasmtime::Result<wasmtime::component::Linker<State>> {
     let mut linker = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    preview2::replace(&mut linker)?;
     crate::network::add_lookup_to_component(&mut linker)?;
     host::add_to_component(&mut linker)?;
     Ok(linker)

@@ -5,6 +5,7 @@
 use crate::array::ArrayRun;
 use crate::broken::BrokenPart;
 use crate::control::Control;
+use crate::gauge::Gauge;
 use crate::host::Progress;
 use crate::link::Link;
 use smalti_executor_protocol::v1;
@@ -24,12 +25,14 @@ pub(crate) struct TaskHandle {
     pub(crate) run: u64,
     pub(crate) control: Arc<Control>,
     pub(crate) progress: Arc<Progress>,
+    /// What it uses now.
+    pub(crate) gauge: Arc<Gauge>,
     last_progress: Mutex<Option<Instant>>,
 }
 
 impl TaskHandle {
     pub(crate) fn new(run: u64) -> Self {
-        Self { run, control: Arc::default(), progress: Arc::default(), last_progress: Mutex::default() }
+        Self { run, control: Arc::default(), progress: Arc::default(), gauge: Arc::default(), last_progress: Mutex::default() }
     }
 
     fn tick(&self, now: Instant, link: &Link) {

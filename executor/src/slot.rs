@@ -4,7 +4,7 @@
 //! Owns the thread and its queue of jobs. A panic in the executor's code ends the guest, not the slot.
 
 use crate::array::ArrayRun;
-use crate::clock::{Stopwatch, deadline_us, micros};
+use crate::clock::{SlotClock, Stopwatch, deadline_us, micros};
 use crate::failure::Failure;
 use crate::instance::{self, Ended, Run};
 use crate::output::SlotOutput;
@@ -79,6 +79,8 @@ impl Jobs {
 /// # Errors
 /// When the runtime cannot be built.
 pub(crate) fn run(slot: u32, network: bool, jobs: &Jobs, runs: &Runs, started: &SyncSender<(u32, i32)>) -> std::io::Result<()> {
+    let clock = Arc::new(SlotClock::of_this_thread());
+    let (begins, ends) = (clock.clone(), clock.clone());
     let mut builder = tokio::runtime::Builder::new_current_thread();
     if network {
         builder.enable_io();
@@ -88,14 +90,16 @@ pub(crate) fn run(slot: u32, network: bool, jobs: &Jobs, runs: &Runs, started: &
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .thread_name(format!("slot-{slot}-io"))
+        .on_thread_start(move || begins.helper_begins())
+        .on_thread_stop(move || ends.helper_ends())
         .build()?;
     let _ = started.send((slot, gettid().as_raw()));
     loop {
         match jobs.pop() {
             Job::Quit => break,
-            Job::Task(task) => task::run(*task, &runtime, runs),
+            Job::Task(task) => task::run(*task, &runtime, runs, &clock),
             Job::Array(array) => {
-                run_items(slot, &array, &runtime);
+                run_items(slot, &array, &runtime, &clock);
                 if array.is_over() {
                     runs.remove(array.part.run);
                 }
@@ -108,14 +112,14 @@ pub(crate) fn run(slot: u32, network: bool, jobs: &Jobs, runs: &Runs, started: &
 }
 
 /// Runs items until the slot leaves the part.
-fn run_items(slot: u32, array: &ArrayRun, runtime: &Runtime) {
+fn run_items(slot: u32, array: &ArrayRun, runtime: &Runtime, clock: &Arc<SlotClock>) {
     let Some(output) = array.part.outputs.get(&slot) else { return };
     let scratch = array.part.disks.get(&slot).map(|s| &**s);
-    let mut watch = Stopwatch::start();
+    let mut watch = Stopwatch::start(clock);
     let mut done = None;
     while let Some((item, waited)) = array.next(slot, done.take(), watch.began()) {
         if waited {
-            watch = Stopwatch::start();
+            watch = Stopwatch::start(clock);
         }
         output.begin(watch.began());
         let mut ended = run_item(array, &item, output, scratch, &watch, runtime);
@@ -180,7 +184,7 @@ fn run_item(
         Ok(directories) => directories,
         Err(failure) => return Ended::failed(failure),
     };
-    let run = Run { env, stdin, sink: output.clone(), directories, started: watch.began() };
+    let run = Run { env, stdin, sink: output.clone(), directories, watch };
     guarded(|| runtime.block_on(instance::run(template, run)))
 }
 

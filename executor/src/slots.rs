@@ -4,6 +4,7 @@
 //! the first guest runs.
 
 use crate::engine::Engines;
+use crate::limits::handles_per_guest;
 use crate::link::Link;
 use crate::runs::Runs;
 use crate::slot::{self, Job, Jobs};
@@ -36,6 +37,9 @@ pub(crate) struct Slots {
     pub(crate) max_memory: u64,
     /// Whether guests may have sockets.
     pub(crate) network: bool,
+    /// Most handles of one guest, and what to say if they are few.
+    pub(crate) handles: usize,
+    pub(crate) warning: Option<String>,
     slots: Vec<Slot>,
     ticker: JoinHandle<()>,
 }
@@ -56,6 +60,7 @@ impl Slots {
     /// No threads.
     pub(crate) fn start(engines: Engines, max_memory: u64, network: bool, link: &Arc<Link>) -> anyhow::Result<Self> {
         let count = engines.slots();
+        let (handles, warning) = handles_per_guest(count);
         let engines = Arc::new(engines);
         let runs = Arc::<Runs>::default();
         let activity = Arc::<Activity>::default();
@@ -79,7 +84,17 @@ impl Slots {
             let body = move || ticker::run(&activity, &engines, &runs, &link);
             thread::Builder::new().name("ticker".to_owned()).spawn(body).context("starting the ticker")?
         };
-        Ok(Self { engines, runs, activity, max_memory: if max_memory == 0 { u64::MAX } else { max_memory }, network, slots, ticker })
+        Ok(Self {
+            engines,
+            runs,
+            activity,
+            max_memory: if max_memory == 0 { u64::MAX } else { max_memory },
+            network,
+            handles,
+            warning,
+            slots,
+            ticker,
+        })
     }
 
     /// The jobs of one slot.

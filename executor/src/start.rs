@@ -7,6 +7,7 @@ use crate::array::{ArrayRun, Part};
 use crate::control::Control;
 use crate::directories::View;
 use crate::failure::Failure;
+use crate::gauge::Gauge;
 use crate::host::Progress;
 use crate::inputs::SplitInputs;
 use crate::instance::Template;
@@ -115,7 +116,7 @@ pub(crate) fn task(
     let scratch = take_disk(&guest, &mut fds)?;
     let rest = take_rest(&guest, &mut fds, usize::from(start.has_stdin))?;
     let handle = Arc::new(TaskHandle::new(start.run));
-    let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone(), network };
+    let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone(), gauge: handle.gauge.clone(), network };
     let template = template(slots, modules, guest, fds, &OWN_TASK_VARIABLES, shared)?;
     let file = rest.into_iter().next().map(|fd| Arc::new(File::from(fd)));
     let stdin = file.map(|file| Source { file, offset: start.stdin_offset, length: start.stdin_length });
@@ -153,7 +154,7 @@ pub(crate) fn array(
     }
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
     let inputs = take_rest(&guest, &mut fds, usize::from(start.split_inputs > 0))?;
-    let shared = Shared { control: Arc::default(), progress: Arc::default(), network };
+    let shared = Shared { control: Arc::default(), progress: Arc::default(), gauge: Arc::default(), network };
     let template = template(slots, modules, guest, fds, &OWN_ITEM_VARIABLES, shared)?;
     let part = Part {
         run: start.run,
@@ -229,6 +230,7 @@ struct Shared {
     control: Arc<Control>,
     progress: Arc<Progress>,
     network: Option<Arc<Grants>>,
+    gauge: Arc<Gauge>,
 }
 
 fn template(
@@ -255,6 +257,7 @@ fn template(
         args: guest.args,
         env,
         memory_bytes: wanted.min(slots.max_memory),
+        handles: slots.handles,
         timeout: guest.timeout_us.map(Duration::from_micros),
         fuel: guest.fuel,
         output_bytes: guest.output_bytes,
@@ -262,5 +265,6 @@ fn template(
         network: shared.network,
         control: shared.control,
         progress: shared.progress,
+        gauge: shared.gauge,
     })
 }

@@ -4,8 +4,9 @@
 
 use crate::control::Control;
 use crate::host::Progress;
-use crate::limits::Limiter;
+use crate::limits::{Charge, Limiter};
 use crate::network::{Grants, Table};
+use crate::streams::Meters;
 use std::sync::Arc;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxView, WasiView};
@@ -21,6 +22,9 @@ pub(crate) struct State {
     pub(crate) network: Option<Arc<Grants>>,
     /// Its descriptors, where some may be sockets.
     pub(crate) sockets: Table,
+    pub(crate) meters: Arc<Meters>,
+    /// What directory listings take that the guest holds.
+    pub(crate) listings: Vec<Charge>,
     /// The value the guest returned, if any.
     pub(crate) result: Option<Vec<u8>>,
 }

@@ -25,6 +25,10 @@ const WRITE_PERMIT: usize = 64 << 10;
 pub(crate) struct Meters {
     read: AtomicU64,
     written: AtomicU64,
+    /// The part of `written` that went to stdout and stderr.
+    output: AtomicU64,
+    /// How often standard streams were used: tells them from files, which others count.
+    standard_calls: AtomicU64,
     output_limit: u64,
     output_limit_hit: AtomicBool,
     input_failed: OnceLock<String>,
@@ -36,18 +40,32 @@ impl Meters {
         Self {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            output: AtomicU64::new(0),
+            standard_calls: AtomicU64::new(0),
             output_limit,
             output_limit_hit: AtomicBool::new(false),
             input_failed: OnceLock::new(),
         }
     }
-    /// Bytes read from stdin.
+    /// Bytes read from stdin and files.
     pub(crate) fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
-    /// Bytes written to stdout and stderr.
+    /// Bytes written to stdout, stderr and files.
     pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+    /// Bytes came from a file.
+    pub(crate) fn add_read(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+    /// Bytes went to a file.
+    pub(crate) fn add_written(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+    /// Rises whenever a standard stream is used.
+    pub(crate) fn standard_calls(&self) -> u64 {
+        self.standard_calls.load(Ordering::Relaxed)
     }
     /// The limit, if it was hit.
     pub(crate) fn output_limit_hit(&self) -> Option<u64> {
@@ -150,6 +168,7 @@ impl InputStream for Stdin {
         if size == 0 {
             return Ok(Bytes::new());
         }
+        self.meters.standard_calls.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.ahead.is_empty() {
             self.fill(&mut state)?;
@@ -201,11 +220,13 @@ impl Pollable for Output {
 impl OutputStream for Output {
     /// What is within the limit is kept; the first byte beyond it ends the guest.
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.meters.standard_calls.fetch_add(1, Ordering::Relaxed);
         let limit = self.meters.output_limit;
-        let room = limit.saturating_sub(self.meters.written.load(Ordering::Relaxed));
+        let room = limit.saturating_sub(self.meters.output.load(Ordering::Relaxed));
         let n = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
         self.sink.write(self.channel, &bytes[..n]).map_err(|e| StreamError::LastOperationFailed(e.into()))?;
-        self.meters.written.fetch_add(n as u64, Ordering::Relaxed);
+        self.meters.output.fetch_add(n as u64, Ordering::Relaxed);
+        self.meters.add_written(n as u64);
         if n < bytes.len() {
             self.meters.output_limit_hit.store(true, Ordering::Relaxed);
             return Err(StreamError::Trap(OutputLimitReached(limit).into()));

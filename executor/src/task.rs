@@ -2,7 +2,7 @@
 //!
 //! Owns nothing beyond the run. The order is: `Started`, guest, last progress, `Outcome`.
 
-use crate::clock::{Stopwatch, deadline_us};
+use crate::clock::{SlotClock, Stopwatch, deadline_us};
 use crate::failure::Failure;
 use crate::instance::{self, Ended, Run, Template};
 use crate::link::Link;
@@ -33,9 +33,9 @@ pub(crate) struct TaskRun {
 }
 
 /// Runs the task and says how it ended.
-pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs) {
+pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs, clock: &Arc<SlotClock>) {
     let TaskRun { handle, outputs, scratch, template, stdin, link, activity } = task;
-    let mut watch = Stopwatch::start();
+    let mut watch = Stopwatch::start(clock);
     let mut usage_of_run = Usage::default();
     let mut ended = if handle.control.is_stopped() {
         Ended::failed(Failure::new(Reason::KilledByRequest, "killed before it began"))
@@ -46,7 +46,7 @@ pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs) {
         let mut ended = match directories(scratch.as_ref(), &template) {
             Err(failure) => Ended::failed(failure),
             Ok(directories) => {
-                let run = Run { env, stdin, sink: Arc::new(outputs), directories, started: watch.began() };
+                let run = Run { env, stdin, sink: Arc::new(outputs), directories, watch: &watch };
                 guarded(|| runtime.block_on(instance::run(&template, run)))
             }
         };

@@ -257,7 +257,7 @@ impl Worker {
             slots: slots.threads().map(|(slot, tid)| v1::SlotThread { slot, tid }).collect(),
             allocator: facts.allocator.to_owned(),
             reset: facts.reset.to_owned(),
-            warnings: facts.warnings.iter().chain(&self.closed.warnings).cloned().collect(),
+            warnings: facts.warnings.iter().chain(&self.closed.warnings).chain(&slots.warning).cloned().collect(),
             layers: self.closed.layers.clone().into_iter().collect(),
         };
         // Once: an agent that comes back finds the broker at work.

@@ -8,7 +8,7 @@ use smalti_tests::Cluster;
 
 /// Processes whose command line has `smalti-executor`, the word `what` and this cluster's directory in environment or
 /// arguments or working directory.
-fn executor_pids(c: &Cluster, what: &str) -> Result<Vec<i32>> {
+pub(crate) fn executor_pids(c: &Cluster, what: &str) -> Result<Vec<i32>> {
     let dir = c.dir().display().to_string();
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc")? {

@@ -1,0 +1,92 @@
+//! What the guests of a run use at this moment, readable from any thread.
+//!
+//! Owns the list of those that run now: one for a task, one per slot for an array part. What has ended is in the reports.
+
+use crate::clock::{SlotClock, Stopwatch, micros};
+use crate::limits::Budget;
+use crate::streams::Meters;
+use smalti_types::status::Usage;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// One running guest.
+#[derive(Debug)]
+struct Guest {
+    meters: Arc<Meters>,
+    budget: Arc<Budget>,
+    clock: Arc<SlotClock>,
+    began: Instant,
+    cpu_before: Duration,
+}
+
+/// The guests of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(Mutex<Vec<Guest>>);
+
+impl Gauge {
+    fn lock(&self) -> MutexGuard<'_, Vec<Guest>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A guest runs until the answer is dropped.
+    pub(crate) fn begin(self: &Arc<Self>, meters: &Arc<Meters>, budget: &Arc<Budget>, watch: &Stopwatch) -> Running {
+        let (clock, began, cpu_before) = (watch.clock().clone(), watch.began(), watch.cpu_before());
+        self.lock().push(Guest { meters: meters.clone(), budget: budget.clone(), clock, began, cpu_before });
+        Running { gauge: self.clone(), meters: meters.clone() }
+    }
+
+    /// The sum over all guests that run now; `None`: none does. Fuel is known at the end only.
+    pub(crate) fn read(&self) -> Option<Usage> {
+        let guests = self.lock();
+        let mut sum: Option<Usage> = None;
+        for guest in guests.iter() {
+            sum.get_or_insert_default().add(&Usage {
+                cpu_us: micros(guest.clock.cpu().saturating_sub(guest.cpu_before)),
+                wall_us: micros(guest.began.elapsed()),
+                peak_memory: guest.budget.peak(),
+                bytes_read: guest.meters.read(),
+                bytes_written: guest.meters.written(),
+                fuel: None,
+            });
+        }
+        sum
+    }
+}
+
+/// Takes the guest off the list.
+#[derive(Debug)]
+pub(crate) struct Running {
+    gauge: Arc<Gauge>,
+    meters: Arc<Meters>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.gauge.lock().retain(|guest| !Arc::ptr_eq(&guest.meters, &self.meters));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_guests_are_summed_and_leave() {
+        let gauge = Arc::new(Gauge::default());
+        assert!(gauge.read().is_none());
+        let watch = Stopwatch::start(&Arc::new(SlotClock::of_this_thread()));
+        let guest = || (Arc::new(Meters::new(0)), Arc::new(Budget::new(100)));
+        let ((m1, b1), (m2, b2)) = (guest(), guest());
+        let first = gauge.begin(&m1, &b1, &watch);
+        let second = gauge.begin(&m2, &b2, &watch);
+        m1.add_read(3);
+        m2.add_read(4);
+        let _charge = b2.charge(50);
+        let usage = gauge.read().expect("they run");
+        assert_eq!((usage.bytes_read, usage.peak_memory, usage.fuel), (7, 50, None));
+        drop(first);
+        assert_eq!(gauge.read().expect("one runs").bytes_read, 4);
+        drop(second);
+        assert!(gauge.read().is_none());
+    }
+}

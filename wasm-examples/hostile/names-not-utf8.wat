@@ -1,0 +1,17 @@
+;; Opens files by names that are no text, have zeros in them, or are far too long. Exits with 0 if each is refused. Needs one preopened directory.
+(module
+  (import "wasi_snapshot_preview1" "path_open" (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 8) "\ff\fe\80\c0")
+  (data (i32.const 16) ".\00/..")
+  (func $try (param i32 i32) (result i32)
+    (call $open (i32.const 3) (i32.const 1) (local.get 0) (local.get 1) (i32.const 0) (i64.const 2) (i64.const 0) (i32.const 0) (i32.const 0)))
+  (func (export "_start")
+    (if (i32.eqz (call $try (i32.const 8) (i32.const 4))) (then (call $exit (i32.const 1))))
+    (if (i32.eqz (call $try (i32.const 16) (i32.const 5))) (then (call $exit (i32.const 2))))
+    (if (i32.eqz (call $try (i32.const 24) (i32.const 0))) (then (call $exit (i32.const 3))))
+    (memory.fill (i32.const 100) (i32.const 97) (i32.const 60000))
+    (if (i32.eqz (call $try (i32.const 100) (i32.const 60000))) (then (call $exit (i32.const 4))))
+    (if (i32.eqz (call $try (i32.const 100) (i32.const -1))) (then (call $exit (i32.const 5))))
+    (if (i32.eqz (call $try (i32.const -2) (i32.const 4))) (then (call $exit (i32.const 6))))))

@@ -1,0 +1,2 @@
+;; Throws an exception: the proposal is off.
+(module (tag $t) (func (export "_start") (throw $t)))

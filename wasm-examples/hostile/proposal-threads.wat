@@ -1,0 +1,2 @@
+;; A shared memory: the threads proposal is off.
+(module (memory (export "memory") 1 1 shared) (func (export "_start")))
