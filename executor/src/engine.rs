@@ -56,6 +56,8 @@ impl Engines {
     /// When not even the on-demand allocator works.
     pub(crate) fn new(slots: u32, swap_off: bool) -> Result<Self, EngineError> {
         let plan = plan(slots, &Machine::read(swap_off));
+        #[cfg(test)]
+        let plan = forced::apply(plan);
         let (plain, facts) = build(false, slots, &plan)?;
         // The same choices as the first engine's, which are known to work.
         let plan = Plan { pooling: facts.allocator == "pooling", pagemap_scan: facts.reset == "pagemap_scan", warnings: Vec::new() };
@@ -183,6 +185,41 @@ fn pooled(fuel: bool, slots: u32, pagemap_scan: bool) -> wasmtime::Result<Engine
     let mut config = base_config(fuel);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config)
+}
+
+/// Tests run guests in each of the ways in which memory can be allocated and reset, whatever the machine offers.
+#[cfg(test)]
+pub(crate) mod forced {
+    use super::Plan;
+    use std::cell::Cell;
+
+    /// What engines built on this thread use.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Mode {
+        /// What the machine offers.
+        Best,
+        /// Pools, each memory reset without the kernel's help.
+        PlainReset,
+        /// No pools.
+        OnDemand,
+    }
+
+    thread_local! {
+        static MODE: Cell<Mode> = const { Cell::new(Mode::Best) };
+    }
+
+    /// For engines that this thread builds from now on.
+    pub(crate) fn set(mode: Mode) {
+        MODE.set(mode);
+    }
+
+    pub(super) fn apply(plan: Plan) -> Plan {
+        match MODE.get() {
+            Mode::Best => plan,
+            Mode::PlainReset => Plan { pagemap_scan: false, ..plan },
+            Mode::OnDemand => Plan { pooling: false, pagemap_scan: false, ..plan },
+        }
+    }
 }
 
 #[cfg(test)]

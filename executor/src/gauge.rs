@@ -36,6 +36,7 @@ impl Gauge {
     }
 
     /// The sum over all guests that run now; `None`: none does. Fuel is known at the end only.
+    #[cfg_attr(not(test), expect(dead_code, reason = "read by the live usage of tasks, which is built on this"))]
     pub(crate) fn read(&self) -> Option<Usage> {
         let guests = self.lock();
         let mut sum: Option<Usage> = None;

@@ -84,6 +84,7 @@ impl Budget {
         self.limit
     }
     /// Bytes in use now.
+    #[cfg(test)]
     pub(crate) fn used(&self) -> u64 {
         self.lock().used
     }

@@ -5,6 +5,6 @@
   (func (export "_start")
     (i32.store (i32.const 16) (i32.const 1))
     (i64.store (i32.const 24) (i64.const -1))
-    (drop (call $poll (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200)))
+    (drop (call $poll (i32.const 0) (i32.const 104) (i32.const 1) (i32.const 200)))
     (i32.store16 (i32.const 40) (i32.const 1))
-    (loop (drop (call $poll (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200))) (br 0))))
+    (loop (drop (call $poll (i32.const 0) (i32.const 104) (i32.const 1) (i32.const 200))) (br 0))))

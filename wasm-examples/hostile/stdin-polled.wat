@@ -6,5 +6,5 @@
     (loop
       (i32.store8 (i32.const 8) (i32.const 1))
       (i32.store (i32.const 16) (i32.const 0))
-      (drop (call $poll (i32.const 0) (i32.const 100) (i32.const 1) (i32.const 200)))
+      (drop (call $poll (i32.const 0) (i32.const 104) (i32.const 1) (i32.const 200)))
       (br 0))))

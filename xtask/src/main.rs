@@ -1,4 +1,4 @@
-//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | sim | tidy`.
+//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | sim | wasi-testsuite | tidy`.
 
 mod bench;
 mod build;
@@ -7,6 +7,7 @@ mod sim;
 mod test;
 mod test_v2;
 mod tidy;
+mod wasi_testsuite;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -49,6 +50,14 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Runs the official WASI test suite (preview 1) through `smalti run`: see docs/wasi-testsuite.md
+    WasiTestsuite {
+        /// A checkout of its branch `prod/testsuite-base`
+        suite: PathBuf,
+        /// Runs every program with this runtime, too, and minds only what that one passes, e.g. "wasmtime run"
+        #[arg(long, value_name = "COMMAND")]
+        reference: Option<String>,
+    },
     /// Checks the rules of the repository that no compiler checks
     Tidy,
 }
@@ -70,6 +79,7 @@ fn main() -> ExitCode {
         Verb::TestV2(options) => test_v2::run(&options),
         Verb::Bench { args } => bench::run(&args),
         Verb::Sim { args } => sim::run(&args),
+        Verb::WasiTestsuite { suite, reference } => wasi_testsuite::run(&suite, reference.as_deref()),
         Verb::Tidy => tidy::run(),
     };
     match result {

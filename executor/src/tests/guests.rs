@@ -165,3 +165,67 @@ pub(super) fn component(result: i32) -> String {
   (export "wasi:cli/run@0.2.0" (instance $inst)))"#
     )
 }
+
+/// As `DIRTY`, with bytes of its own that must be there each time, and less memory.
+pub(super) const DIRTY_WITH_DATA: &str = r#"(module
+  (memory (export "memory") 20)
+  (data (i32.const 70000) "own bytes")
+  (func (export "_start") (local $at i32)
+    (if (i64.ne (i64.load (i32.const 70000)) (i64.const 0x65747962206e776f)) (then unreachable))
+    (memory.fill (i32.const 70000) (i32.const 0) (i32.const 9))
+    (loop
+      (if (i64.ne (i64.load (local.get $at)) (i64.const 0)) (then unreachable))
+      (i64.store (local.get $at) (i64.const -1))
+      (local.set $at (i32.add (local.get $at) (i32.const 8)))
+      (br_if 0 (i32.lt_u (local.get $at) (i32.const 1310720))))))"#;
+
+/// Grows a table until it is refused, then gives up.
+pub(super) const GROW_TABLE: &str = r#"(module (memory (export "memory") 1) (table $t 0 funcref)
+  (func (export "_start")
+    (loop (br_if 0 (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1))))
+    unreachable))"#;
+
+/// Grows its memory until it is refused, then exits with 4.
+pub(super) const GROW_AND_EXIT: &str = r#"(module
+  (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (loop (br_if 0 (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+    (call $exit (i32.const 4))))"#;
+
+/// Wants 2 GiB before it begins.
+pub(super) const TWO_GIB: &str = r#"(module (memory (export "memory") 32768) (func (export "_start")))"#;
+
+/// Waits for two thousand clocks at once.
+pub(super) const MANY_CLOCKS: &str = r#"(module
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 4)
+  (func (export "_start") (local $at i32)
+    (loop $next
+      (i32.store offset=16 (local.get $at) (i32.const 1))
+      (i64.store offset=24 (local.get $at) (i64.const 0x7000000000000000))
+      (local.set $at (i32.add (local.get $at) (i32.const 48)))
+      (br_if $next (i32.lt_u (local.get $at) (i32.const 96000))))
+    (drop (call $poll (i32.const 0) (i32.const 100000) (i32.const 2000) (i32.const 200000)))))"#;
+
+/// Makes resources of its own without end.
+pub(super) const RESOURCE_LEAK: &str = r#"(component
+  (type $r (resource (rep i32)))
+  (core func $new (canon resource.new $r))
+  (core module $main
+    (import "" "new" (func $new (param i32) (result i32)))
+    (func (export "run") (result i32) (loop (drop (call $new (i32.const 1))) (br 0)) unreachable))
+  (core instance $i (instantiate $main (with "" (instance (export "new" (func $new))))))
+  (func $run (result (result)) (canon lift (core func $i "run")))
+  (instance $inst (export "run" (func $run)))
+  (export "wasi:cli/run@0.2.0" (instance $inst)))"#;
+
+/// A component of so many core instances.
+pub(super) fn instances(count: usize) -> String {
+    let instances: String = (0..count).map(|i| format!("(core instance $i{i} (instantiate $m))")).collect();
+    format!(
+        r#"(component (core module $m (func (export "run") (result i32) (i32.const 0))) {instances}
+           (func $run (result (result)) (canon lift (core func $i0 "run"))) (instance $inst (export "run" (func $run)))
+           (export "wasi:cli/run@0.2.0" (instance $inst)))"#
+    )
+}

@@ -4,9 +4,11 @@ mod arrays;
 mod files;
 mod guests;
 mod network;
+mod modes;
 mod speed;
 mod tasks;
 
+use crate::engine::forced::{self, Mode};
 use crate::worker::Worker;
 use smalti_executor_protocol::ledger::{RECORD_LEN, Record};
 use smalti_executor_protocol::v1::{self, FromExecutor, ToExecutor, from_executor::Message as From, to_executor::Message as To};
@@ -36,18 +38,23 @@ struct Agent {
 
 impl Agent {
     fn start(slots: u32) -> Self {
-        Self::start_as(v1::Welcome { slots, max_memory_bytes: 0, network: false })
+        Self::start_in(Mode::Best, slots)
+    }
+
+    fn start_in(mode: Mode, slots: u32) -> Self {
+        Self::start_as(mode, v1::Welcome { slots, max_memory_bytes: 0, network: false })
     }
 
     /// One slot, for a task with sockets.
     fn start_networked() -> Self {
-        Self::start_as(v1::Welcome { slots: 1, max_memory_bytes: 0, network: true })
+        Self::start_as(Mode::Best, v1::Welcome { slots: 1, max_memory_bytes: 0, network: true })
     }
 
-    fn start_as(welcome: v1::Welcome) -> Self {
+    fn start_as(mode: Mode, welcome: v1::Welcome) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let directory = tempfile::tempdir().expect("a directory");
         let worker = std::thread::spawn(move || {
+            forced::set(mode);
             let mut worker = Worker::new(false);
             worker.session(theirs).expect("a session");
             worker.shutdown();

@@ -29,6 +29,16 @@ pub(crate) const GENERATED: &[(&str, Make)] = &[
     ("memories-5", || repeated("(memory 1)", 5)),
     ("table-200000-elements", || repeated("(table 200000 funcref)", 1)),
     ("exports-100000", exports_100000),
+    ("iovecs-buffer-beyond-memory", || iovecs(&[(0, 65_530, 100)], 0, 1, 20)),
+    ("iovecs-buffer-wraps", || iovecs(&[(0, -16, 64)], 0, 1, 20)),
+    ("iovecs-length-of-all", || iovecs(&[(0, 16, -1)], 0, 1, 20)),
+    ("iovecs-list-beyond-memory", || iovecs(&[], 65_532, 1, 20)),
+    ("iovecs-list-wraps", || iovecs(&[], -8, 3, 20)),
+    ("iovecs-two-thousand-million", || iovecs(&[], 0, i32::MAX, 20)),
+    ("iovecs-four-thousand-million", || iovecs(&[], 0, -1, 20)),
+    ("iovecs-not-aligned", || iovecs(&[], 3, 1, 20)),
+    ("iovecs-result-beyond-memory", || iovecs(&[(0, 100, 1)], 0, 1, 65_534)),
+    ("iovecs-over-themselves", || iovecs(&[(0, 0, 65_536)], 0, 1, 0)),
     ("globals-100000", || repeated("(global (mut i64) (i64.const 1))", 100_000)),
 ];
 
@@ -38,6 +48,31 @@ fn module(body: &str) -> Vec<u8> {
 
 fn repeated(what: &str, times: usize) -> Vec<u8> {
     module(&(what.repeat(times) + r#"(func (export "_start"))"#))
+}
+
+/// Reads and writes with a list of `count` buffers at `list`, of which the first are (place, address, length), and the number
+/// of bytes at `out`. Exits with the errors, if it gets that far: 10 × the one of reading + the one of writing, at most 125.
+fn iovecs(records: &[(u32, i32, i32)], list: i32, count: i32, out: i32) -> Vec<u8> {
+    let mut stores = String::new();
+    for (place, address, length) in records {
+        let _ = write!(
+            stores,
+            "(i32.store (i32.const {place}) (i32.const {address})) (i32.store (i32.const {}) (i32.const {length}))",
+            place + 4
+        );
+    }
+    module(&format!(
+        r#"(import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+        (memory (export "memory") 1)
+        (func (export "_start") (local $read i32) (local $write i32)
+          {stores}
+          (local.set $read (call $read (i32.const 0) (i32.const {list}) (i32.const {count}) (i32.const {out})))
+          {stores}
+          (local.set $write (call $write (i32.const 1) (i32.const {list}) (i32.const {count}) (i32.const {out})))
+          (call $exit (i32.rem_u (i32.add (i32.mul (local.get $read) (i32.const 10)) (local.get $write)) (i32.const 126))))"#
+    ))
 }
 
 fn functions_100000() -> Vec<u8> {

@@ -31,7 +31,7 @@ const fn case(guest: &'static str, flags: &'static [&'static str], input: Input,
 }
 
 type End = (&'static str, &'static str, i32);
-const FINE: End = ("FINISHED", "NONE", 0);
+const FINE: End = ("FINISHED", "", 0);
 const TRAP: End = ("FAILED", "TRAP", 134);
 const TIME: End = ("FAILED", "TIME_LIMIT", 124);
 const MEMORY: End = ("FAILED", "MEMORY_LIMIT", 137);
@@ -69,18 +69,29 @@ pub(crate) const COMPUTE: &[Case] = &[
     case("memory-grow-zero", SHORT, Nothing, TIME, ""),
     case("memory-fill", &["--mem", "64MiB", "--timeout", "200ms"], Nothing, TIME, ""),
     case("memory-dirty", MIB_32, Nothing, TRAP, ""),
+    case("memory-held", &["--mem", "64MiB", "--timeout", "500ms"], Nothing, TIME, ""),
     case("table-growth", &["--mem", "8MiB", "--timeout", "60s"], Nothing, MEMORY, "8388608"),
 ];
 
 /// Guests that ask the host for too much.
 pub(crate) const HOST_CALLS: &[Case] = &[
-    case("iovecs-outside-memory", PLAIN, Nothing, FINE, ""),
+    case("iovecs-buffer-beyond-memory", PLAIN, Nothing, TRAP, "out of bounds"),
+    case("iovecs-buffer-wraps", PLAIN, Nothing, TRAP, "out of bounds"),
+    // More than the host copies in one call: both are refused with ENOMEM (48).
+    case("iovecs-length-of-all", PLAIN, Nothing, exits((48 * 10 + 48) % 126), ""),
+    case("iovecs-list-beyond-memory", PLAIN, Nothing, TRAP, "out of bounds"),
+    case("iovecs-list-wraps", PLAIN, Nothing, TRAP, "out of bounds"),
+    case("iovecs-two-thousand-million", PLAIN, Nothing, exits((48 * 10 + 48) % 126), ""),
+    case("iovecs-four-thousand-million", PLAIN, Nothing, exits((48 * 10 + 48) % 126), ""),
+    case("iovecs-not-aligned", PLAIN, Nothing, TRAP, "aligned"),
+    case("iovecs-result-beyond-memory", PLAIN, Nothing, TRAP, "out of bounds"),
+    case("iovecs-over-themselves", PLAIN, Nothing, FINE, ""),
     case("iovecs-many", SHORT, Nothing, TIME, ""),
     case("sleep-for-ever", SHORT, Nothing, TIME, ""),
     case("poll-2-31", PLAIN, Nothing, FINE, ""),
     case("poll-many-clocks", PLAIN, Nothing, HANDLES, ""),
     case("poll-storm", SHORT, Nothing, TIME, ""),
-    case("random-4gib", PLAIN, Nothing, TRAP, "random"),
+    case("random-4gib", PLAIN, Nothing, TRAP, "exceeds limit"),
     case("random-flood", SHORT, Nothing, TIME, ""),
     case("clock-flood", SHORT, Nothing, TIME, ""),
     case("stdout-flood", LITTLE_OUTPUT, Nothing, OUTPUT, "1048576"),
@@ -97,9 +108,15 @@ pub(crate) const HOST_CALLS: &[Case] = &[
     case("result-flood", SHORT, Nothing, TIME, ""),
     case("result-outside-memory", PLAIN, Nothing, TRAP, ""),
     case("memory-not-exported", PLAIN, Nothing, TRAP, "memory export"),
+    case("sockets", PLAIN, Nothing, FINE, ""),
+    case("p2:sockets", PLAIN, Nothing, FINE, ""),
     case("handles-10000", PLAIN, Dir, HANDLES, ""),
     case("names-not-utf8", PLAIN, Dir, FINE, ""),
+    case("path-outside-memory", PLAIN, Dir, TRAP, "out of bounds"),
+    case("clock-that-is-none", PLAIN, Nothing, TRAP, "Clockid"),
     case("readdir-tiny-buffers", SHORT, Dir, TIME, ""),
+    case("paths-of-a-mebibyte", SHORT, Dir, TIME, ""),
+    case("read-large", SHORT, Dir, TIME, ""),
 ];
 
 /// Components.
@@ -111,6 +128,9 @@ pub(crate) const COMPONENTS: &[Case] = &[
     case("component-pollable-leak", PLAIN, Nothing, HANDLES, ""),
     case("component-stream-leak", PLAIN, Nothing, HANDLES, ""),
     case("component-pollables-held", SHORT, Nothing, TIME, ""),
+    case("component-file-streams", &["--mem", "16MiB", "--timeout", "60s"], Dir, exits(1), "memory limit of 16777216"),
+    case("component-file-streams", &["--mem", "256MiB", "--timeout", "60s"], Dir, FINE, ""),
+    case("component-file-streams-held", SHORT, Dir, TIME, ""),
     case("component-huge-list", PLAIN, Nothing, TRAP, ""),
     case("component-list-outside-memory", PLAIN, Nothing, TRAP, ""),
     case("component-stdout-flood", LITTLE_OUTPUT, Nothing, OUTPUT, "1048576"),
@@ -151,7 +171,25 @@ pub(crate) const BUNDLES: &[Case] = &[
     case("globals-100000", PLAIN, Nothing, INSTANCES, ""),
 ];
 
+const DISK: &[&str] = &["--disk", "8MiB", "--timeout", "60s"];
+
+/// Guests with a writable directory of 8 MiB.
+pub(crate) const DISKS: &[Case] = &[
+    case("files escape /scratch", DISK, Nothing, FINE, ""),
+    case("files fill /scratch", DISK, Nothing, FINE, ""),
+    case("files sparse /scratch", DISK, Nothing, FINE, ""),
+    case("files many /scratch", DISK, Nothing, FINE, ""),
+    case("files hold /scratch", DISK, Nothing, HANDLES, ""),
+    case("files count /scratch", DISK, Nothing, FINE, ""),
+    case("p2:files escape /scratch", DISK, Nothing, FINE, ""),
+    case("p2:files fill /scratch", DISK, Nothing, FINE, ""),
+    case("p2:files sparse /scratch", DISK, Nothing, FINE, ""),
+    case("p2:files many /scratch", DISK, Nothing, FINE, ""),
+    case("p2:files hold /scratch", DISK, Nothing, HANDLES, ""),
+    case("p2:files count /scratch", DISK, Nothing, FINE, ""),
+];
+
 /// All of them.
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
-    [COMPUTE, HOST_CALLS, COMPONENTS, BUNDLES].into_iter().flatten()
+    [COMPUTE, HOST_CALLS, COMPONENTS, BUNDLES, DISKS].into_iter().flatten()
 }

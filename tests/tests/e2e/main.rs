@@ -10,6 +10,7 @@ mod executors;
 mod guests;
 mod hostile;
 mod hostile_generate;
+mod hostile_limits;
 mod hostile_table;
 mod isolation;
 mod jobs;

@@ -1,0 +1,5 @@
+;; Asks a clock that does not exist.
+(module
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $time (param i32 i64 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start") (drop (call $time (i32.const 77) (i64.const 0) (i32.const 0)))))
