@@ -84,7 +84,9 @@ pub(crate) fn start_task(
         fds.push(descriptor(&stdin.file)?);
     }
     let mut own = own_environment(key, &launch.spec, &launch.resources);
-    if let Some(timeout) = launch.spec.limits.timeout {
+    if !ready.asks_who_it_is {
+        own.retain(|(name, _)| !name.starts_with("SMALTI_"));
+    } else if let Some(timeout) = launch.spec.limits.timeout {
         own.push(("SMALTI_DEADLINE_US".into(), now.after(timeout).0.to_string()));
     }
     own.extend(environment);

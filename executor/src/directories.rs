@@ -22,6 +22,10 @@ use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 /// Most directories of one guest.
 pub(crate) const MAX_DIRECTORIES: usize = 32;
 
+/// The guest's root, and where it finds what its bundle brings.
+const ROOT: &str = "/";
+const ASSETS: &str = "/assets";
+
 /// The current directory is one per process.
 static CURRENT: Mutex<()> = Mutex::new(());
 
@@ -123,8 +127,12 @@ fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// `path` relative to `top`, if it is that or lies below it.
+/// `path` relative to `top`, if it is that or lies below it. A disk that is the guest's whole root begins as a copy of what the
+/// bundle brings; inputs stay where they are.
 fn below<'a>(path: &'a str, top: &str) -> Option<&'a str> {
+    if top == ROOT {
+        return (path == ASSETS).then_some("");
+    }
     let rest = path.strip_prefix(top)?;
     if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
 }

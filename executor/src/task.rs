@@ -42,7 +42,10 @@ pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs, clock: &Arc<Slo
     } else {
         link.send(Message::Started(v1::Started { run: handle.run }));
         activity.begin();
-        let env = template.timeout.map(|t| ("SMALTI_DEADLINE_US", deadline_us(t).to_string())).into_iter().collect();
+        // Only guests that are told who they are.
+        let told = template.env.iter().any(|(name, _)| name.starts_with("SMALTI_"));
+        let deadline = template.timeout.filter(|_| told);
+        let env = deadline.map(|t| ("SMALTI_DEADLINE_US", deadline_us(t).to_string())).into_iter().collect();
         let mut ended = match directories(scratch.as_ref(), &template) {
             Err(failure) => Ended::failed(failure),
             Ok(directories) => {

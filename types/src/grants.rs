@@ -16,9 +16,7 @@ pub const MAX_DISK_PATH: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrantsError {
     /// The path of the writable directory.
-    #[error(
-        "disk path `{0}`: it must be absolute, without `.`, `..`, `//` and a final `/`, at most {MAX_DISK_PATH} bytes, and not `/` itself"
-    )]
+    #[error("disk path `{0}`: it must be `/`, or absolute without `.`, `..`, `//` and a final `/`, and have at most {MAX_DISK_PATH} bytes")]
     Path(String),
     /// A directory of no size.
     #[error("disk path `{0}` without disk: say how much, like --disk 1GiB:{0}")]
@@ -42,7 +40,7 @@ pub enum GrantsError {
 /// When it is anything but absolute and normalised.
 pub fn check_path(path: &str) -> Result<(), GrantsError> {
     let normal = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
-    let fine = path.len() <= MAX_DISK_PATH && path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(normal));
+    let fine = path == "/" || path.len() <= MAX_DISK_PATH && path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(normal));
     if fine { Ok(()) } else { Err(GrantsError::Path(path.chars().take(MAX_DISK_PATH).collect())) }
 }
 
@@ -113,11 +111,10 @@ mod tests {
 
     #[test]
     fn only_normal_absolute_paths_are_taken() {
-        for good in ["/scratch", "/a/b", "/.hidden", "/a..b"] {
+        for good in ["/", "/scratch", "/a/b", "/.hidden", "/a..b"] {
             assert_eq!(check_path(good), Ok(()), "{good}");
         }
-        for bad in ["", "/", "a", "a/b", "/a/", "//a", "/a//b", "/.", "/a/..", "/../a", "/a/./b", "/a\0", &format!("/{}", "x".repeat(2000))]
-        {
+        for bad in ["", "a", "a/b", "/a/", "//a", "/a//b", "/.", "/a/..", "/../a", "/a/./b", "/a\0", &format!("/{}", "x".repeat(2000))] {
             assert!(matches!(check_path(bad), Err(GrantsError::Path(_))), "{bad}");
         }
     }
@@ -132,6 +129,10 @@ mod tests {
             let spec = TaskSpec { inputs: vec![input], ..placed.clone() };
             assert_eq!(spec.check_grants(&resources(1)).is_err(), clash);
         }
+        // Each is a directory of its own to the guest; the longest name wins.
+        let input = Input { guest_path: Some("/inputs/a".into()), uri: None, digest: Some(Digest::of(b"i")), length: 1, etag: None };
+        let root = TaskSpec { disk_path: Some("/".into()), inputs: vec![input], ..spec() };
+        assert_eq!(root.check_grants(&resources(1)), Ok(()));
         let deep = TaskSpec { disk_path: Some("/inputs/a/b".into()), ..spec() };
         let input = Input { guest_path: Some("/inputs/a".into()), uri: None, digest: Some(Digest::of(b"i")), length: 1, etag: None };
         assert!(TaskSpec { inputs: vec![input], ..deep }.check_grants(&resources(1)).is_err());

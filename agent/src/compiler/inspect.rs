@@ -36,7 +36,13 @@ pub struct Inspection {
     pub imports: Vec<String>,
     /// Names.
     pub exports: Vec<String>,
+    /// Whether it mentions the variables in which a task is told who it is. A program that does not has no use for them, and
+    /// may mind variables that nobody gave it.
+    pub asks_who_it_is: bool,
 }
+
+/// How the names of those variables begin.
+const OWN_VARIABLES: &[u8] = b"SMALTI_";
 
 /// Turns text into binary; binary passes unchanged.
 pub(crate) fn to_binary(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Refusal> {
@@ -81,7 +87,8 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, Refusal> {
             _ => {}
         }
     }
-    found.finish()
+    let asks_who_it_is = bytes.windows(OWN_VARIABLES.len()).any(|w| w == OWN_VARIABLES);
+    Ok(Inspection { asks_who_it_is, ..found.finish()? })
 }
 
 /// Refuses a module, also one inside a component, that has more memories or tables than any slot of an executor, or more of
@@ -194,7 +201,7 @@ impl Found {
             };
             return Err(Refusal::new(Reason::NoEntryPoint, message));
         }
-        Ok(Inspection { component: self.component, imports: self.imports, exports: self.exports })
+        Ok(Inspection { component: self.component, imports: self.imports, exports: self.exports, asks_who_it_is: false })
     }
 }
 

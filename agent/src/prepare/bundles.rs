@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Format of [`Meta`]; raised on every change.
-const META_FORMAT: u32 = 1;
+const META_FORMAT: u32 = 2;
 /// Hexadecimal digits of the settings key in a directory's name.
 const SETTINGS_DIGITS: usize = 16;
 
@@ -38,6 +38,8 @@ pub(crate) struct Bundle {
     pub(crate) name: String,
     pub(crate) component: bool,
     pub(crate) code: Arc<File>,
+    /// Whether it mentions the variables that tell a task who it is.
+    pub(crate) asks_who_it_is: bool,
     /// The archive's other files.
     pub(crate) assets: Option<Arc<File>>,
     used: AtomicU64,
@@ -51,6 +53,7 @@ struct Meta {
     name: String,
     component: bool,
     archive: bool,
+    asks_who_it_is: bool,
     code: Digest,
 }
 
@@ -205,6 +208,7 @@ impl Bundles {
             digest,
             name: meta.name,
             component: meta.component,
+            asks_who_it_is: meta.asks_who_it_is,
             code: Arc::new(code),
             assets,
             used: AtomicU64::new(self.cache.now()),
@@ -291,17 +295,24 @@ impl Bundles {
             let shown = if name.ends_with(".wasm") || name.ends_with(".wat") { format!("{name} ({})", key.0) } else { key.0.to_string() };
             Failure::new(r.reason, format!("the bundle {shown} cannot run: {}", r.message))
         })?;
-        let meta = (name, compiled.inspection.component, unpacked.is_some());
+        let (inspection, archive) = (compiled.inspection, unpacked.is_some());
+        let meta = move |code| Meta {
+            format: META_FORMAT,
+            name,
+            component: inspection.component,
+            archive,
+            asks_who_it_is: inspection.asks_who_it_is,
+            code,
+        };
         let this = self.clone();
         blocking(move || this.finish(key, work, &compiled.code, meta)).await
     }
 
     /// Describes the code, moves it into place and opens it.
-    fn finish(&self, key: Key, work: tempfile::TempDir, code: &Path, meta: (String, bool, bool)) -> Result<Arc<Bundle>, Failure> {
+    fn finish(&self, key: Key, work: tempfile::TempDir, code: &Path, meta: impl FnOnce(Digest) -> Meta) -> Result<Arc<Bundle>, Failure> {
         let target = self.compiled_dir(key);
         let written = || -> io::Result<u64> {
-            let (name, component, archive) = meta;
-            let meta = Meta { format: META_FORMAT, name, component, archive, code: hash(&File::open(code)?)? };
+            let meta = meta(hash(&File::open(code)?)?);
             let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(work.path().join("meta.json"))?;
             serde_json::to_writer(&mut file, &meta)?;
             file.sync_data()?;

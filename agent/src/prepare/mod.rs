@@ -210,6 +210,8 @@ pub struct Ready {
     pub name: String,
     /// A component, else a core module.
     pub component: bool,
+    /// Whether the bundle may read the variables that tell a task who it is.
+    pub asks_who_it_is: bool,
     /// The compiled code, opened for reading and verified; made by this agent's own compiler process. The descriptor is
     /// shared by all tasks of the bundle: map it, or read at absolute positions.
     pub code: Arc<File>,

@@ -264,6 +264,8 @@ fn ready(bundle: &Bundle, spec: &TaskSpec) -> Ready {
         digest: bundle.digest,
         name: name.unwrap_or_else(|| bundle.name.clone()),
         component: bundle.component,
+        // An interpreter's script may ask where the interpreter does not.
+        asks_who_it_is: bundle.asks_who_it_is || bundle.assets.is_some(),
         code: bundle.code.clone(),
         dirs: dirs.collect(),
         stdin: None,

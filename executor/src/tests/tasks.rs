@@ -201,12 +201,15 @@ fn stdin_is_the_named_part_of_a_file() {
 fn the_guest_sees_its_environment_and_its_deadline() {
     let mut agent = Agent::start(1);
     let module = agent.load(guests::ENVIRONMENT);
-    let env = vec!["A=1".to_owned(), "B=x=y".to_owned(), "SMALTI_DEADLINE_US=7".to_owned()];
+    let env = vec!["A=1".to_owned(), "B=x=y".to_owned(), "SMALTI_TASK_ID=t".to_owned(), "SMALTI_DEADLINE_US=7".to_owned()];
     agent.outcome(1, v1::Guest { env, timeout_us: Some(3_600_000_000), ..guest(module) });
     let printed = String::from_utf8(agent.read("t1/stdout")).expect("text");
     let variables: Vec<_> = printed.split('\0').collect();
-    assert_eq!(variables[..2], ["A=1", "B=x=y"]);
-    assert!(variables[2].starts_with("SMALTI_DEADLINE_US=1"), "{variables:?}");
+    assert_eq!(variables[..3], ["A=1", "B=x=y", "SMALTI_TASK_ID=t"]);
+    assert!(variables[3].starts_with("SMALTI_DEADLINE_US=1"), "{variables:?}");
+    // One that is not told who it is gets nothing that it was not given.
+    agent.outcome(2, v1::Guest { env: vec!["A=1".to_owned()], timeout_us: Some(3_600_000_000), ..guest(module) });
+    assert!(agent.read("t2/stdout").starts_with(b"A=1\0\0"), "{:?}", agent.read("t2/stdout").get(..40));
     agent.stop();
 }
 
