@@ -1,4 +1,4 @@
-;; A component that waits for an hour on five hundred pollables at once.
+;; A component that waits for an hour on two hundred pollables at once.
 (component
   (import "wasi:io/poll@0.2.0" (instance $poll
     (export "pollable" (type $p (sub resource)))
@@ -22,8 +22,8 @@
       (loop $more
         (i32.store (i32.mul (local.get $n) (i32.const 4)) (call $subscribe (i64.const 3600000000000)))
         (local.set $n (i32.add (local.get $n) (i32.const 1)))
-        (br_if $more (i32.lt_u (local.get $n) (i32.const 500))))
-      (call $wait (i32.const 0) (i32.const 500) (i32.const 8000))
+        (br_if $more (i32.lt_u (local.get $n) (i32.const 200))))
+      (call $wait (i32.const 0) (i32.const 200) (i32.const 8000))
       (i32.const 0)))
   (core instance $i (instantiate $main (with "" (instance
     (export "memory" (memory $m "memory")) (export "subscribe" (func $subscribe)) (export "wait" (func $wait))))))

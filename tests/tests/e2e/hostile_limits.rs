@@ -126,7 +126,7 @@ fn all_slots_attacked_at_once_never_bring_their_executor_to_its_limit() -> Resul
         }
         std::thread::sleep(Duration::from_millis(20));
         let tasks = c.json(&["ps", "--all"])?;
-        Ok(tasks.as_array().is_some_and(|t| t.len() == jobs.len() && t.iter().all(|t| t["reason"] != "NONE" && t["exit_code"].is_null())))
+        Ok(tasks.as_array().is_some_and(|t| t.len() == jobs.len() && t.iter().all(|t| t["state"] == "FAILED")))
     })?;
     for job in &jobs {
         let task = task(&c, job)?;
