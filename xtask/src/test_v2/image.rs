@@ -66,6 +66,8 @@ const PROGRAMS: &[&str] = &[
 const DIRECTORIES: &[&str] = &["dev", "proc", "sys", "tmp", "run", "root", "etc", "var/tmp", "v2"];
 /// Room for what the tests write, beside what the image holds.
 const FREE: u64 = 2 << 30;
+/// Authorities whose certificates the agent trusts when it fetches; without any it does not start.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Files that programs read: names, addresses, and how mkfs makes its file systems.
 const ETC: &[(&str, &str)] = &[
     ("passwd", "root:x:0:0::/root:/bin/sh\nsmalti:x:1000:1000::/tmp:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"),
@@ -112,6 +114,7 @@ pub(super) fn root(image: &Path, staging: &Path, init: &Path, built: &[PathBuf])
             root.add_libraries(path)?;
         }
     }
+    root.add(Path::new(CERTIFICATES)).context("the agent needs certificates of authorities (Debian's package ca-certificates)")?;
     for path in tracked()? {
         root.add(&path)?;
     }

@@ -98,6 +98,8 @@ pub(super) struct Programs {
 
 /// Modules of the agent's unit tests that touch the kernel's limits.
 const AGENT: &[&str] = &["cgroup::", "launcher::", "detect::"];
+/// Modules of the executor's unit tests that do: the others compile guests for minutes under emulation, and depend on no kernel.
+const EXECUTOR: &[&str] = &["confine::", "supervise"];
 /// End-to-end modules, by what they promise.
 const E2E: &[&str] = &["limits::", "kill::", "executors::", "isolation::", "resources::", "guests::", "cgroup_v2::"];
 /// The smaller choice, for the second kernel.
@@ -114,7 +116,7 @@ pub(super) fn plan(series: Series, programs: &Programs, workspace: &Path, filter
     };
     let suites = vec![
         suite("agent", &programs.agent, AGENT, Place::Root),
-        suite("executor", &programs.executor, &[], Place::Root),
+        suite("executor", &programs.executor, EXECUTOR, Place::Root),
         suite("e2e", &programs.e2e, e2e, Place::Root),
         suite("agent, delegated", &programs.agent, AGENT, Place::Delegated),
         suite("e2e, delegated", &programs.e2e, E2E_SMALL, Place::Delegated),
