@@ -40,7 +40,7 @@ const NICE: i32 = 19;
 
 /// Measures both classes.
 pub(crate) fn measure(effort: Effort, figures: &mut Figures) -> Result<()> {
-    let agent = AgentConfig { cpus: "1".into(), mem: "4GiB".into(), flags: Vec::new() };
+    let agent = AgentConfig { cpus: "1".into(), mem: "4GiB".into(), ..AgentConfig::default() };
     let env = vec![("RUST_LOG".into(), "warn".into())];
     println!("settings: 1 agent with --cpus 1 on this machine of {} cores, 0.5 cpus for each of two roles", cores());
     for class in [Isolation::Instance, Isolation::Process] {

@@ -148,7 +148,11 @@ impl World {
                 // The socket keeps its order, so the delay is the same for all.
                 self.after(20, Happening::Executor(i, life, executor, Inside::Told(message)));
             }
-            Message::CancelPrepare { .. } | Message::SetSlotCpus { .. } | Message::SetExecutorMemory { .. } | Message::Ended { .. } => {}
+            Message::CancelPrepare { .. }
+            | Message::SetSlotCpus { .. }
+            | Message::SlotsIdle { .. }
+            | Message::SetExecutorMemory { .. }
+            | Message::Ended { .. } => {}
         }
         Ok(())
     }
