@@ -220,7 +220,7 @@ mod tests {
         let open = |kind: &str| File::options().write(true).open(temp.path().join(format!("slot-0.{kind}"))).expect("open");
         write(&SlotOutput::new(open("out"), open("err"), open("ledger")).expect("made"), 8);
         let ledger = std::fs::read(temp.path().join("slot-0.ledger")).expect("read");
-        let records: Vec<Record> = ledger.chunks_exact(RECORD_LEN).map(|r| Record::decode(r).expect("a record")).collect();
+        let records: Vec<Record> = ledger.as_chunks::<RECORD_LEN>().0.iter().map(|r| Record::decode(r).expect("a record")).collect();
         assert_eq!(records.iter().map(|r| (r.item, r.out_offset, r.out_length)).collect::<Vec<_>>(), [(7, 0, 3), (8, 8, 3)]);
     }
 
