@@ -44,8 +44,9 @@ const ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
 pub(crate) fn handles_per_guest(slots: u32) -> (usize, Option<String>) {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(OWN_DESCRIPTORS, |(soft, _)| soft);
     let handles = share(limit, slots);
-    let warning = (handles < MAX_HANDLES)
-        .then(|| format!("a guest may have {handles} open handles, not {MAX_HANDLES}: the limit on open files is {limit} for {slots} slots"));
+    let warning = (handles < MAX_HANDLES).then(|| {
+        format!("a guest may have {handles} open handles, not {MAX_HANDLES}: the limit on open files is {limit} for {slots} slots")
+    });
     (handles, warning)
 }
 

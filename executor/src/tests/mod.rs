@@ -3,8 +3,8 @@
 mod arrays;
 mod files;
 mod guests;
-mod network;
 mod modes;
+mod network;
 mod speed;
 mod tasks;
 
