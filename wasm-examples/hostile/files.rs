@@ -97,7 +97,9 @@ fn escape(directory: &Path) -> Result<(), String> {
     try_read(&directory.join(format!("way/{up}etc/passwd")));
     let mut written = Vec::new();
     for outside in ["/escaped", "/tmp/escaped", "/assets/escaped", "/proc/escaped"] {
-        if File::create(outside).is_ok() || fs::rename(directory.join("b"), outside).is_ok() {
+        let made = File::create(outside).is_ok() || fs::rename(directory.join("b"), outside).is_ok();
+        // The guest's top may be the same directory as its disk: what arrives there has not left it.
+        if made && !directory.join(outside.trim_start_matches('/')).exists() {
             written.push(outside);
         }
     }
@@ -150,7 +152,9 @@ fn fill(directory: &Path) -> Result<(), String> {
     };
     println!("{bytes}");
     let last = file.sync_all();
-    if error.kind() == ErrorKind::StorageFull { Ok(()) } else { Err(format!("after {bytes} bytes: {error}; {last:?}")) }
+    // Streams of WASI 0.2 carry no code: its C library makes an I/O error of whatever ended one.
+    let full = error.kind() == ErrorKind::StorageFull || cfg!(target_env = "p2") && error.to_string().contains("os error 29");
+    if full { Ok(()) } else { Err(format!("after {bytes} bytes: {error}; {last:?}")) }
 }
 
 /// Files that are long and have nothing in them.

@@ -7,7 +7,7 @@ use super::Refusal;
 use std::time::Duration;
 
 /// Processor time that every guest may take, all threads together: the smallest ones need 50 ms.
-const PROCESSOR_TIME: Duration = Duration::from_secs(5);
+const PROCESSOR_TIME: Duration = Duration::from_secs(30);
 /// As much again for each MiB of Wasm: Cranelift takes about half a second for one that people wrote.
 const PROCESSOR_TIME_PER_MIB: Duration = Duration::from_secs(2);
 /// Whatever its size, no guest may take more.
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn time_grows_with_size_up_to_a_limit() {
         assert_eq!(processor_time(0), PROCESSOR_TIME);
-        assert_eq!(processor_time(10 << 20), Duration::from_secs(25));
+        assert_eq!(processor_time(10 << 20), Duration::from_secs(50));
         assert_eq!(processor_time(u64::MAX), MAX_PROCESSOR_TIME);
     }
 

@@ -231,7 +231,7 @@ fn the_signals_of_the_limits_have_messages_that_name_them() {
         runtime.block_on(compiler.compile(Path::new("/nowhere"), Path::new("/nowhere"), false)).0.unwrap_err()
     };
     for (script, named) in [
-        ("kill -XCPU $$", "more than 5 s of processor time"),
+        ("kill -XCPU $$", "more than 30 s of processor time"),
         ("kill -SEGV $$", "stack"),
         ("echo 'memory allocation of 9 bytes failed' >&2; kill -ABRT $$", "of memory"),
     ] {

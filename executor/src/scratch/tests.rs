@@ -1,3 +1,5 @@
+//! A slot's disk in directories that stand for mounts: seeding, emptying, what the guest is told about its limit.
+
 use super::*;
 use smalti_executor_protocol::v1::{Disk, GuestDir};
 use std::fs;

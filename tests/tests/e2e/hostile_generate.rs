@@ -98,9 +98,19 @@ fn imports_10000(name: &str, ty: &str) -> Vec<u8> {
     module(&(body + r#"(memory (export "memory") 1) (func (export "_start"))"#))
 }
 
+/// A binary, since text of this size is refused. The pattern is not zero, so that nothing can leave it out.
 fn data_48_mib() -> Vec<u8> {
-    // Text of one character a byte; the pattern is not zero, so that nothing can leave it out.
-    module(&format!(r#"(memory (export "memory") 800) (data (i32.const 0) "{}") (func (export "_start"))"#, "x".repeat(48 << 20)))
+    const SIZE: usize = 48 << 20;
+    // type, function, memory (800 pages), export and code section of `(func (export "_start"))`
+    let mut bytes = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x04\x01\0\xa0\x06".to_vec();
+    bytes.extend(b"\x07\x13\x02\x06memory\x02\0\x06_start\0\0\x0a\x04\x01\x02\0\x0b");
+    let mut content = b"\x01\0\x41\0\x0b".to_vec();
+    leb(&mut content, SIZE);
+    content.resize(content.len() + SIZE, b'x');
+    bytes.push(0x0b);
+    leb(&mut bytes, content.len());
+    bytes.extend(content);
+    bytes
 }
 
 fn data_10000_segments() -> Vec<u8> {

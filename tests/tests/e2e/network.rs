@@ -183,8 +183,14 @@ fn page() -> Result<(SocketAddr, std::thread::JoinHandle<std::io::Result<()>>)> 
     let at = listener.local_addr()?;
     let thread = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept()?;
-        let mut request = [0; 1024];
-        let _ = stream.read(&mut request)?;
+        // All of the request: a connection that is closed with bytes unread is reset, and the answer may be lost with it.
+        let (mut request, mut some) = (Vec::new(), [0; 1024]);
+        while !request.ends_with(b"\r\n\r\n") {
+            match stream.read(&mut some)? {
+                0 => break,
+                n => request.extend_from_slice(&some[..n]),
+            }
+        }
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\npage\n")
     });
     Ok((at, thread))

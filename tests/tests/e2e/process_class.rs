@@ -109,7 +109,7 @@ fn limits_and_exit_codes_are_those_of_class_instance() -> Result {
     let cases: [(&[&str], &[&str], i32, &str); 7] = [
         (&[], &["exit", "0"], 0, ""),
         (&[], &["exit", "125"], 125, "EXIT_CODE"),
-        (&[], &["exit", "200"], 134, "EXIT_CODE"),
+        (&[], &["exit", "200"], 134, "TRAP"),
         (&[], &["trap"], 134, "TRAP"),
         (&["--timeout", "300ms"], &["loop"], 124, "TIME_LIMIT"),
         (&["--mem", "32MiB"], &["eat-memory", "1000"], 137, "MEMORY_LIMIT"),
