@@ -5,7 +5,7 @@ use crate::Effort;
 use crate::figures::{Figures, percentile};
 use anyhow::{Context, Result, bail, ensure};
 use smalti_tests::Cluster;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 

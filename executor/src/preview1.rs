@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(find_large(&with_records(&[(u32::MAX - 10, large)]), call(0, 1)), None, "wraps");
         assert_eq!(find_large(&with_records(&[(3 << 20, 2 << 20)]), call(0, 1)), None, "leaves the memory");
         assert_eq!(find_large(&bytes, call(u32::MAX - 3, i32::MAX)), None, "records outside");
-        assert_eq!(find_large(&bytes, call(SIZE as u32 - 4, -1)), None, "records at the edge");
+        assert_eq!(find_large(&bytes, call(u32::try_from(SIZE).unwrap() - 4, -1)), None, "records at the edge");
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(crate) fn run(suite: &Path, reference: Option<&str>) -> Result<()> {
         let mark = |verdict: &Verdict| if verdict.is_ok() { "passed" } else { "FAILED" };
         let beside = theirs.as_ref().map(mark).unwrap_or_default();
         println!("{:<60} {} {beside} {}", case.name, mark(&ours), ours.as_ref().err().map_or("", String::as_str));
-        if ours.is_err() && !theirs.is_some_and(|t| t.is_err()) {
+        if ours.is_err() && theirs.is_none_or(|t| t.is_ok()) {
             worse.push(case.name.as_str());
         }
     }

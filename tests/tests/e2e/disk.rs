@@ -37,7 +37,7 @@ fn is_bounded_and_as_new(backend: &str) -> Result {
         let filled = run(&["fill"])?;
         assert_eq!(filled.code, 0, "{}", filled.stderr);
         let bytes = number(&filled.stdout)?;
-        assert!(bytes <= 4 << 20 && bytes >= (4 << 20) - (64 << 10), "{bytes}");
+        assert!(((4 << 20) - (64 << 10)..=4 << 20).contains(&bytes), "{bytes}");
         let files = number(&run(&["files"])?.stdout)?;
         assert!((900..=1100).contains(&files), "{files}");
         let failed = run(&["need", "10000000"])?;

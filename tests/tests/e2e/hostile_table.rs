@@ -39,7 +39,6 @@ const OUTPUT: End = ("FAILED", "OUTPUT_LIMIT", 137);
 const HANDLES: End = ("FAILED", "HANDLE_LIMIT", 137);
 const INSTANCES: End = ("FAILED", "INSTANCE_LIMIT", 137);
 const INVALID: End = ("FAILED", "INVALID_BUNDLE", 126);
-const MISSING: End = ("FAILED", "MISSING_IMPORT", 126);
 
 const fn exits(code: i32) -> End {
     ("FAILED", "EXIT_CODE", code)

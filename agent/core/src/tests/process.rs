@@ -50,6 +50,11 @@ impl World {
     }
 }
 
+/// An executor's number: runs and executors count alike here.
+fn number(run: u64) -> u32 {
+    u32::try_from(run).unwrap()
+}
+
 #[test]
 fn an_executor_is_ready_before_its_task_and_ends_with_it() {
     let mut w = World::new(Parameters { pool: 2, pool_from_start: true, ..parameters() });
@@ -115,11 +120,11 @@ fn an_executor_is_limited_to_its_own_task() {
 fn starts_are_bounded_and_those_who_wait_are_served_in_order() {
     let mut w = World::new(Parameters { most_starting: 2, most_processes: 3, ..no_pool() });
     for (run, name) in (1..).zip(["a", "b", "c", "d"]) {
-        w.event(launch_own(1 + run as u32 % 2, name));
+        w.event(launch_own(1 + number(run) % 2, name));
         assert!(matches!(w.next(), Message::Prepare { .. }));
         w.event(prepared(run));
         if run <= 2 {
-            w.starts(run as u32, ExecutorKind::Pooled);
+            w.starts(number(run), ExecutorKind::Pooled);
         }
         w.silent();
     }
@@ -204,10 +209,10 @@ fn when_an_executor_dies_only_its_task_fails_and_its_memory_limit_is_the_tasks()
     let mut w = World::new(no_pool());
     for (run, name) in (1..=2).zip(["a", "b"]) {
         w.launched_own(1, name, run);
-        w.starts(run as u32, ExecutorKind::Pooled);
-        w.event(up(run as u32));
-        w.bound(run as u32, 1, name, run);
-        w.runs(run as u32, run);
+        w.starts(number(run), ExecutorKind::Pooled);
+        w.event(up(number(run)));
+        w.bound(number(run), 1, name, run);
+        w.runs(number(run), run);
     }
     w.event(exited(1, "killed by signal 11 (SIGSEGV)"));
     w.ended(1, "a");
