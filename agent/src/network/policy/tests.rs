@@ -17,7 +17,7 @@ fn protected() -> Protected {
 /// Whether the default role may go to `host:port` at `address`.
 fn may(policy: &str, endpoint: &str, address: &str) -> bool {
     let policy: Policy = policy.parse().unwrap();
-    policy.check(&role(""), &endpoint.parse().unwrap(), address.parse().unwrap(), &protected()).is_ok()
+    policy.check(&Role::default(), &endpoint.parse().unwrap(), address.parse().unwrap(), &protected()).is_ok()
 }
 
 fn only(rules: &[&str]) -> String {
@@ -132,7 +132,7 @@ proptest! {
         let policy: Policy = only(&["public", "0.0.0.0/0:*", "[::/0]:*", "[2000::/3]:*"]).parse().unwrap();
         for address in [IpAddr::from(six), IpAddr::from(four), IpAddr::from(four.to_ipv6_mapped())] {
             let endpoint = Endpoint::new(&address.to_string(), port).unwrap();
-            let allowed = policy.check(&role(""), &endpoint, address, &protected()).is_ok();
+            let allowed = policy.check(&Role::default(), &endpoint, address, &protected()).is_ok();
             prop_assert!(!allowed || scope(address) == Scope::Public);
         }
     }
@@ -143,6 +143,6 @@ proptest! {
         let address = IpAddr::from(std::net::Ipv4Addr::from_bits(bits | 0xe000_0000));
         let policy: Policy = only(&[&format!("{address}:{port}"), "0.0.0.0/0:*"]).parse().unwrap();
         let endpoint = Endpoint::new(&address.to_string(), port).unwrap();
-        prop_assert!(policy.check(&role(""), &endpoint, address, &protected()).is_err());
+        prop_assert!(policy.check(&Role::default(), &endpoint, address, &protected()).is_err());
     }
 }
