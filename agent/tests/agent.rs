@@ -389,7 +389,7 @@ async fn it_tells_what_its_executors_are() {
     };
     let [executor] = &reports.executors[..] else { panic!("{reports:?}") };
     assert_eq!((executor.framework.as_str(), executor.slots, executor.memory_limit > 0), ("F1-1", 32, true), "{executor:?}");
-    assert!(w.executors().contains(&executor.pid) && executor.uid.is_some(), "{executor:?}");
+    assert!(executor.pid > 0 && executor.uid.is_some(), "{executor:?}");
     assert!(["pooling", "on-demand"].contains(&executor.allocator.as_str()), "{executor:?}");
     assert!(executor.layers.contains_key("pid_namespace"), "{executor:?}");
     assert!(["agent", "executors", "compiler"].iter().all(|part| reports.overhead_memory.contains_key(*part)), "{reports:?}");
