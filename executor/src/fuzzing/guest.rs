@@ -52,7 +52,7 @@ impl Guest {
         let mut u = Unstructured::new(data);
         let repeats = u.ratio(1, 8)?;
         let limit = if repeats || u.ratio(3, 4)? { Limit::Fuel(*u.choose(&FUEL)?) } else { Limit::Time(TIME_US) };
-        let memory = *u.choose(&[PAGE, 1 << 20, 8 << 20, 32 << 20])?;
+        let memory = *u.choose(&[PAGE, 4 << 20, 32 << 20, 32 << 20])?;
         let output = *u.choose(&[0, 100, 1 << 20])?;
         let (disk, stdin) = (!repeats && u.arbitrary()?, !repeats && u.arbitrary()?);
         let calls = !repeats && u.ratio(1, 4)?;
@@ -88,7 +88,7 @@ fn binary(text: &str) -> Vec<u8> {
 
 /// A random module that exports what a program must, and whether it may be one that the compiler refuses.
 fn smith(u: &mut Unstructured<'_>, imports: bool) -> Result<(Vec<u8>, bool)> {
-    let memory = *u.choose(&["1", "0", "1 3", "20", "300 1000"])?;
+    let memory = *u.choose(&["1", "0", "1 3", "20", "200 1000"])?;
     let exports = format!(r#"(module (func (export "_start")) (memory (export "memory") {memory}))"#);
     // The most there may be of some things is chosen by the bytes, too.
     let mut config = Config::arbitrary(u)?;
@@ -97,7 +97,7 @@ fn smith(u: &mut Unstructured<'_>, imports: bool) -> Result<(Vec<u8>, bool)> {
     config.max_imports = 20;
     config.max_memories = config.max_memories.clamp(1, 5);
     config.max_tables = config.max_tables.min(17);
-    config.max_memory32_bytes = *u.choose(&[2 << 20, 32 << 20, 4 << 30])?;
+    config.max_memory32_bytes = *u.choose(&[64 << 10, 2 << 20, 2 << 20, 4 << 30])?;
     config.max_table_elements = *u.choose(&[1_000, 120_000])?;
     config.max_instructions = 200;
     config.memory_max_size_required = false;
@@ -114,8 +114,14 @@ fn smith(u: &mut Unstructured<'_>, imports: bool) -> Result<(Vec<u8>, bool)> {
     ] {
         *switch &= forbidden;
     }
+    // Guests may have function references; those to the host's objects, which come with them here, they may not.
+    config.reference_types_enabled &= forbidden || u.ratio(1, 4)?;
+    if !config.reference_types_enabled {
+        config.max_tables = config.max_tables.min(1);
+        config.gc_enabled = false;
+    }
     config.shared_everything_threads_enabled = false;
     config.custom_descriptors_enabled = false;
-    let doubtful = forbidden || config.allow_invalid_funcs;
+    let doubtful = forbidden || config.allow_invalid_funcs || config.reference_types_enabled;
     Ok((Module::new(config, u)?.to_bytes(), doubtful))
 }

@@ -17,6 +17,8 @@ const SEED_FILE: &str = "SMALTI_RANDOM_SEED_FILE";
 /// Threads that end by themselves have this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The worker, its slot, the ticker.
+const WORKER_THREADS: usize = 3;
 /// The test harness's two, the worker, its slot, the slot's two for files, the ticker.
 const MOST_THREADS: usize = 7;
 /// An executor's: sockets, directories, epoll. Everything of a guest is gone when it is counted.
@@ -67,6 +69,7 @@ fn alone() {
         let setup = Setup::ALL[usize::try_from((seeds.start - first) / PER_EXECUTOR).expect("small") % Setup::ALL.len()];
         let mut executor = Executor::start(setup, true);
         walls += 1;
+        assert!(filtered() >= WORKER_THREADS, "only {} threads are behind the filter", filtered());
         for seed in seeds.by_ref().take(usize::try_from(PER_EXECUTOR).expect("small")) {
             *endings.entry(run(&mut executor, seed)).or_default() += 1;
             if seed % LOOK_EVERY == LOOK_EVERY - 1 {
@@ -107,6 +110,13 @@ fn count(what: &str) -> usize {
         Ok(entries) => entries.count(),
         Err(_) => std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}")).lines().count(),
     }
+}
+
+/// Threads behind a system call filter.
+fn filtered() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("listed").flatten();
+    // One that ends meanwhile is not there any more.
+    tasks.filter(|t| std::fs::read_to_string(t.path().join("status")).is_ok_and(|s| s.contains("Seccomp:\t2"))).count()
 }
 
 /// Bytes in memory.
