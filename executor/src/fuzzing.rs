@@ -7,6 +7,7 @@
 //! executor.
 
 mod agent;
+mod component;
 mod guest;
 mod wasi;
 

@@ -3,7 +3,7 @@
 //! Owns the choice between the kinds of guests and how much of everything they may have, which is a little more than an executor
 //! allows. Deliberately absent: running them.
 
-use super::wasi;
+use super::{component, wasi};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use wasm_smith::{Config, Module};
 
@@ -55,9 +55,13 @@ impl Guest {
         let memory = *u.choose(&[PAGE, 4 << 20, 32 << 20, 32 << 20])?;
         let output = *u.choose(&[0, 100, 1 << 20])?;
         let (disk, stdin) = (!repeats && u.arbitrary()?, !repeats && u.arbitrary()?);
-        let calls = !repeats && u.ratio(1, 4)?;
-        let (wasm, doubtful) = if calls { (binary(&wasi::calls(&mut u)?), false) } else { smith(&mut u, !repeats)? };
-        Ok(Self { limit, memory, output, disk, stdin, repeats, doubtful, ..Self::plain(wasm) })
+        let kind = if repeats { 7 } else { u.int_in_range(0..=7)? };
+        let (wasm, doubtful) = match kind {
+            0 | 1 => (binary(&wasi::calls(&mut u)?), false),
+            2 => (binary(&component::calls(&mut u)?), false),
+            _ => smith(&mut u, !repeats)?,
+        };
+        Ok(Self { component: kind == 2, limit, memory, output, disk, stdin, repeats, doubtful, ..Self::plain(wasm) })
     }
 
     /// A module that has time but no more.

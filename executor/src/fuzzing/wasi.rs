@@ -72,7 +72,7 @@ pub(super) fn imports() -> String {
       (import "smalti" "result" (func $result (param i32 i32) (result i32)))"#
 }
 
-fn types(arguments: &str) -> String {
+pub(super) fn types(arguments: &str) -> String {
     let each = arguments.chars().map(|kind| match kind {
         'w' => "i64",
         'p' | 'l' => "i32 i32",
@@ -120,6 +120,18 @@ pub(super) fn calls(u: &mut Unstructured<'_>) -> Result<String> {
         }
         let _ = if name == "proc_exit" { writeln!(body, "{call})") } else { writeln!(body, "(drop {call}))") };
     }
+    Ok(format!(
+        r#"(module {} (memory (export "memory") {pages}) {}
+           (func (export "_start") (local $n i32)
+             (loop $again {body}
+               (br_if $again (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const {rounds}))))))"#,
+        imports(),
+        data()
+    ))
+}
+
+/// What the arguments point to.
+pub(super) fn data() -> String {
     let mut data = String::new();
     for (at, name) in (PATHS..).step_by(PATH_STEP as usize).zip(NAMES) {
         let _ = writeln!(data, r#"(data (i32.const {at}) "{name}")"#);
@@ -128,17 +140,11 @@ pub(super) fn calls(u: &mut Unstructured<'_>) -> Result<String> {
         let bytes: String = list.iter().flat_map(|n| n.to_le_bytes()).map(|b| format!("\\{b:02x}")).collect();
         let _ = writeln!(data, r#"(data (i32.const {at}) "{bytes}")"#);
     }
-    Ok(format!(
-        r#"(module {} (memory (export "memory") {pages}) {data}
-           (func (export "_start") (local $n i32)
-             (loop $again {body}
-               (br_if $again (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const {rounds}))))))"#,
-        imports()
-    ))
+    data
 }
 
 /// Appends one argument.
-fn argument(u: &mut Unstructured<'_>, kind: char, pages: u32, call: &mut String) -> Result<()> {
+pub(super) fn argument(u: &mut Unstructured<'_>, kind: char, pages: u32, call: &mut String) -> Result<()> {
     if u.ratio(1, 12)? {
         // Anything at all.
         let (a, b, c) = (u.arbitrary::<i32>()?, u.arbitrary::<i32>()?, u.arbitrary::<i64>()?);

@@ -111,6 +111,8 @@ fn what_a_start_function_does_is_the_guests_own_doing() {
         ("(call $exit (i32.const 0))".to_owned(), Some(0), ""),
         ("(call $exit (i32.const 3))".to_owned(), Some(3), "EXIT_CODE"),
         ("(call $exit (i32.const -1))".to_owned(), None, "TRAP"),
+        // Nothing of the guest's is on the stack.
+        ("(return_call $exit (i32.const -1))".to_owned(), None, "TRAP"),
         ("(loop (br 0))".to_owned(), None, "TIME_LIMIT"),
         (format!("{refused} (loop (br 0))"), None, "TIME_LIMIT"),
         (format!("{refused} (call $exit (i32.const 0))"), Some(0), ""),
