@@ -146,12 +146,16 @@ impl Executor {
     /// # Errors
     /// What was found.
     pub fn look_at_used_slot(&mut self) -> Result<(), String> {
-        let wasm = wat::parse_str(look_text()).map_err(|e| e.to_string())?;
-        let guest = Guest { memory: u64::from(LOOK_PAGES + 1) << 18, ..Guest::plain(wasm) };
-        match self.run(&guest)?.as_str() {
+        match self.look("")?.as_str() {
             "FINISHED" => self.look_at_directories(),
             other => Err(format!("a used slot shows what was there before: {other}")),
         }
+    }
+
+    /// The guest that looks, with something more in its text.
+    pub(crate) fn look(&mut self, more: &str) -> Result<Ending, String> {
+        let wasm = wat::parse_str(look_text(more)).map_err(|e| e.to_string())?;
+        self.run(&Guest { memory: u64::from(LOOK_PAGES + 1) << 18, ..Guest::plain(wasm) })
     }
 
     fn look_at_directories(&self) -> Result<(), String> {
@@ -345,7 +349,7 @@ fn check(guest: &Guest, outcome: &v1::Outcome, written: u64) -> Result<(), Strin
 }
 
 /// A guest with as many memories and tables as a slot has, which traps unless all of them are empty; then it leaves something in each.
-fn look_text() -> String {
+fn look_text(more: &str) -> String {
     let (memories, tables) = (smalti_engine::MAX_MEMORIES, smalti_engine::MAX_TABLES);
     let mut text = String::from("(module (elem declare func $f) (func $f)\n");
     for n in 0..memories {
@@ -375,5 +379,5 @@ fn look_text() -> String {
                (br_if 0 (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 200000))) (i32.const {bytes}))))\n"
         );
     }
-    text + "))"
+    text + ")" + more + ")"
 }

@@ -58,6 +58,21 @@ fn random_guests_end_with_a_reason_and_leave_nothing() {
 }
 
 #[test]
+fn a_single_byte_in_a_used_slot_is_found() {
+    let mut executor = Executor::start(Setup::Best, false);
+    for (left, ending) in [
+        ("", "FINISHED"),
+        (r#"(data (memory $m0) (i32.const 0) "\01")"#, "TRAP"),
+        (r#"(data (memory $m3) (i32.const 33554431) "\01")"#, "TRAP"),
+        ("(elem (table $t0) (i32.const 0) func $f)", "TRAP"),
+        ("(elem (table $t15) (i32.const 99) func $f)", "TRAP"),
+    ] {
+        assert_eq!(executor.look(left).as_deref(), Ok(ending), "{left}");
+    }
+    executor.stop().expect("silence");
+}
+
+#[test]
 #[ignore = "random_guests_end_with_a_reason_and_leave_nothing runs it in a process of its own, because it counts what that holds"]
 fn alone() {
     let (first, modules) = (number("SMALTI_RANDOM_SEED", 0), number("SMALTI_RANDOM_MODULES", MODULES));
