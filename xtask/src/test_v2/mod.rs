@@ -101,13 +101,13 @@ fn choose(setup: Setup<'_>, cache: &Path) -> Accelerator {
 
 /// Builds the test programs, as `cargo xtask test` does, and finds them.
 fn programs() -> Result<Programs> {
-    let executor = test_programs(&["--package", "smalti-executor", "--bins"])?;
+    let executor = test_programs(&["--package", "smalti-executor", "--lib"])?;
     // The features of the whole workspace, but only the targets that are needed: so nothing is built twice.
     let rest = test_programs(&["--workspace", "--exclude", "smalti-executor", "--lib", "--test", "e2e"])?;
     let find = |of: &[(String, PathBuf)], name: &str| {
         of.iter().find(|(n, _)| n == name).map(|(_, path)| path.clone()).with_context(|| format!("cargo built no test program {name}"))
     };
-    Ok(Programs { agent: find(&rest, "smalti_agent")?, executor: find(&executor, "smalti-executor")?, e2e: find(&rest, "e2e")? })
+    Ok(Programs { agent: find(&rest, "smalti_agent")?, executor: find(&executor, "smalti_executor")?, e2e: find(&rest, "e2e")? })
 }
 
 /// Names and paths of test programs of a `cargo test`.
