@@ -1,13 +1,18 @@
 //! The guests of both tenants, as text: each does one thing.
 
-/// Computes over a MiB of memory, the same every time: about a millisecond.
-pub(super) const COMPUTE: &str = r#"(module (memory (export "memory") 17)
+/// Computes over a MiB of memory, the same every time: about a millisecond for each round.
+pub(super) fn compute(rounds: u32) -> String {
+    let steps = 250_000 * rounds;
+    format!(
+        r#"(module (memory (export "memory") 17)
   (func (export "_start") (local $i i32) (local $x i32)
     (loop $l
       (i32.store (i32.and (i32.mul (local.get $i) (i32.const 68)) (i32.const 0xffffc))
         (local.tee $x (i32.add (i32.mul (local.get $x) (i32.const 1664525))
           (i32.load (i32.and (i32.mul (local.get $i) (i32.const 132)) (i32.const 0xffffc))))))
-      (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 250000))))))"#;
+      (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const {steps}))))))"#
+    )
+}
 
 /// Never ends.
 pub(super) const SPIN: &str = r#"(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))"#;
