@@ -28,9 +28,9 @@ pub(crate) struct Options {
     /// Only this kernel; both otherwise
     #[arg(long)]
     kernel: Option<Series>,
-    /// Only tests whose names contain this
+    /// Only tests whose names contain this; repeatable
     #[arg(long, value_name = "TEXT")]
-    filter: Option<String>,
+    filter: Vec<String>,
     /// Keep the images in target/v2
     #[arg(long)]
     keep: bool,
@@ -53,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut accelerator = None;
     let mut bad = Vec::new();
     for kernel in &kernels {
-        let plan = plan::plan(kernel.series, &programs, &workspace_root(), options.filter.as_deref());
+        let plan = plan::plan(kernel.series, &programs, &workspace_root(), &options.filter);
         let first = cache.join(format!("{}.cpio", kernel.series.name()));
         std::fs::write(&first, image::first(&init, &modules::load_order(&kernel.modules)?, &plan)?)?;
         let setup = Setup { kernel, first: &first, root: &root, accelerator: Accelerator::Emulation };
