@@ -76,7 +76,10 @@ fn run(c: &Cluster, case: &Case, class: Class) -> Result<Finished> {
     let bundle = if case.input == Input::Dir { with_directory(c, name)? } else { bundle_of(c, name)? };
     let bundle = bundle.display().to_string();
     let words: Vec<&str> = words.collect();
-    let args = [&["run"], class.flags(), case.flags, &[&*bundle, "--"], &words].concat();
+    // Nothing ends by that limit; on an emulated machine it is longer.
+    let ample = format!("{}s", smalti_tests::patience(table::AMPLE_TIME).as_secs());
+    let flags: Vec<&str> = case.flags.iter().map(|flag| if *flag == table::AMPLE { &*ample } else { flag }).collect();
+    let args = [&["run"], class.flags(), &flags, &[&*bundle, "--"], &words].concat();
     match case.input {
         Input::Stdin(bytes) => c.smalti_with_stdin(&args, &vec![b'x'; bytes]),
         Input::None | Input::Dir => c.smalti(&args),

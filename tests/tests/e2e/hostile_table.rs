@@ -46,9 +46,13 @@ const fn exits(code: i32) -> End {
 
 /// Long enough that it surely runs, short enough for a test.
 const SHORT: &[&str] = &["--timeout", "200ms"];
-const MIB_32: &[&str] = &["--mem", "32MiB", "--timeout", "60s"];
-const PLAIN: &[&str] = &["--timeout", "60s"];
-const LITTLE_OUTPUT: &[&str] = &["--output-limit", "1MiB", "--timeout", "60s"];
+/// Time that no guest uses up which is given it.
+pub(crate) const AMPLE: &str = "60s";
+/// The same as a number.
+pub(crate) const AMPLE_TIME: std::time::Duration = std::time::Duration::from_secs(60);
+const MIB_32: &[&str] = &["--mem", "32MiB", "--timeout", AMPLE];
+const PLAIN: &[&str] = &["--timeout", AMPLE];
+const LITTLE_OUTPUT: &[&str] = &["--output-limit", "1MiB", "--timeout", AMPLE];
 
 /// Guests that compute, recurse, grow.
 pub(crate) const COMPUTE: &[Case] = &[
@@ -69,7 +73,7 @@ pub(crate) const COMPUTE: &[Case] = &[
     case("memory-fill", &["--mem", "64MiB", "--timeout", "200ms"], Nothing, TIME, ""),
     case("memory-dirty", MIB_32, Nothing, TRAP, ""),
     case("memory-held", &["--mem", "64MiB", "--timeout", "500ms"], Nothing, TIME, ""),
-    case("table-growth", &["--mem", "8MiB", "--timeout", "60s"], Nothing, MEMORY, "8388608"),
+    case("table-growth", &["--mem", "8MiB", "--timeout", AMPLE], Nothing, MEMORY, "8388608"),
 ];
 
 /// Guests that ask the host for too much.
@@ -127,8 +131,8 @@ pub(crate) const COMPONENTS: &[Case] = &[
     case("component-pollable-leak", PLAIN, Nothing, HANDLES, ""),
     case("component-stream-leak", PLAIN, Nothing, HANDLES, ""),
     case("component-pollables-held", SHORT, Nothing, TIME, ""),
-    case("component-file-streams", &["--mem", "16MiB", "--timeout", "60s"], Dir, exits(1), "memory limit of 16777216"),
-    case("component-file-streams", &["--mem", "256MiB", "--timeout", "60s"], Dir, FINE, ""),
+    case("component-file-streams", &["--mem", "16MiB", "--timeout", AMPLE], Dir, exits(1), "memory limit of 16777216"),
+    case("component-file-streams", &["--mem", "256MiB", "--timeout", AMPLE], Dir, FINE, ""),
     case("component-file-streams-held", SHORT, Dir, TIME, ""),
     case("component-huge-list", PLAIN, Nothing, TRAP, ""),
     case("component-list-outside-memory", PLAIN, Nothing, TRAP, ""),
@@ -170,7 +174,7 @@ pub(crate) const BUNDLES: &[Case] = &[
     case("globals-100000", PLAIN, Nothing, INSTANCES, ""),
 ];
 
-const DISK: &[&str] = &["--disk", "8MiB", "--timeout", "60s"];
+const DISK: &[&str] = &["--disk", "8MiB", "--timeout", AMPLE];
 
 /// Guests with a writable directory of 8 MiB.
 pub(crate) const DISKS: &[Case] = &[

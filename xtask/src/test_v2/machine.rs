@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// Longest time of a whole run: idle hosts take some minutes, busy ones several times as long.
-const LIMIT: Duration = Duration::from_secs(2400);
+/// Longest time of a whole run: idle hosts take a quarter of an hour, busy ones several times as long.
+const LIMIT: Duration = Duration::from_secs(4800);
 /// Longest time until the machine is up: emulated it takes some five seconds on an idle host, on a busy one a minute.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// Longest time that a machine on hardware support takes: where that works it is up within two seconds.
