@@ -71,8 +71,16 @@ pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path) -> Result<(
     let packed = fs::metadata(bundle).map_err(ours)?.len();
     let most = MAX_UNPACKED.min(packed.saturating_mul(MAX_RATIO).max(RATIO_FREE));
     survey(&mut Archive::new(open(bundle, packing, most)?), most)?;
+    // A name that cannot be, or that is a file and a directory, is the archive's fault.
+    let blame = |path: &Path, e: io::Error| match e.kind() {
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidFilename => {
+            invalid(format!("`{}` cannot be made: {e}", path.display().to_string().chars().take(200).collect::<String>()))
+        }
+        _ => ours(e),
+    };
     let assets = target.join(ASSETS_DIR);
     make_dir(&assets).map_err(ours)?;
+    let mut made = 0;
     let mut archive = Archive::new(open(bundle, packing, most)?);
     for entry in archive.entries().map_err(invalid)? {
         let mut entry = entry.map_err(invalid)?;
@@ -80,14 +88,17 @@ pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path) -> Result<(
         let Some(path) = path else { continue };
         let at = assets.join(&path);
         if entry.header().entry_type() == EntryType::Directory {
-            make_dirs(&assets, &path).map_err(ours)?;
+            make_dirs(&assets, &path, &mut made).map_err(|e| blame(&path, e))?;
+            within(made)?;
             continue;
         }
-        make_dirs(&assets, path.parent().unwrap_or(Path::new(""))).map_err(ours)?;
+        make_dirs(&assets, path.parent().unwrap_or(Path::new("")), &mut made).map_err(|e| blame(&path, e))?;
+        made += 1;
+        within(made)?;
         let mut file = match OpenOptions::new().write(true).create_new(true).open(&at) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(invalid(format!("it has `{}` twice", path.display()))),
-            Err(e) => return Err(ours(e)),
+            Err(e) => return Err(blame(&path, e)),
         };
         // Errors of the archive and of the disk look alike here; a full disk says so in its text.
         io::copy(&mut entry, &mut file).map_err(invalid)?;
@@ -180,20 +191,27 @@ fn safe_path(bytes: &[u8]) -> Result<Option<PathBuf>, Failure> {
     Ok((depth > 0).then_some(path))
 }
 
-fn make_dir(path: &Path) -> io::Result<()> {
+/// Directories that only names imply count like those that are listed.
+fn within(made: u64) -> Result<(), Failure> {
+    if made > MAX_ENTRIES { Err(invalid(format!("it has more than {MAX_ENTRIES} files and directories"))) } else { Ok(()) }
+}
+
+/// False: it was there.
+fn make_dir(path: &Path) -> io::Result<bool> {
     match fs::create_dir(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(false),
         Err(e) => Err(e),
         // Executors run under other user ids and reach files through descriptors.
-        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)),
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o755)).map(|()| true),
     }
 }
 
-fn make_dirs(base: &Path, relative: &Path) -> io::Result<()> {
+/// Adds to `made` how many were new.
+fn make_dirs(base: &Path, relative: &Path, made: &mut u64) -> io::Result<()> {
     let mut at = base.to_owned();
     for part in relative.components() {
         at.push(part);
-        make_dir(&at)?;
+        *made += u64::from(make_dir(&at)?);
     }
     Ok(())
 }
@@ -245,6 +263,28 @@ pub(crate) mod tests {
             builder.append(&header, data).unwrap();
         }
         builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn directories_count_also_where_only_names_imply_them() {
+        let names: Vec<String> = (0..900).map(|n| format!("{n}{}/f", "/d".repeat(30))).collect();
+        let files: Vec<(&str, &[u8])> = std::iter::once(("main.wasm", &b"x"[..])).chain(names.iter().map(|n| (&**n, &b""[..]))).collect();
+        let failure = try_unpack(&tar(&files)).1.unwrap_err();
+        assert!(failure.reason == Reason::InvalidBundle && failure.message.contains("files and directories"), "{failure:?}");
+    }
+
+    #[test]
+    fn names_that_cannot_be_are_the_archives_fault() {
+        for names in [["main.wasm", "main.wasm/b"], ["a/b", "a"]] {
+            let files: Vec<(&str, &[u8])> = names.iter().map(|n| (*n, &b"x"[..])).collect();
+            assert_eq!(try_unpack(&tar(&files)).1.unwrap_err().reason, Reason::InvalidBundle, "{names:?}");
+        }
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o600);
+        builder.append_data(&mut header, "n".repeat(300), &b""[..]).unwrap();
+        assert_eq!(try_unpack(&builder.into_inner().unwrap()).1.unwrap_err().reason, Reason::InvalidBundle);
     }
 
     fn try_unpack(bytes: &[u8]) -> (tempfile::TempDir, Result<(), Failure>) {

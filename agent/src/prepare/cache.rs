@@ -180,13 +180,16 @@ pub(crate) fn remove(path: &Path) {
     }
 }
 
-/// Bytes of a file, or of all files below a directory. Follows no links.
+/// What a file or directory below an unpacked bundle takes beside its bytes: a block, at least.
+const ENTRY_BYTES: u64 = 4 << 10;
+
+/// Bytes of a file, or of all that is below a directory. Follows no links.
 pub(crate) fn size_of(path: &Path) -> u64 {
     let Ok(meta) = fs::symlink_metadata(path) else { return 0 };
     if !meta.is_dir() {
         return meta.len();
     }
-    fs::read_dir(path).map_or(0, |entries| entries.flatten().map(|e| size_of(&e.path())).sum())
+    fs::read_dir(path).map_or(0, |entries| entries.flatten().map(|e| ENTRY_BYTES + size_of(&e.path())).sum())
 }
 
 #[cfg(test)]
@@ -231,8 +234,8 @@ mod tests {
         fs::write(dirs.bundles.join(format!("{PARTIAL_PREFIX}1")), [0; 10]).unwrap();
         fs::create_dir(dirs.unpacked.join("d")).unwrap();
         fs::write(dirs.unpacked.join("d/f"), [0; 5]).unwrap();
-        let cache = Cache::open(&dirs, 1_000).unwrap();
-        assert_eq!(cache.total(), 15);
+        let cache = Cache::open(&dirs, 1_000_000).unwrap();
+        assert_eq!(cache.total(), 15 + ENTRY_BYTES);
         assert!(cache.pin(&dirs.bundles.join("x")).is_some());
         assert!(cache.pin(&dirs.bundles.join("y")).is_none());
         assert_eq!(fs::read_dir(&dirs.bundles).unwrap().count(), 1);

@@ -5,7 +5,7 @@ use crate::executors::{executor_pids, groups};
 use crate::hostile::{bundle_of, with_directory};
 use crate::{Result, eventually, is_root, one_agent};
 use anyhow::{Context, ensure};
-use smalti_tests::Cluster;
+use smalti_tests::{Cluster, patience};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -148,8 +148,9 @@ fn all_slots_attacked_at_once_never_bring_their_executor_to_its_limit() -> Resul
 #[test]
 fn bytes_of_files_and_streams_are_counted() -> Result {
     let c = one_agent("1")?;
+    let time = format!("{}ms", patience(Duration::from_millis(200)).as_millis());
     // Each round reads nine bytes twice; a component's streams read them once each.
-    for (name, flags, per_read) in [("read-large", &["--timeout", "200ms"][..], 9), ("component-file-streams", &["--mem", "256MiB"], 9)] {
+    for (name, flags, per_read) in [("read-large", &["--timeout", &time][..], 9), ("component-file-streams", &["--mem", "256MiB"], 9)] {
         let path = with_directory(&c, name)?.display().to_string();
         c.smalti(&[&["run"], flags, &[&*path]].concat())?;
         let tasks = c.json(&["ps", "--all"])?;

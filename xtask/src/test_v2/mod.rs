@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Only tests whose names contain this; repeatable
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
+    /// Only what the kernel itself promises, in some minutes: groups, walls, cpu and memory limits, restarts under them
+    #[arg(long, conflicts_with = "filter")]
+    quick: bool,
     /// Keep the images in target/v2
     #[arg(long)]
     keep: bool,
@@ -53,7 +56,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut accelerator = None;
     let mut bad = Vec::new();
     for kernel in &kernels {
-        let plan = plan::plan(kernel.series, &programs, &workspace_root(), &options.filter);
+        let choice = if options.quick { plan::QUICK } else { plan::full(kernel.series) };
+        let plan = plan::plan(choice, &programs, &workspace_root(), &options.filter);
         let first = cache.join(format!("{}.cpio", kernel.series.name()));
         std::fs::write(&first, image::first(&init, &modules::load_order(&kernel.modules)?, &plan)?)?;
         let setup = Setup { kernel, first: &first, root: &root, accelerator: Accelerator::Emulation };

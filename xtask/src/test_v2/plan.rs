@@ -109,12 +109,33 @@ const E2E_HOSTILE: &[&str] = &["hostile::guests", "hostile::hostile", "hostile::
 const NOT_HOSTILE: &[&str] = &["--skip", "a_thousand_in_a_row"];
 /// The smaller choice, for the second kernel.
 const E2E_SMALL: &[&str] = &["limits::", "executors::", "isolation::", "cgroup_v2::"];
+/// What of it the kernel alone decides.
+const E2E_QUICK: &[&str] = &["limits::a_memory_limit", "limits::cpu_is_limited", "isolation::", "cgroup_v2::"];
+
+/// Which end-to-end tests run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Choice {
+    root: &'static [&'static str],
+    delegated: &'static [&'static str],
+    hostile: bool,
+}
+
+/// The least that shows that limits and walls hold on a kernel.
+pub(super) const QUICK: Choice = Choice { root: E2E_QUICK, delegated: E2E_QUICK, hostile: false };
+
+/// All that the kernel has a part in; on the second kernel less of it.
+pub(super) const fn full(series: Series) -> Choice {
+    match series {
+        Series::V6_12 => Choice { root: E2E, delegated: E2E_SMALL, hostile: true },
+        Series::V6_1 => Choice { root: E2E_SMALL, delegated: E2E_SMALL, hostile: false },
+    }
+}
+
 /// Longest time of one suite.
 const LIMIT_S: u64 = 1800;
 
 /// Pure: what runs on a kernel. `filter`, if there is any, replaces every choice of modules.
-pub(super) fn plan(series: Series, programs: &Programs, workspace: &Path, filter: &[String]) -> Plan {
-    let e2e = if series == Series::V6_12 { E2E } else { E2E_SMALL };
+pub(super) fn plan(choice: Choice, programs: &Programs, workspace: &Path, filter: &[String]) -> Plan {
     let suite = |name: &str, program: &Path, tests: &[&str], place| {
         let args = if filter.is_empty() { tests.iter().map(|t| (*t).to_owned()).collect() } else { filter.to_vec() };
         Suite { name: name.to_owned(), program: program.to_owned(), args, place, limit_s: LIMIT_S }
@@ -122,11 +143,11 @@ pub(super) fn plan(series: Series, programs: &Programs, workspace: &Path, filter
     let mut suites = vec![
         suite("agent", &programs.agent, AGENT, Place::Root),
         suite("executor", &programs.executor, EXECUTOR, Place::Root),
-        suite("e2e", &programs.e2e, e2e, Place::Root),
+        suite("e2e", &programs.e2e, choice.root, Place::Root),
         suite("agent, delegated", &programs.agent, AGENT, Place::Delegated),
-        suite("e2e, delegated", &programs.e2e, E2E_SMALL, Place::Delegated),
+        suite("e2e, delegated", &programs.e2e, choice.delegated, Place::Delegated),
     ];
-    if series == Series::V6_12 && filter.is_empty() {
+    if choice.hostile && filter.is_empty() {
         suites.push(suite("e2e, hostile", &programs.e2e, &[E2E_HOSTILE, NOT_HOSTILE].concat(), Place::Root));
     }
     Plan { workspace: workspace.to_owned(), suites, none_is_failure: filter.is_empty() }
@@ -149,9 +170,9 @@ mod tests {
     #[test]
     fn a_filter_replaces_the_choice() {
         let programs = Programs { agent: "/a".into(), executor: "/x".into(), e2e: "/e".into() };
-        let all = plan(Series::V6_12, &programs, Path::new("/w"), &[]);
+        let all = plan(full(Series::V6_12), &programs, Path::new("/w"), &[]);
         assert!(all.none_is_failure && all.suites.iter().any(|s| s.place == Place::Delegated));
-        let some = plan(Series::V6_1, &programs, Path::new("/w"), &["limits::".to_owned()]);
+        let some = plan(full(Series::V6_1), &programs, Path::new("/w"), &["limits::".to_owned()]);
         assert!(!some.none_is_failure && some.suites.iter().all(|s| s.args == ["limits::"]));
     }
 }
