@@ -148,8 +148,10 @@ fn all_slots_attacked_at_once_never_bring_their_executor_to_its_limit() -> Resul
 #[test]
 fn bytes_of_files_and_streams_are_counted() -> Result {
     let c = one_agent("1")?;
+    // Until it is stopped; before its first read it makes sixteen MiB of memory.
+    let timeout = format!("{}ms", smalti_tests::patience(Duration::from_millis(200)).as_millis());
     // Each round reads nine bytes twice; a component's streams read them once each.
-    for (name, flags, per_read) in [("read-large", &["--timeout", "200ms"][..], 9), ("component-file-streams", &["--mem", "256MiB"], 9)] {
+    for (name, flags, per_read) in [("read-large", &["--timeout", &*timeout][..], 9), ("component-file-streams", &["--mem", "256MiB"], 9)] {
         let path = with_directory(&c, name)?.display().to_string();
         c.smalti(&[&["run"], flags, &[&*path]].concat())?;
         let tasks = c.json(&["ps", "--all"])?;
