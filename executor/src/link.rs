@@ -37,7 +37,7 @@ impl Link {
     pub(crate) fn send_with(&self, message: Message, fds: &[BorrowedFd<'_>]) {
         let mut guard = self.lock();
         let Some(writer) = guard.as_mut() else { return };
-        if let Err(e) = writer.send(&FromExecutor { message: Some(message) }, fds) {
+        if let Err(e) = writer.send(&FromExecutor { number: 0, message: Some(message) }, fds) {
             eprintln!("smalti-executor: the connection to the agent is lost: {e}");
             let _ = writer.stream().shutdown(Shutdown::Both);
             *guard = None;

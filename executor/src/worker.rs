@@ -234,7 +234,7 @@ impl Worker {
                     slots.runs.remove(kill.run);
                 }
             }
-            To::Welcome(_) | To::Shutdown(_) => {}
+            To::Welcome(_) | To::Shutdown(_) | To::Confirm(_) | To::Renew(_) => {}
         }
         Ok(())
     }

@@ -52,7 +52,10 @@ impl AgentFrame {
                     spec_weight(&launch.template.spec) + launch.template.split_inputs.len() * BASE_BYTES + batch_weight(&launch.batch)
                 }
                 AgentCommand::AssignItems { batch, .. } => batch_weight(batch),
-                AgentCommand::ReturnItems { .. } | AgentCommand::Kill { .. } | AgentCommand::Acknowledge(_) => 0,
+                AgentCommand::ReturnItems { .. }
+                | AgentCommand::Kill { .. }
+                | AgentCommand::Acknowledge(_)
+                | AgentCommand::Lease { .. } => 0,
             };
         Self::Commands(vec![command], weight)
     }

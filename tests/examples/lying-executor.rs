@@ -87,7 +87,7 @@ struct Liar {
 impl Liar {
     /// Says it, unless nobody listens any more.
     fn say(&mut self, message: From) {
-        if self.writer.send(&FromExecutor { message: Some(message) }, &[]).is_err() {
+        if self.writer.send(&FromExecutor { number: 0, message: Some(message) }, &[]).is_err() {
             std::process::exit(0);
         }
     }
@@ -143,7 +143,7 @@ impl Liar {
             Some("bomb") => self.bomb(),
             Some("descriptors") => {
                 let file = File::open("/dev/null").unwrap();
-                let message = FromExecutor { message: Some(From::Started(v1::Started { run })) };
+                let message = FromExecutor { number: 0, message: Some(From::Started(v1::Started { run })) };
                 let _ = self.writer.send(&message, &vec![file.as_fd(); 60]);
             }
             Some("garbage") => drop(self.raw.write_all(&[0xfe; 1 << 16])),

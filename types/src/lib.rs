@@ -37,4 +37,4 @@ pub use resources::{Resources, ResourcesError};
 pub use status::{ArrayDelta, FailedItem, StatusUpdate, UpdateKey, Usage};
 pub use task::{ArrayTemplate, BundleRef, Input, Isolation, ItemBatch, Launch, LaunchArray, Limits, Split, Stdin, TaskSpec};
 pub use task_state::{Reason, TaskState};
-pub use time::{DurationMs, Time};
+pub use time::{BootTime, DurationMs, Time};

@@ -30,6 +30,7 @@ impl Agent {
             AgentCommand::ReturnItems { task, most } => self.return_items(now, &task, most, out),
             AgentCommand::Kill { task, grace } => self.kill(now, &task, grace, out),
             AgentCommand::Acknowledge(UpdateKey { task, seq }) => self.acknowledge(now, &task, seq, out),
+            AgentCommand::Lease { .. } => self.counters.ignore_master(1),
         }
     }
 

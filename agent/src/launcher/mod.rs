@@ -325,7 +325,7 @@ impl Launcher {
         }
         let failed = |source| Error::Link { id: spec.id.clone(), source };
         let network = spec.kind == ExecutorKind::Networked;
-        let welcome = Welcome { slots: spec.slots, max_memory_bytes: spec.max_memory.0, network };
+        let welcome = Welcome { slots: spec.slots, max_memory_bytes: spec.max_memory.0, network, confirmed: 0 };
         link.send(to_executor::Message::Welcome(welcome), &[]).await.map_err(failed)?;
         let (hello, fds) = match link.recv_with_fds().await.map_err(failed)? {
             Some((from_executor::Message::Hello(hello), fds)) => (hello, fds),

@@ -42,12 +42,12 @@ impl Agent {
     }
 
     fn start_in(mode: Mode, slots: u32) -> Self {
-        Self::start_as(mode, v1::Welcome { slots, max_memory_bytes: 0, network: false })
+        Self::start_as(mode, v1::Welcome { slots, ..Default::default() })
     }
 
     /// One slot, for a task with sockets.
     fn start_networked() -> Self {
-        Self::start_as(Mode::Best, v1::Welcome { slots: 1, max_memory_bytes: 0, network: true })
+        Self::start_as(Mode::Best, v1::Welcome { slots: 1, network: true, ..Default::default() })
     }
 
     fn start_as(mode: Mode, welcome: v1::Welcome) -> Self {

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::task::OutputSource;
 use smalti_types::{
-    AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem, Filters,
-    FrameworkId, FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch, MilliCpus,
-    MilliUnits, Offer, OfferId, Operation, PortRange, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId, TaskKey, TaskSpec,
-    TaskState, Time, UpdateKey, Usage,
+    AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BootTime, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem,
+    Filters, FrameworkId, FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch,
+    MilliCpus, MilliUnits, Offer, OfferId, Operation, PortRange, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId, TaskKey,
+    TaskSpec, TaskState, Time, UpdateKey, Usage,
 };
 
 fn id_text() -> impl Strategy<Value = String> {
@@ -113,8 +113,8 @@ pub(super) fn task_spec() -> impl Strategy<Value = TaskSpec> {
     let isolation = prop::sample::select(vec![Isolation::Instance, Isolation::Process]);
     let disk_path = option::of(id_text().prop_map(|t| format!("/{t}")));
     let head = (bundle_ref(), vec(text(), 0..3), vec((id_text(), text()), 0..3), stdin(), vec(input(), 0..2), limits());
-    (head, isolation, vec(endpoint(), 0..3), disk_path).prop_map(
-        |((bundle, args, env, stdin, inputs, limits), isolation, connect, disk_path)| TaskSpec {
+    (head, isolation, vec(endpoint(), 0..3), disk_path, any::<bool>()).prop_map(
+        |((bundle, args, env, stdin, inputs, limits), isolation, connect, disk_path, exclusive)| TaskSpec {
             bundle,
             args,
             env,
@@ -124,6 +124,7 @@ pub(super) fn task_spec() -> impl Strategy<Value = TaskSpec> {
             isolation,
             connect,
             disk_path,
+            exclusive,
         },
     )
 }
@@ -276,6 +277,7 @@ pub(super) fn agent_command() -> impl Strategy<Value = AgentCommand> {
         (key(), any::<u64>()).prop_map(|(task, most)| AgentCommand::ReturnItems { task, most }),
         (key(), option::of(duration())).prop_map(|(task, grace)| AgentCommand::Kill { task, grace }),
         (key(), any::<u64>()).prop_map(|(task, seq)| AgentCommand::Acknowledge(UpdateKey { task, seq })),
+        (any::<u64>(), duration()).prop_map(|(asked, lease)| AgentCommand::Lease { asked: BootTime(asked), lease }),
     ]
 }
 

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
 fn message(run: u64) -> FromExecutor {
-    FromExecutor { message: Some(from_executor::Message::Started(Started { run })) }
+    FromExecutor { number: 0, message: Some(from_executor::Message::Started(Started { run })) }
 }
 
 fn fds(n: usize) -> Vec<OwnedFd> {
