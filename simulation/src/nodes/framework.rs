@@ -2,6 +2,8 @@
 //! it handles were one transaction of its store; the SDK's state dies with the process.
 
 use crate::batch::Batch;
+use crate::faults::{WriteCrash, write_crash};
+use crate::machine::Machine;
 use crate::network::ToMaster;
 use crate::rng::Rng;
 use crate::script::{Answers, Script};
@@ -9,7 +11,6 @@ use crate::world::{Happening, Node, Peer, World};
 use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record};
 use smalti_types::{DurationMs, FrameworkId, FrameworkInfo, Role, TaskId, TaskState, Time};
 use std::collections::{BTreeMap, VecDeque};
-use std::convert::Infallible;
 
 /// What sits above the SDK.
 #[derive(Debug)]
@@ -59,6 +60,7 @@ impl Handler {
 #[derive(Debug)]
 pub(crate) struct FrameworkNode {
     index: usize,
+    pub(crate) machine: Machine,
     pub(crate) client: Option<Client>,
     pub(crate) life: u64,
     pub(crate) conn: Option<u64>,
@@ -75,7 +77,8 @@ impl FrameworkNode {
     pub(crate) fn new(index: usize, rng: &mut Rng) -> Self {
         // Every second one is the batch scheduler.
         let handler = if index % 2 == 1 { Handler::Batch(Box::new(Batch::new())) } else { Handler::Script(Script::new(rng)) };
-        Self { index, client: None, life: 0, conn: None, id: None, handler, inbox: VecDeque::new(), seen: BTreeMap::new() }
+        let machine = Machine::new(rng);
+        Self { index, machine, client: None, life: 0, conn: None, id: None, handler, inbox: VecDeque::new(), seen: BTreeMap::new() }
     }
 
     pub(crate) fn crash(&mut self) {
@@ -118,6 +121,7 @@ impl FrameworkNode {
 impl World {
     pub(crate) fn start_framework(&mut self, i: usize) -> Result<(), String> {
         let node = &mut self.frameworks[i];
+        let now = node.machine.clock.wall(self.now);
         node.life += 1;
         let info = FrameworkInfo {
             name: format!("framework {i}"),
@@ -127,39 +131,55 @@ impl World {
             services: BTreeMap::new(),
         };
         node.client = Some(Client::new(info, node.id.clone()));
-        node.handler.restarted(self.now);
+        node.handler.restarted(now);
         Ok(())
     }
 
     pub(crate) fn client_step(&mut self, i: usize, event: Event) -> Result<(), String> {
         let node = &mut self.frameworks[i];
+        let now = node.machine.clock.wall(self.now);
         let Some(client) = &mut node.client else { return Ok(()) };
-        let effects = client.step(self.now, event);
+        let effects = client.step(now, event);
         client.check_invariants().map_err(|e| format!("SDK of framework {i}: {e}"))?;
         let saved = &mut node.id;
+        // The store is transactional: all of it is kept, or nothing.
         let persist = |records: Vec<Record>| {
+            write_crash(records.len(), self.calm, &mut self.rng)?;
             for Record::Subscribed(id) in records {
                 *saved = Some(id);
             }
-            Ok::<_, Infallible>(())
+            Ok::<_, WriteCrash>(())
         };
-        let messages = effects.commit(persist).unwrap_or_else(|never| match never {});
-        for message in messages {
-            let node = &mut self.frameworks[i];
-            let conn = node.conn;
-            match message {
-                Message::Subscribe(subscription) => {
-                    conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Subscribe(subscription.clone())));
-                }
-                Message::ToMaster(call) => conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Call(call.clone()))),
-                Message::Deliver(delivery) => {
-                    node.check(&delivery)?;
-                    node.inbox.push_back(delivery);
-                    if node.inbox.len() == 1 {
-                        let us = self.rng.below(3_000);
-                        let life = self.frameworks[i].life;
-                        self.after(us, Happening::Handle(i, life));
-                    }
+        let Ok(messages) = effects.commit(persist) else {
+            self.faults += 1;
+            self.crash(Node::Peer(Peer::Framework(i)), false);
+            return Ok(());
+        };
+        let crash = self.send_crash(messages.len());
+        for message in messages.into_iter().take(crash.unwrap_or(usize::MAX)) {
+            self.client_says(i, message)?;
+        }
+        if crash.is_some() {
+            self.crash(Node::Peer(Peer::Framework(i)), false);
+        }
+        Ok(())
+    }
+
+    fn client_says(&mut self, i: usize, message: Message) -> Result<(), String> {
+        let node = &mut self.frameworks[i];
+        let conn = node.conn;
+        match message {
+            Message::Subscribe(subscription) => {
+                conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Subscribe(subscription.clone())));
+            }
+            Message::ToMaster(call) => conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Call(call.clone()))),
+            Message::Deliver(delivery) => {
+                node.check(&delivery)?;
+                node.inbox.push_back(delivery);
+                if node.inbox.len() == 1 {
+                    let us = self.rng.below(3_000);
+                    let life = self.frameworks[i].life;
+                    self.after(us, Happening::Handle(i, life));
                 }
             }
         }
@@ -171,15 +191,26 @@ impl World {
         if self.life(Node::Peer(Peer::Framework(i))) != Some(life) {
             return Ok(());
         }
+        // Before the transaction is committed: then the handler might as well not have run.
+        if write_crash(1, self.calm, &mut self.rng).is_err() {
+            self.faults += 1;
+            self.crash(Node::Peer(Peer::Framework(i)), false);
+            return Ok(());
+        }
         let node = &mut self.frameworks[i];
+        let now = node.machine.clock.wall(self.now);
         let mut answers = Answers::default();
         for delivery in std::mem::take(&mut node.inbox) {
-            node.handler.take(self.now, delivery, &mut self.rng, &mut answers);
+            if let Delivery::Update { update, .. } = &delivery {
+                self.checks.commit(update)?;
+            }
+            node.handler.take(now, delivery, &mut self.rng, &mut answers);
         }
         node.handler.check().map_err(|e| format!("framework {i}: {e}"))?;
         // Durable, but nobody was told.
         if !self.calm && self.rng.chance(1) {
-            self.crash(Node::Peer(Peer::Framework(i)));
+            self.faults += 1;
+            self.crash(Node::Peer(Peer::Framework(i)), false);
             return Ok(());
         }
         self.answer(i, answers)
@@ -187,9 +218,13 @@ impl World {
 
     pub(crate) fn framework_tick(&mut self, i: usize) -> Result<(), String> {
         self.client_step(i, Event::Tick)?;
-        let mut answers = Answers::default();
         let node = &mut self.frameworks[i];
-        node.handler.tick(self.now, self.calm, &mut self.rng, &mut answers);
+        if node.client.is_none() {
+            return Ok(());
+        }
+        let now = node.machine.clock.wall(self.now);
+        let mut answers = Answers::default();
+        node.handler.tick(now, self.calm, &mut self.rng, &mut answers);
         node.handler.check().map_err(|e| format!("framework {i}: {e}"))?;
         self.answer(i, answers)
     }

@@ -1,0 +1,326 @@
+//! A model of an executor process: loads modules, runs tasks and items for random times with random outcomes, obeys, and goes on
+//! while its agent is away.
+//!
+//! It says what a real one says, when a real one says it. What an agent must not miss is numbered and kept until it is confirmed;
+//! a new connection begins with what was not, and with a list of what is here. The ledger of its items outlives it.
+
+mod array;
+
+use crate::rng::Rng;
+use array::Array;
+use smalti_agent_core::{Failure, FromExecutor, ItemFailure, ModuleId, Run, ToExecutor};
+use smalti_types::{BootTime, DurationMs, ExecutorId, Isolation, ItemSet, Reason, TaskKey, Usage};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What happens inside an executor.
+#[derive(Debug)]
+pub(crate) enum Inside {
+    ModuleLoaded(ModuleId),
+    TaskStarted(Run),
+    TaskEnded(Run),
+    TaskKilled(Run),
+    /// The lease of an exclusive task may have run out.
+    LeaseEnds(Run),
+    ItemEnded {
+        run: Run,
+        slot: u32,
+        item: u64,
+        us: u64,
+    },
+    ReportDue {
+        run: Run,
+        round: u64,
+    },
+    ArrayKilled(Run),
+}
+
+/// What an executor does next.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Say something; what is numbered is in the outbox, too.
+    Say(u64, FromExecutor),
+    /// Let something happen after so many microseconds.
+    After(u64, Inside),
+    /// Let something happen when `CLOCK_BOOTTIME` shows this.
+    At(BootTime, Inside),
+    /// The guest of a task begins, exclusive or not: the world counts how often.
+    Starts(TaskKey, bool),
+    /// The guest of a task is over.
+    Stops(TaskKey),
+    /// An item of a part begins, in this execution of it.
+    StartsItem(TaskKey, u64, u32),
+}
+
+#[derive(Debug)]
+struct Single {
+    slot: u32,
+    key: TaskKey,
+    /// Of an exclusive one: when its guest is stopped.
+    until: Option<BootTime>,
+}
+
+/// What an executor has, as it says to a new agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Holds {
+    pub(crate) modules: Vec<ModuleId>,
+    pub(crate) tasks: Vec<Run>,
+    pub(crate) parts: Vec<(Run, ItemSet, Vec<u32>)>,
+}
+
+/// One line of an item ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) run: Run,
+    pub(crate) item: u64,
+    pub(crate) attempt: u32,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) failed: bool,
+}
+
+/// One executor process.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    pub(crate) id: ExecutorId,
+    pub(crate) slots: u32,
+    /// Had the only task of its life.
+    pub(crate) bound: bool,
+    modules: BTreeSet<ModuleId>,
+    tasks: BTreeMap<Run, Single>,
+    arrays: BTreeMap<Run, Array>,
+    said: u64,
+    /// Numbered and not confirmed.
+    outbox: VecDeque<(u64, FromExecutor)>,
+    /// Outcomes of items, in the order in which they were written.
+    ledger: Vec<Entry>,
+}
+
+impl Executor {
+    pub(crate) fn new(id: ExecutorId, slots: u32) -> Self {
+        Self {
+            id,
+            slots,
+            bound: false,
+            modules: BTreeSet::new(),
+            tasks: BTreeMap::new(),
+            arrays: BTreeMap::new(),
+            said: 0,
+            outbox: VecDeque::new(),
+            ledger: Vec::new(),
+        }
+    }
+
+    /// Whether it runs nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.tasks.is_empty() && self.arrays.is_empty()
+    }
+
+    /// The guests that run, for when it dies.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &TaskKey> {
+        self.tasks.values().map(|t| &t.key)
+    }
+
+    /// What became of items, as its ledgers say.
+    pub(crate) fn ledger(&self) -> &[Entry] {
+        &self.ledger
+    }
+
+    /// What is said up to this number has taken effect.
+    pub(crate) fn confirm(&mut self, number: u64) {
+        while self.outbox.front().is_some_and(|(n, _)| *n <= number) {
+            self.outbox.pop_front();
+        }
+    }
+
+    /// What a new connection begins with.
+    pub(crate) fn unconfirmed(&self) -> impl Iterator<Item = &(u64, FromExecutor)> {
+        self.outbox.iter()
+    }
+
+    /// What it has, exact against everything that it has said.
+    pub(crate) fn holds(&self) -> Holds {
+        Holds {
+            modules: self.modules.iter().copied().collect(),
+            tasks: self.tasks.keys().copied().collect(),
+            parts: self.arrays.iter().map(|(run, a)| (*run, a.unreported(), a.slots())).collect(),
+        }
+    }
+
+    fn say(&mut self, message: FromExecutor, out: &mut Vec<Action>) {
+        self.said += 1;
+        self.outbox.push_back((self.said, message.clone()));
+        out.push(Action::Say(self.said, message));
+    }
+
+    /// Lets something happen.
+    pub(crate) fn happen(&mut self, now: BootTime, inside: Inside, rng: &mut Rng) -> Vec<Action> {
+        let mut out = Vec::new();
+        match inside {
+            Inside::ModuleLoaded(module) => {
+                let failure = rng.chance(3).then(|| Failure::new(Reason::MissingImport, "it imports what nobody has"));
+                if failure.is_none() {
+                    self.modules.insert(module);
+                }
+                self.say(FromExecutor::ModuleLoaded { module, failure }, &mut out);
+            }
+            Inside::TaskStarted(run) if self.tasks.contains_key(&run) => self.say(FromExecutor::Started { run }, &mut out),
+            Inside::TaskEnded(run) => {
+                let (exit_code, failure) = match rng.below(20) {
+                    0 => (None, Some(Failure::new(Reason::Trap, "unreachable"))),
+                    1 | 2 => (Some(3), None),
+                    _ => (Some(0), None),
+                };
+                self.end_task(run, exit_code, failure, &mut out);
+            }
+            Inside::TaskKilled(run) => {
+                self.end_task(run, None, Some(Failure::new(Reason::KilledByRequest, "killed")), &mut out);
+            }
+            Inside::LeaseEnds(run) => self.lease_ends(now, run, &mut out),
+            Inside::TaskStarted(_) => {}
+            Inside::ItemEnded { run, slot, item, us } => self.item_ended(run, slot, item, us, rng, &mut out),
+            Inside::ReportDue { run, round } => {
+                if self.arrays.get(&run).is_some_and(|a| a.is_round(round)) {
+                    self.report(run, &mut out);
+                }
+            }
+            Inside::ArrayKilled(run) => {
+                if let Some(array) = self.arrays.get_mut(&run) {
+                    array.kill();
+                    self.leave(run, &mut out);
+                }
+            }
+        }
+        out
+    }
+
+    fn end_task(&mut self, run: Run, exit_code: Option<i32>, failure: Option<Failure>, out: &mut Vec<Action>) {
+        if let Some(single) = self.tasks.remove(&run) {
+            out.push(Action::Stops(single.key));
+            let usage = Usage { cpu_us: 10, wall_us: 20, ..Usage::default() };
+            self.say(FromExecutor::Outcome { run, exit_code, failure, usage, result: None }, out);
+        }
+    }
+
+    fn lease_ends(&mut self, now: BootTime, run: Run, out: &mut Vec<Action>) {
+        match self.tasks.get(&run).and_then(|t| t.until) {
+            Some(until) if until <= now => {
+                let failure = Failure::new(Reason::LeaseExpired, "its lease ran out");
+                self.end_task(run, None, Some(failure), out);
+            }
+            Some(until) => out.push(Action::At(until, Inside::LeaseEnds(run))),
+            None => {}
+        }
+    }
+
+    /// Takes an order. Errors are orders that make no sense: the agent's mistake.
+    pub(crate) fn told(&mut self, now: BootTime, message: ToExecutor, rng: &mut Rng) -> Result<Vec<Action>, String> {
+        let mut out = Vec::new();
+        match message {
+            ToExecutor::LoadModule { module, .. } => out.push(Action::After(rng.between(200, 20_000), Inside::ModuleLoaded(module))),
+            ToExecutor::UnloadModule { module } => {
+                if !self.modules.remove(&module) {
+                    return Err(format!("{module:?} is to be unloaded and is not loaded"));
+                }
+            }
+            ToExecutor::StartTask { run, slot, module, key, launch } => {
+                self.check(module, &[slot])?;
+                let _ = now;
+                let until = None;
+                self.tasks.insert(run, Single { slot, key: key.clone(), until });
+                out.push(Action::Starts(key, launch.spec.exclusive));
+                if until.is_some() {
+                    out.push(Action::After(0, Inside::LeaseEnds(run)));
+                }
+                out.push(Action::After(rng.between(10, 500), Inside::TaskStarted(run)));
+                let long = if rng.chance(10) { 5_000_000 } else { 300_000 };
+                let long = if launch.spec.exclusive { 10_000_000 } else { long };
+                out.push(Action::After(rng.between(600, long), Inside::TaskEnded(run)));
+            }
+            ToExecutor::StartArray { run, slots, module, key, launch, .. } => {
+                self.check(module, &slots)?;
+                // In class `process` each item's executor is told.
+                if launch.template.spec.isolation == Isolation::Instance {
+                    out.push(Action::Starts(key.clone(), false));
+                }
+                let pace = if rng.chance(30) { 200_000 } else { 5_000 };
+                self.arrays.insert(run, Array::new(key, slots, pace));
+            }
+            ToExecutor::Lease { run, items, attempt, report_when_left, report_interval_us, .. } => {
+                if let Some(array) = self.arrays.get_mut(&run) {
+                    array.lease(&items, attempt, report_when_left, report_interval_us);
+                    array.fill_slots(run, rng, &mut out);
+                    self.leave(run, &mut out);
+                }
+            }
+            ToExecutor::Unlease { run, most } => {
+                if let Some(array) = self.arrays.get_mut(&run) {
+                    array.unlease(most);
+                    self.report(run, &mut out);
+                }
+            }
+            ToExecutor::EndArray { run, .. } => {
+                if let Some(array) = self.arrays.get_mut(&run) {
+                    array.ending = true;
+                    self.leave(run, &mut out);
+                }
+            }
+            ToExecutor::Kill { run, grace } => {
+                let after = rng.below(DurationMs(grace.0.min(300)).0 * 1_000 + 100);
+                let what = if self.arrays.contains_key(&run) { Inside::ArrayKilled(run) } else { Inside::TaskKilled(run) };
+                out.push(Action::After(after, what));
+            }
+        }
+        Ok(out)
+    }
+
+    fn check(&self, module: ModuleId, slots: &[u32]) -> Result<(), String> {
+        if !self.modules.contains(&module) {
+            return Err(format!("{module:?} is to run and is not loaded"));
+        }
+        let taken = |s: &u32| self.tasks.values().any(|t| t.slot == *s) || self.arrays.values().any(|a| a.has_slot(*s));
+        if slots.iter().any(|s| *s >= self.slots || taken(s)) {
+            return Err(format!("slots {slots:?} of {} are to run and do not exist or are taken", self.slots));
+        }
+        Ok(())
+    }
+
+    fn item_ended(&mut self, run: Run, slot: u32, item: u64, us: u64, rng: &mut Rng, out: &mut Vec<Action>) {
+        let Some(array) = self.arrays.get_mut(&run) else { return };
+        let Some(attempt) = array.take_out(slot, item) else { return };
+        let failed = rng.chance(4);
+        // The ledger is written before anybody is told.
+        self.ledger.push(Entry { run, item, attempt, exit_code: Some(i32::from(failed)), failed });
+        if failed {
+            array.report.failed.push(ItemFailure { item, exit_code: Some(1), failure: None });
+        } else {
+            array.report.finished.insert(item);
+        }
+        array.report.usage.add(&Usage { cpu_us: us, wall_us: us, ..Usage::default() });
+        array.fill_slots(run, rng, out);
+        self.leave(run, out);
+        let Some(array) = self.arrays.get_mut(&run) else { return };
+        if array.should_report() {
+            self.report(run, out);
+        } else {
+            array.set_timer(run, out);
+        }
+    }
+
+    fn report(&mut self, run: Run, out: &mut Vec<Action>) {
+        if let Some(array) = self.arrays.get_mut(&run) {
+            let report = array.take_report();
+            self.say(FromExecutor::Report { run, report }, out);
+        }
+    }
+
+    /// Slots that find nothing after the end was announced are free, once everything about their items is said.
+    fn leave(&mut self, run: Run, out: &mut Vec<Action>) {
+        let Some(array) = self.arrays.get_mut(&run) else { return };
+        let Some(slots) = array.leave() else { return };
+        let report = array.take_report();
+        if array.slots().is_empty() {
+            self.arrays.remove(&run);
+        }
+        self.say(FromExecutor::Report { run, report }, out);
+        self.say(FromExecutor::Ended { run, slots }, out);
+    }
+}
