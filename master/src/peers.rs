@@ -55,6 +55,8 @@ pub(crate) struct Peers {
     touched: BTreeSet<Conn>,
     /// Connections that end after the current batch.
     closing: BTreeMap<Conn, String>,
+    /// Connections that were ended because their peer did not read.
+    too_slow: u64,
 }
 
 impl Peers {
@@ -114,6 +116,11 @@ impl Peers {
         counters
     }
 
+    /// What bounds made the master do to its peers.
+    pub(crate) fn cluster_counters(&self) -> BTreeMap<String, u64> {
+        BTreeMap::from([("slow_readers_disconnected".to_owned(), self.too_slow)])
+    }
+
     pub(crate) fn read(&mut self, conn: Conn, request: v1::ReadRequest) -> bool {
         let Some(peer) = self.agents.get_mut(&conn) else { return false };
         peer.add(AgentFrame::Read(request));
@@ -163,6 +170,7 @@ impl Peers {
             let Some(flushed) = agent.or_else(|| self.frameworks.get_mut(&conn).map(Peer::flush)) else { continue };
             let status = match (flushed, self.closing.remove(&conn)) {
                 (Err(NotQueued::TooSlow), _) => {
+                    self.too_slow += 1;
                     tracing::warn!(%conn, "peer does not read what it is sent; its connection is ended");
                     Status::resource_exhausted("you do not read fast enough; connect again")
                 }

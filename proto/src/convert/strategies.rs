@@ -256,12 +256,8 @@ pub(super) fn offer() -> impl Strategy<Value = Offer> {
 }
 
 pub(super) fn registration() -> impl Strategy<Value = Registration> {
-    let running = (key(), state(), resources(), option::of(resources())).prop_map(|(key, state, resources, slot_resources)| RunningTask {
-        key,
-        state,
-        resources,
-        slot_resources,
-    });
+    let running = (key(), state(), resources(), option::of(resources()), any::<bool>())
+        .prop_map(|(key, state, resources, slot_resources, exclusive)| RunningTask { key, state, resources, slot_resources, exclusive });
     (agent_info(), vec(running, 0..3), vec(status_update(), 0..3)).prop_map(|(info, tasks, unacknowledged)| Registration {
         info,
         tasks,

@@ -100,6 +100,7 @@ impl World {
                     state: if t == 5 { TaskState::Killed } else { TaskState::Running },
                     resources: slot.checked_mul(u32::from(t % 3)).unwrap(),
                     slot_resources: (t % 2 == 0).then(|| slot.clone()),
+                    exclusive: t == 3,
                 };
                 let end = |(f, t): (u8, u8)| StatusUpdate::new(self.key(f, t), 3, TaskState::Failed, Reason::Trap, "", self.now);
                 let registration = Registration {

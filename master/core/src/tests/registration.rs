@@ -6,7 +6,7 @@ use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, RunningTask};
 use smalti_types::*;
 
 fn running(key: TaskKey, resources: Resources) -> RunningTask {
-    RunningTask { key, state: TaskState::Running, resources, slot_resources: None }
+    RunningTask { key, state: TaskState::Running, resources, slot_resources: None, exclusive: false }
 }
 
 /// An agent whose task "t" of (3, 3) has been heard of if `heard`; the framework wants no offers.
