@@ -5,11 +5,12 @@ use crate::clock::Clock;
 use crate::frames::{AgentFrame, FrameworkFrame};
 use crate::outbound::Queue;
 use crate::peers::Peers;
-use smalti_master_core::{Config, Conn, Effects, Event, Master, Message, Record};
+use crate::registry::{Registry, RegistryError};
+use smalti_master_core::{Conn, Effects, Event, Master, Message};
 use smalti_proto::convert::HEARTBEAT_INTERVAL_MS;
 use smalti_proto::v1;
 use smalti_types::protocol::{FrameworkEvent, Registration, Subscription};
-use smalti_types::{AgentId, FrameworkId, MasterEpoch, TaskKey};
+use smalti_types::{AgentId, FrameworkId, TaskKey};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,30 +121,43 @@ pub(crate) struct EventLoop {
     clock: Clock,
     peers: Peers,
     inbox: mpsc::Receiver<Input>,
+    registry: Box<dyn Registry>,
     frameworks_made: u64,
     heartbeat: Instant,
 }
 
 impl EventLoop {
-    pub(crate) fn new(config: Config, epoch: MasterEpoch, mut clock: Clock) -> (Self, Handle) {
+    /// A loop around `master`, which was recovered from what is in `registry`.
+    pub(crate) fn new(master: Master, registry: Box<dyn Registry>, clock: Clock) -> (Self, Handle) {
         let (tx, inbox) = mpsc::channel(INBOX);
-        let master = Master::new(config, epoch, clock.now());
-        let this = Self { master, clock, peers: Peers::default(), inbox, frameworks_made: 0, heartbeat: Instant::now() };
+        let this = Self { master, clock, peers: Peers::default(), inbox, registry, frameworks_made: 0, heartbeat: Instant::now() };
         (this, Handle { inbox: tx, conns: Arc::default() })
     }
 
-    /// Runs until `stop`.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Runs until `stop`; then every stream ends with a word that says to connect again, and the registry is closed.
+    ///
+    /// # Errors
+    /// When the registry cannot be written: what was decided in that batch is told to nobody.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
+        let ended = self.turn(&stop).await;
+        self.peers.end_all(match &ended {
+            Ok(()) => "the master is stepping down; connect again",
+            Err(_) => "the master cannot write its registry and stops; connect again",
+        });
+        ended
+    }
+
+    async fn turn(&mut self, stop: &CancellationToken) -> Result<(), RegistryError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let mut effects = Effects::default();
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return Ok(()),
                 n = self.inbox.recv_many(&mut batch, BATCH) => {
                     if n == 0 {
-                        return;
+                        return Ok(());
                     }
                 }
                 _ = tick.tick() => {
@@ -155,7 +169,7 @@ impl EventLoop {
                 effects.merge(self.take(input));
             }
             effects.merge(self.step(Event::BatchEnd));
-            self.deliver(effects);
+            self.deliver(effects)?;
         }
     }
 
@@ -231,14 +245,14 @@ impl EventLoop {
 
     /// Persist, then send. A peer that cannot take its frames is a disconnected peer, which may free resources, which
     /// makes more messages: until nothing is left to say.
-    fn deliver(&mut self, effects: Effects) {
+    fn deliver(&mut self, effects: Effects) -> Result<(), RegistryError> {
         let mut effects = effects;
         loop {
-            let Ok(messages) = effects.commit(persist);
+            let messages = effects.commit(|records| self.registry.write(records))?;
             messages.into_iter().for_each(|message| self.peers.add(message));
             let lost = self.peers.flush();
             if lost.is_empty() {
-                return;
+                return Ok(());
             }
             effects = Effects::default();
             for event in lost {
@@ -255,13 +269,4 @@ impl EventLoop {
             self.peers.heartbeat(now);
         }
     }
-}
-
-/// The registry on disk takes its place here; until then a master learns everything again from those who register.
-#[expect(clippy::unnecessary_wraps, clippy::needless_pass_by_value, reason = "the shape that writing to disk will have")]
-fn persist(records: Vec<Record>) -> Result<(), std::convert::Infallible> {
-    for record in &records {
-        tracing::debug!(?record, "record");
-    }
-    Ok(())
 }

@@ -73,6 +73,14 @@ impl Peers {
         self.end(conn, Status::unavailable("the connection ended"))
     }
 
+    /// Ends every connection after what is queued for it: the master stops.
+    pub(crate) fn end_all(&mut self, why: &str) {
+        let conns: Vec<Conn> = self.agents.keys().chain(self.frameworks.keys()).copied().collect();
+        for conn in conns {
+            self.end(conn, Status::unavailable(why));
+        }
+    }
+
     fn end(&mut self, conn: Conn, status: Status) -> Option<Event> {
         if let Some(peer) = self.agents.remove(&conn) {
             peer.queue.end(status);

@@ -220,12 +220,12 @@ pub(super) fn status_update() -> impl Strategy<Value = StatusUpdate> {
     })
 }
 
-pub(super) fn framework_info() -> impl Strategy<Value = FrameworkInfo> {
+pub(crate) fn framework_info() -> impl Strategy<Value = FrameworkInfo> {
     (text(), text(), role(), duration(), btree_map(text(), text(), 0..3))
         .prop_map(|(name, principal, role, failover_timeout, services)| FrameworkInfo { name, principal, role, failover_timeout, services })
 }
 
-pub(super) fn agent_info() -> impl Strategy<Value = AgentInfo> {
+pub(crate) fn agent_info() -> impl Strategy<Value = AgentInfo> {
     let labels = || btree_map(text(), text(), 0..3);
     (agent(), text(), resources(), resources(), labels(), labels(), text(), any::<u64>()).prop_map(
         |(id, hostname, total, overhead, attributes, isolation, boot_id, incarnation)| AgentInfo {
