@@ -270,3 +270,56 @@ impl EventLoop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbound::queue;
+    use futures::StreamExt;
+    use smalti_master_core::{Config, Record, Stored};
+    use smalti_types::{AgentInfo, Attributes, Bytes, MasterEpoch, MilliCpus, Resources, Time};
+
+    #[derive(Debug)]
+    struct FullDisk;
+
+    impl Registry for FullDisk {
+        fn load(&mut self) -> Result<Stored, RegistryError> {
+            Ok(Stored::default())
+        }
+
+        fn next_epoch(&mut self, floor: MasterEpoch) -> Result<MasterEpoch, RegistryError> {
+            Ok(floor)
+        }
+
+        fn write(&mut self, records: Vec<Record>) -> Result<(), RegistryError> {
+            let cause = std::io::ErrorKind::StorageFull.into();
+            if records.is_empty() { Ok(()) } else { Err(RegistryError::Io { doing: "write to", path: "registry".into(), cause }) }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_down_is_told_to_nobody() {
+        let master = Master::new(Config::default(), MasterEpoch(1), Time(1));
+        let (event_loop, handle) = EventLoop::new(master, Box::new(FullDisk), Clock::default());
+        let (queue, outbound, _stop) = queue();
+        let info = AgentInfo {
+            id: AgentId::new("a1").unwrap(),
+            hostname: "a1".into(),
+            total: Resources::new(MilliCpus(1_000), Bytes::gib(1)),
+            overhead: Resources::default(),
+            attributes: Attributes::default(),
+            isolation: BTreeMap::new(),
+            boot_id: "boot".into(),
+            incarnation: 1,
+        };
+        let registration = Registration { info, tasks: vec![], unacknowledged: vec![] };
+        let conn = handle.next_conn();
+        handle.send(Input::AgentArrived { conn, queue, registration }).await.unwrap();
+        let error = event_loop.run(CancellationToken::new()).await.unwrap_err().to_string();
+        assert!(error.contains("free space") && error.contains("write to the registry"), "{error}");
+        let told: Vec<Result<v1::MasterToAgent, tonic::Status>> = outbound.collect().await;
+        let only_the_end = matches!(&told[..], [Err(status)] if status.message().contains("cannot write its registry"));
+        assert!(only_the_end, "{told:?}");
+        assert_eq!(handle.send(Input::Gone(conn)).await, Err(Stopped), "it takes nothing any more");
+    }
+}

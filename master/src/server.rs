@@ -61,20 +61,23 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
     server
         .serve(async {
             shutdown.await;
+            leave_at_next_signal();
             tracing::info!("stepping down; a second signal stops at once");
-            tokio::spawn(leave_at_second_signal());
         })
         .await
 }
 
 /// Somebody who asks twice does not want to wait. The registry is whole at every moment, so nothing is lost.
-async fn leave_at_second_signal() {
+fn leave_at_next_signal() {
+    // Listens before it is awaited, so that a signal that comes at once is not missed.
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
-    let number = tokio::select! {
-        _ = interrupt.recv() => SignalKind::interrupt(),
-        _ = terminate.recv() => SignalKind::terminate(),
-    };
-    std::process::exit(128 + number.as_raw_value());
+    tokio::spawn(async move {
+        let number = tokio::select! {
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = terminate.recv() => SignalKind::terminate(),
+        };
+        std::process::exit(128 + number.as_raw_value());
+    });
 }
 
 impl Server {
