@@ -76,9 +76,13 @@ impl Master {
         let ax = self.admit(now, conn, info, known);
         out.send(Message::ToAgent { conn, message: AgentMessage::Registered { epoch: self.epoch } });
         self.rebuild(now, conn, ax, listed, &unacknowledged, out);
+        let told: BTreeSet<TaskKey> = unacknowledged.iter().map(|u| u.key.task.clone()).collect();
         for update in unacknowledged {
             self.adopt_unacknowledged(now, ax, &update);
             self.agent_update(now, conn, ax, update, out);
+        }
+        for key in &told {
+            self.end_stray(now, ax, key, out);
         }
         self.mark_dirty(ax);
     }
@@ -112,7 +116,7 @@ impl Master {
             agent.rebooted |= earlier_boot;
         }
         for key in keys {
-            if listed.contains_key(&key) || ended.contains(&key) {
+            if listed.get(&key).is_some_and(|t| !t.state.is_terminal()) || ended.contains(&key) {
                 continue;
             }
             let heard = self.task(&key).is_some_and(|t| t.heard);
@@ -239,6 +243,16 @@ impl Master {
         if (was_unreachable || is_news) && !told {
             let verdict = (state, Reason::Reconciliation, format!("agent {id} is back"));
             self.report(now, key, Some(&id), verdict, out);
+        }
+    }
+
+    /// A task of which the agent sent the end, but under a number that it had used before: nothing else will end it.
+    fn end_stray(&mut self, now: Time, ax: AgentIx, key: &TaskKey, out: &mut Effects) {
+        let Some(agent) = self.agents.get(ax).filter(|agent| !agent.tasks.contains(key)) else { return };
+        let id = &agent.info.id;
+        if self.task(key).is_some_and(|t| t.agent == *id && !t.state.is_terminal() && t.fate.is_none()) {
+            let why = format!("agent {id} came back without this task, and with an end of it that cannot be its own");
+            self.end_task(now, key, (TaskState::Lost, Reason::AgentRestarted, why), out);
         }
     }
 

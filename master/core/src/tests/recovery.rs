@@ -207,6 +207,19 @@ fn an_end_that_nobody_acknowledged_is_delivered_after_the_restart() {
 }
 
 #[test]
+fn everything_that_an_ended_task_said_comes_in_order() {
+    let (mut c, _, _, id) = one_task();
+    c.restart(1_000);
+    let said = |seq, state| StatusUpdate::new(key(&id, "t"), seq, state, Reason::None, "", Time(1));
+    let all = vec![said(4, TaskState::Running), said(5, TaskState::Killing), said(6, TaskState::Killed)];
+    c.register(agent_info("a1", res(4, 4)), vec![], all);
+    let f = back(&mut c, &id);
+    c.call(f, Call::Suppress);
+    let FrameworkEvent::Updates(updates) = c.events(f).remove(0) else { panic!("updates expected") };
+    assert_eq!(updates.iter().map(|(_, u)| u.key.seq).collect::<Vec<_>>(), vec![4, 5, 6]);
+}
+
+#[test]
 fn removed_frameworks_are_remembered_up_to_a_bound() {
     let mut c = Cluster::with(Config { remembered_frameworks: 2, ..Config::default() });
     let ids: Vec<FrameworkId> = (0..4)

@@ -73,6 +73,17 @@ fn an_end_that_waits_for_its_acknowledgement_is_not_a_loss() {
 }
 
 #[test]
+fn a_task_that_is_listed_as_ended_but_whose_end_does_not_come_is_not_waited_for() {
+    let (mut c, agent, f, id) = one_task(true);
+    c.batch(Event::AgentDisconnected { conn: agent });
+    let ended = RunningTask { state: TaskState::Killed, ..running(key(&id, "t"), res(3, 3)) };
+    let agent = c.register(agent_info("a1", res(4, 4)), vec![ended], vec![]);
+    assert_eq!(c.commands_after_registered(agent), vec![]);
+    assert_eq!(c.updates(f), vec![("t".into(), TaskState::Lost, Reason::AgentRestarted, 0)]);
+    assert_eq!(c.books("a1").2, res(4, 4));
+}
+
+#[test]
 fn a_kill_is_repeated_to_an_agent_that_comes_back() {
     let (mut c, agent, f, id) = one_task(true);
     c.batch(Event::AgentDisconnected { conn: agent });
