@@ -5,6 +5,7 @@
 //! call is refused instead.
 
 use crate::Effects;
+use crate::leases::is_exclusive;
 use crate::limits::{MAX_OFFERS_PER_CALL, MAX_OPERATIONS, MAX_TASKS_PER_FRAMEWORK};
 use crate::master::Master;
 use crate::shares::Column;
@@ -147,6 +148,13 @@ impl Master {
             let verdict = (TaskState::Error, Reason::InvalidTask, "an id is used once".to_owned());
             return self.reject(now, fx, &operation, Some(agent), verdict, out);
         }
+        let exclusive = is_exclusive(&operation);
+        let running = framework.tasks.range((attempt.0.clone(), 0)..=(attempt.0.clone(), u32::MAX)).find(|(_, t)| !t.state.is_terminal());
+        if let Some(((_, other), _)) = running.filter(|(_, t)| exclusive || t.exclusive) {
+            let problem = format!("exclusive: attempt {other} of this task has not ended; start another after its terminal status");
+            let verdict = (TaskState::Error, Reason::InvalidTask, problem);
+            return self.reject(now, fx, &operation, Some(agent), verdict, out);
+        }
         let known = framework.tasks.len();
         let fits = check_operation(&operation).and_then(|()| {
             if known >= MAX_TASKS_PER_FRAMEWORK {
@@ -172,9 +180,13 @@ impl Master {
         if let Some(books) = self.agents.get_mut(ax) {
             books.ledger.take(&wanted);
             books.tasks.insert(key.clone());
+            if exclusive {
+                // The agent will ask for its first lease as soon as this launch arrives.
+                books.lease_granted = books.lease_granted.max(now);
+            }
         }
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
-        framework.tasks.insert(attempt, Task::staging(agent.clone(), wanted, slot, slots));
+        framework.tasks.insert(attempt, Task { exclusive, ..Task::staging(agent.clone(), wanted, slot, slots) });
         let role = framework.info.role.clone();
         self.command(agent, into_command(key.framework, role, operation), out);
     }

@@ -16,18 +16,18 @@ impl<K: Ord + Clone, V> Memory<K, V> {
         Self { values: BTreeMap::new(), order: VecDeque::new(), limit }
     }
 
-    /// Keeps the first value of a key.
-    pub(crate) fn remember(&mut self, key: K, value: V) {
+    /// Keeps the first value of a key. Gives the key that is forgotten for it.
+    pub(crate) fn remember(&mut self, key: K, value: V) -> Option<K> {
         if self.values.contains_key(&key) {
-            return;
+            return None;
         }
         self.order.push_back(key.clone());
         self.values.insert(key, value);
-        while self.order.len() > self.limit {
-            if let Some(oldest) = self.order.pop_front() {
-                self.values.remove(&oldest);
-            }
+        if self.order.len() <= self.limit {
+            return None;
         }
+        let oldest = self.order.pop_front();
+        oldest.inspect(|oldest| drop(self.values.remove(oldest)))
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
@@ -50,7 +50,7 @@ mod tests {
         memory.remember("a", 9);
         memory.remember("b", 2);
         assert_eq!(memory.get(&"a"), Some(&1));
-        memory.remember("c", 3);
+        assert_eq!(memory.remember("c", 3), Some("a"));
         assert_eq!((memory.get(&"a"), memory.contains(&"c"), memory.order.len()), (None, true, 2));
     }
 }

@@ -12,7 +12,7 @@ mod info;
 mod resources;
 mod status;
 #[cfg(test)]
-mod strategies;
+pub(crate) mod strategies;
 mod task;
 
 pub use framework::HEARTBEAT_INTERVAL_MS;
