@@ -1,10 +1,13 @@
 //! The master's process: batches, its registry, and the checks at its door.
 
-use crate::faults::write_crash;
+mod registry;
+
+use crate::faults::{WriteCrash, write_crash};
 use crate::machine::Machine;
 use crate::network::{ToMaster, ToPeer, Way};
 use crate::rng::Rng;
 use crate::world::{Happening, Node, Peer, World};
+use registry::Registry;
 use smalti_master_core::{AgentMessage, Config, Conn, Effects, Event, Master, Message};
 use smalti_types::protocol::{AgentCommand, Call};
 use smalti_types::{DurationMs, FrameworkId, MasterEpoch, OfferId, TaskKey};
@@ -18,8 +21,7 @@ pub(crate) struct MasterNode {
     pub(crate) machine: Machine,
     pub(crate) core: Option<Master>,
     pub(crate) life: u64,
-    /// Of the registry: kept in one transaction with everything else in it.
-    epoch: u64,
+    registry: Registry,
     frameworks: u64,
     /// Decided in this batch, not yet committed.
     batch: Effects,
@@ -35,7 +37,7 @@ impl MasterNode {
             machine: Machine::new(rng),
             core: None,
             life: 0,
-            epoch: 0,
+            registry: Registry::default(),
             frameworks: 0,
             batch: Effects::default(),
             batch_is_open: false,
@@ -53,7 +55,16 @@ impl MasterNode {
 
 /// Shorter time-outs than an operator would choose: a run is short, too.
 fn config() -> Config {
-    Config { agent_timeout: DurationMs(8_000), offer_timeout: DurationMs(4_000), ..Config::default() }
+    Config {
+        agent_timeout: DurationMs(8_000),
+        offer_timeout: DurationMs(4_000),
+        lease: DurationMs(3_000),
+        lease_margin: DurationMs(200),
+        reconnect_grace: DurationMs(3_000),
+        resend_window: 20,
+        pending_per_attempt: 8,
+        ..Config::default()
+    }
 }
 
 impl World {
@@ -61,8 +72,11 @@ impl World {
         self.master.life += 1;
         let now = self.master.machine.clock.wall(self.now);
         // As the real one: microseconds since some beginning, and never the same twice.
-        self.master.epoch = now.0.max(self.master.epoch + 1);
-        self.master.core = Some(Master::new(config(), MasterEpoch(self.master.epoch), now));
+        let epoch = now.0.max(self.master.registry.epoch + 1);
+        self.master.registry.epoch = epoch;
+        let stored = self.master.registry.load().map_err(|e| format!("the master's registry: {e}"))?;
+        self.master.frameworks = 0;
+        self.master.core = Some(Master::recover(config(), MasterEpoch(epoch), now, stored));
         Ok(())
     }
 
@@ -73,7 +87,7 @@ impl World {
             ToMaster::Updates(updates) => Event::AgentUpdates { conn, updates },
             ToMaster::Subscribe(subscription) => {
                 self.master.frameworks += 1;
-                let fresh = format!("F{:x}-{}", self.master.epoch, self.master.frameworks);
+                let fresh = format!("F{:x}-{}", self.master.registry.epoch, self.master.frameworks);
                 let fresh = FrameworkId::new(fresh).map_err(|e| e.to_string())?;
                 Event::FrameworkSubscribed { conn, subscription, fresh }
             }
@@ -137,7 +151,11 @@ impl World {
         self.master.batch_is_open = false;
         let batch = std::mem::take(&mut self.master.batch);
         // One transaction: it is kept as a whole or not at all.
-        let persist = |records: Vec<smalti_master_core::Record>| write_crash(records.len(), self.calm, &mut self.rng);
+        let persist = |records: Vec<smalti_master_core::Record>| {
+            write_crash(records.len(), self.calm, &mut self.rng)?;
+            self.master.registry.write(records);
+            Ok::<_, WriteCrash>(())
+        };
         let Ok(messages) = batch.commit(persist) else {
             self.faults += 1;
             self.crash(Node::Master, false);
