@@ -106,16 +106,13 @@ impl Master {
             Change::Unwanted => return Self::acknowledge_myself(conn, key, out),
             Change::NoRoom => {
                 self.refused_updates += 1;
-                if let Some(agent) = self.agents.get_mut(ax) {
-                    agent.tasks.insert(key.task);
-                }
-                return;
+                return self.has(ax, key.task);
             }
             Change::Repeat => {}
             Change::New { freed } => {
                 framework.pending_bytes += update.weight();
-                self.clear_fate(&key.task);
                 self.release(&key.task, &id, &freed);
+                self.has(ax, key.task.clone());
                 if update.state.is_terminal() {
                     self.leave_agent(ax, &key.task);
                 }
@@ -123,6 +120,14 @@ impl Master {
         }
         if !held_back {
             self.tell(fx, FrameworkEvent::Updates(vec![(Some(id), update)]), out);
+        }
+    }
+
+    /// The agent speaks of a task: it has it, whatever it said before.
+    fn has(&mut self, ax: AgentIx, key: TaskKey) {
+        self.clear_fate(&key);
+        if let Some(agent) = self.agents.get_mut(ax) {
+            agent.tasks.insert(key);
         }
     }
 
