@@ -5,7 +5,7 @@ use smalti_proto::{v1, version};
 use std::collections::BTreeMap;
 
 pub(crate) fn cluster(view: ClusterView, mut counters: BTreeMap<String, u64>) -> v1::ClusterInfo {
-    counters.insert("refused_updates".to_owned(), view.refused_updates);
+    counters.extend(view.counters.iter().map(|(name, n)| ((*name).to_owned(), *n)));
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     v1::ClusterInfo {
         version: Some(version::current()),

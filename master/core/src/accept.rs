@@ -117,14 +117,14 @@ impl Master {
         out: &mut Effects,
     ) {
         let attempt = attempt_of(operation);
-        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        let Some(framework) = self.frameworks.get(fx) else { return };
         let key = framework.key(&attempt);
         if framework.tasks.contains_key(&attempt) || framework.done.contains(&attempt) {
             let message = format!("operations: {key} was launched before; this second launch is ignored ({})", verdict.2);
             return self.refuse(fx, "accept", message, out);
         }
         if verdict.0.is_terminal() {
-            framework.done.remember(attempt, (verdict.0, verdict.1));
+            self.remember_end(fx, attempt, verdict.0, verdict.1);
         }
         self.report(now, &key, agent, verdict, out);
     }
@@ -147,6 +147,10 @@ impl Master {
         if framework.tasks.contains_key(&attempt) || framework.done.contains(&attempt) {
             let verdict = (TaskState::Error, Reason::InvalidTask, "an id is used once".to_owned());
             return self.reject(now, fx, &operation, Some(agent), verdict, out);
+        }
+        if self.agents.get(ax).is_some_and(|a| a.orphans.contains_key(&key)) {
+            let message = format!("operations: {key} ended earlier and is still being killed on agent {agent}; an id is used once");
+            return self.refuse(fx, "accept", message, out);
         }
         let exclusive = is_exclusive(&operation);
         let running = framework.tasks.range((attempt.0.clone(), 0)..=(attempt.0.clone(), u32::MAX)).find(|(_, t)| !t.state.is_terminal());

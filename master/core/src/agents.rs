@@ -38,7 +38,8 @@ pub(crate) struct Agent {
     pub(crate) registered: Time,
     /// Whether it has registered in this life of the master: if not, nothing is known of its tasks.
     pub(crate) heard: bool,
-    /// When it was last allowed to run exclusive tasks; at least the start of this life of the master, since an earlier life may have.
+    /// When it was last allowed to run exclusive tasks. Of an agent that is new here, since now: an earlier life of the master, or this
+    /// one before it removed the agent, may have allowed it.
     pub(crate) lease_granted: Time,
     /// Until when exclusive tasks of an earlier incarnation of it, of which it knows nothing, may run on its machine.
     pub(crate) strays_until: Time,
@@ -54,15 +55,15 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// An agent without tasks. `started`: of this life of the master.
-    pub(crate) fn new(info: AgentInfo, link: AgentLink, ledger: Ledger, now: Time, started: Time) -> Self {
+    /// An agent without tasks.
+    pub(crate) fn new(info: AgentInfo, link: AgentLink, ledger: Ledger, now: Time) -> Self {
         Self {
             info,
             link,
             ledger,
             registered: now,
             heard: matches!(link, AgentLink::Connected(_)),
-            lease_granted: started,
+            lease_granted: now,
             strays_until: Time::default(),
             rebooted: false,
             tasks: BTreeSet::new(),

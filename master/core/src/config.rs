@@ -28,18 +28,30 @@ pub struct Config {
     pub orphan_timeout: DurationMs,
     /// How many ended attempts are remembered per framework, to refuse late updates and second launches.
     pub remembered_attempts: usize,
+    /// How many ended attempts are remembered for all frameworks together: with many of them, each has only its part of this.
+    pub remembered_attempts_total: usize,
+    /// How many refusals of offers are remembered: beyond it, the one that would end first ends now.
+    pub remembered_refusals: usize,
     /// How many removed frameworks are remembered, to refuse their ids and to end tasks that agents bring back.
     pub remembered_frameworks: usize,
     /// How many updates of one attempt may wait for their acknowledgement here. More stay with the agent, which sends them again.
     pub pending_per_attempt: usize,
     /// How many bytes of updates may wait for one framework's acknowledgements here. More stay with the agents.
     pub pending_bytes: usize,
+    /// How many bytes of updates may wait for the acknowledgements of all frameworks together.
+    pub pending_bytes_total: usize,
     /// How many updates a framework gets at once when it comes back; the next follow as it acknowledges. Also how many answers to a
     /// reconciliation of everything it gets per tick.
     pub resend_window: usize,
 }
 
 impl Config {
+    /// How many ended attempts are remembered for each of so many frameworks.
+    #[must_use]
+    pub fn remembered_of(&self, frameworks: usize) -> usize {
+        self.remembered_attempts.min(self.remembered_attempts_total / frameworks.max(1))
+    }
+
     /// How long an exclusive task may run after the master granted its agent a lease, by the master's clock.
     #[must_use]
     pub const fn lease_span(&self) -> DurationMs {
@@ -61,9 +73,12 @@ impl Default for Config {
             reconnect_grace: DurationMs(15_000),
             orphan_timeout: DurationMs(600_000),
             remembered_attempts: 16_384,
+            remembered_attempts_total: 4_000_000,
+            remembered_refusals: 4_000_000,
             remembered_frameworks: 1_024,
             pending_per_attempt: 256,
             pending_bytes: 256 << 20,
+            pending_bytes_total: 2 << 30,
             resend_window: 10_000,
         }
     }

@@ -30,6 +30,16 @@ impl<K: Ord + Clone, V> Memory<K, V> {
         oldest.inspect(|oldest| drop(self.values.remove(oldest)))
     }
 
+    /// Another limit from now on; what is beyond it is forgotten.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        while self.order.len() > limit {
+            if let Some(oldest) = self.order.pop_front() {
+                self.values.remove(&oldest);
+            }
+        }
+    }
+
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
         self.values.get(key)
     }
@@ -51,6 +61,10 @@ mod tests {
         memory.remember("b", 2);
         assert_eq!(memory.get(&"a"), Some(&1));
         assert_eq!(memory.remember("c", 3), Some("a"));
+        memory.set_limit(1);
+        assert!(!memory.contains(&"b") && memory.contains(&"c"));
+        memory.set_limit(2);
+        memory.remember("d", 4);
         assert_eq!((memory.get(&"a"), memory.contains(&"c"), memory.order.len()), (None, true, 2));
     }
 }

@@ -10,7 +10,7 @@ use crate::slab::FrameworkIx;
 use crate::tasks::{Attempt, Task};
 use crate::{AgentMessage, Effects, shares::Column};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent, Subscription};
-use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, StatusUpdate, TaskKey, TaskState, Time};
+use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, TaskKey, TaskState, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether a framework's scheduler is there.
@@ -70,13 +70,6 @@ impl Framework {
     /// Whether updates of this attempt wait for their turn: the ones before them were not sent yet.
     pub(crate) fn is_held_back(&self, attempt: &Attempt) -> bool {
         self.resend.as_ref().is_some_and(|from| attempt >= from)
-    }
-
-    /// Takes an attempt out, with the updates that wait.
-    pub(crate) fn forget_task(&mut self, attempt: &Attempt) -> Option<Task> {
-        let task = self.tasks.remove(attempt)?;
-        self.pending_bytes -= task.pending.iter().map(StatusUpdate::weight).sum::<usize>();
-        Some(task)
     }
 
     pub(crate) fn key(&self, attempt: &Attempt) -> TaskKey {
@@ -303,6 +296,7 @@ impl Master {
         self.end_framework_absence(fx);
         self.owed.remove(&fx);
         let Some(framework) = self.frameworks.remove(&id) else { return };
+        self.pending_bytes -= framework.pending_bytes;
         for (attempt, task) in &framework.tasks {
             let key = framework.key(attempt);
             if let Some((at, _)) = &task.fate {

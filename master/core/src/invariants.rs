@@ -38,6 +38,8 @@ impl Master {
         ensure(away == self.away.len(), || format!("{away} agents are away, {} are noted", self.away.len()))?;
         let away = self.frameworks.iter().filter(|(_, _, f)| f.conn().is_none()).count();
         ensure(away == self.framework_away.len(), || format!("{away} frameworks are away, {} are noted", self.framework_away.len()))?;
+        let pending: usize = self.frameworks.iter().map(|(_, _, f)| f.pending_bytes).sum();
+        ensure(pending == self.pending_bytes, || format!("updates of {pending} bytes wait in all, not {}", self.pending_bytes))?;
         let unheard = self.agents.iter().filter(|(_, _, a)| !a.heard).count();
         ensure(unheard == self.unheard, || format!("{unheard} agents were not heard of, not {}", self.unheard))?;
         for (at, key) in &self.fated {

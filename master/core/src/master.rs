@@ -34,6 +34,10 @@ pub struct Master {
     pub(crate) owed: BTreeSet<FrameworkIx>,
     /// Records that recovery decided, for the first step.
     pub(crate) unsaved: Vec<Record>,
+    /// Bytes of all updates that wait for acknowledgements.
+    pub(crate) pending_bytes: usize,
+    /// Refusals that ended before their time because there were too many.
+    pub(crate) forgotten_refusals: u64,
     /// Updates that were left with their agents because too many waited for a framework.
     pub(crate) refused_updates: u64,
     /// Frameworks that were removed: their ids are not given out again.
@@ -71,6 +75,8 @@ impl Master {
             framework_away: BTreeSet::new(),
             owed: BTreeSet::new(),
             unsaved: Vec::new(),
+            pending_bytes: 0,
+            forgotten_refusals: 0,
             refused_updates: 0,
             removed,
             subscriptions: 0,

@@ -47,7 +47,7 @@ impl Master {
         self.shares.add_total(&info.total);
         let ledger = Ledger::open(info.total.clone(), Resources::default()).expect("nothing is in use");
         let link = AgentLink::Away { since: now, due: now, reported: false };
-        let ax = self.agents.insert(info.id.clone(), Agent::new(info, link, ledger, now, now));
+        let ax = self.agents.insert(info.id.clone(), Agent::new(info, link, ledger, now));
         self.unheard += 1;
         self.set_away(ax, now, false);
     }

@@ -153,7 +153,7 @@ impl Master {
             }
             ax
         } else {
-            self.agents.insert(info.id.clone(), Agent::new(info, link, ledger, now, self.started))
+            self.agents.insert(info.id.clone(), Agent::new(info, link, ledger, now))
         };
         self.agent_conns.insert(conn, ax);
         ax

@@ -102,6 +102,25 @@ impl Master {
         self.tell(fx, FrameworkEvent::Updates(vec![(agent.cloned(), update)]), out);
     }
 
+    /// Remembers that an attempt has ended, in the memory of its framework.
+    pub(crate) fn remember_end(&mut self, fx: FrameworkIx, attempt: Attempt, state: TaskState, reason: Reason) {
+        let limit = self.config.remembered_of(self.frameworks.len());
+        if let Some(framework) = self.frameworks.get_mut(fx) {
+            framework.done.set_limit(limit);
+            framework.done.remember(attempt, (state, reason));
+        }
+    }
+
+    /// Takes an attempt out of its framework, with the updates that wait.
+    pub(crate) fn forget_task(&mut self, fx: FrameworkIx, attempt: &Attempt) -> Option<Task> {
+        let framework = self.frameworks.get_mut(fx)?;
+        let task = framework.tasks.remove(attempt)?;
+        let bytes: usize = task.pending.iter().map(StatusUpdate::weight).sum();
+        framework.pending_bytes -= bytes;
+        self.pending_bytes -= bytes;
+        Some(task)
+    }
+
     /// Gives back part of what an attempt holds of its agent.
     pub(crate) fn release(&mut self, key: &TaskKey, agent: &AgentId, part: &Resources) {
         if part.is_empty() {
@@ -120,16 +139,15 @@ impl Master {
     /// Ends an attempt by the master's word. An attempt that has ended already keeps its own end.
     pub(crate) fn end_task(&mut self, now: Time, key: &TaskKey, verdict: Verdict, out: &mut Effects) {
         let Some(fx) = self.frameworks.find(&key.framework) else { return };
-        let Some(framework) = self.frameworks.get_mut(fx) else { return };
         let attempt = (key.task.clone(), key.attempt);
-        if framework.tasks.get(&attempt).is_none_or(|task| task.state.is_terminal()) {
+        if self.task(key).is_none_or(|task| task.state.is_terminal()) {
             return;
         }
-        let Some(task) = framework.forget_task(&attempt) else { return };
+        let Some(task) = self.forget_task(fx, &attempt) else { return };
         if let Some((at, _)) = task.fate {
             self.fated.remove(&(at, key.clone()));
         }
-        framework.done.remember(attempt, (verdict.0, verdict.1));
+        self.remember_end(fx, attempt, verdict.0, verdict.1);
         if let Some(agent) = self.agents.find(&task.agent).and_then(|ax| self.agents.get_mut(ax)) {
             agent.tasks.remove(key);
         }

@@ -94,28 +94,27 @@ impl Master {
         let id = agent.info.id.clone();
         let Some(fx) = self.frameworks.find(&key.task.framework) else { return Self::acknowledge_myself(conn, key, out) };
         let (most, most_bytes) = (self.config.pending_per_attempt, self.config.pending_bytes);
+        let full = self.pending_bytes >= self.config.pending_bytes_total;
         let attempt = (key.task.task.clone(), key.task.attempt);
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
         let (bytes, held_back) = (framework.pending_bytes, framework.is_held_back(&attempt));
         let Some(task) = framework.tasks.get_mut(&attempt).filter(|t| t.agent == id) else {
             return Self::acknowledge_myself(conn, key, out);
         };
-        // A single update always fits: it is bounded by what a frame may hold.
-        let room = task.pending.len() < most && (bytes == 0 || bytes.saturating_add(update.weight()) <= most_bytes);
+        // One update of each framework always fits: it is bounded by what a frame may hold.
+        let room = task.pending.len() < most && (bytes == 0 || !full && bytes.saturating_add(update.weight()) <= most_bytes);
         match apply(task, &mut update, room) {
             Change::Unwanted => return Self::acknowledge_myself(conn, key, out),
             Change::NoRoom => {
                 self.refused_updates += 1;
-                if let Some(agent) = self.agents.get_mut(ax) {
-                    agent.tasks.insert(key.task);
-                }
-                return;
+                return self.has(ax, key.task);
             }
             Change::Repeat => {}
             Change::New { freed } => {
                 framework.pending_bytes += update.weight();
-                self.clear_fate(&key.task);
+                self.pending_bytes += update.weight();
                 self.release(&key.task, &id, &freed);
+                self.has(ax, key.task.clone());
                 if update.state.is_terminal() {
                     self.leave_agent(ax, &key.task);
                 }
@@ -123,6 +122,14 @@ impl Master {
         }
         if !held_back {
             self.tell(fx, FrameworkEvent::Updates(vec![(Some(id), update)]), out);
+        }
+    }
+
+    /// The agent speaks of a task: it has it, whatever it said before.
+    fn has(&mut self, ax: AgentIx, key: TaskKey) {
+        self.clear_fate(&key);
+        if let Some(agent) = self.agents.get_mut(ax) {
+            agent.tasks.insert(key);
         }
     }
 
@@ -148,12 +155,14 @@ impl Master {
             let mut last = None;
             while task.pending.front().is_some_and(|u| u.key.seq <= seq) {
                 last = task.pending.pop_front();
-                framework.pending_bytes -= last.as_ref().map_or(0, StatusUpdate::weight);
+                let bytes = last.as_ref().map_or(0, StatusUpdate::weight);
+                framework.pending_bytes -= bytes;
+                self.pending_bytes -= bytes;
             }
             let agent = task.agent.clone();
             if let Some(last) = last.filter(|_| task.state.is_terminal() && task.pending.is_empty()) {
-                framework.forget_task(&attempt);
-                framework.done.remember(attempt, (last.state, last.reason));
+                self.forget_task(fx, &attempt);
+                self.remember_end(fx, attempt, last.state, last.reason);
             }
             self.command(&agent, AgentCommand::Acknowledge(UpdateKey { task: key, seq }), out);
         }

@@ -85,8 +85,8 @@ pub struct ClusterView {
     pub frameworks: usize,
     /// Addresses that connected frameworks announce, by protocol; of equal names, the newest subscription's.
     pub services: BTreeMap<String, String>,
-    /// Updates that were left with their agents because too many waited for a framework already.
-    pub refused_updates: u64,
+    /// What the bounds made this life of the master do, by name: see `docs/bounds.md`.
+    pub counters: BTreeMap<&'static str, u64>,
 }
 
 impl Master {
@@ -96,13 +96,16 @@ impl Master {
         let mut connected: Vec<&Framework> = self.frameworks.iter().map(|(_, _, f)| f).filter(|f| f.conn().is_some()).collect();
         connected.sort_by_key(|f| f.subscription);
         let services = connected.into_iter().flat_map(|f| f.info.services.clone()).collect();
-        ClusterView {
-            epoch: self.epoch,
-            agents: self.agents.len(),
-            frameworks: self.frameworks.len(),
-            services,
-            refused_updates: self.refused_updates,
-        }
+        ClusterView { epoch: self.epoch, agents: self.agents.len(), frameworks: self.frameworks.len(), services, counters: self.counters() }
+    }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let pending = u64::try_from(self.pending_bytes).unwrap_or(u64::MAX);
+        BTreeMap::from([
+            ("refused_updates", self.refused_updates),
+            ("forgotten_refusals", self.forgotten_refusals),
+            ("pending_update_bytes", pending),
+        ])
     }
 
     /// Every agent, by id.

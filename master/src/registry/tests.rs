@@ -102,13 +102,20 @@ fn what_a_later_version_wrote_is_refused_with_its_number() {
     let path = dir.path().join("registry.redb");
     let registry = File::open(&path).unwrap();
     // Field 1 of a record is its format: 2.
-    let later = |t: &WriteTransaction| Ok(drop(t.open_table(AGENTS)?.insert("a9", [8_u8, 2].as_slice())?));
+    let later = |t: &WriteTransaction| {
+        t.open_table(AGENTS)?.insert("a9", [8_u8, 2].as_slice())?;
+        Ok(())
+    };
     registry.within("write to", later).unwrap();
     drop(registry);
     let mut registry = File::open(&path).unwrap();
     let text = registry.load().unwrap_err().to_string();
     assert!(text.contains("record of a9") && text.contains("format 2") && text.contains("later version"), "{text}");
-    registry.within("write to", |t| Ok(drop(t.open_table(META)?.insert("format", 3)?))).unwrap();
+    let later = |t: &WriteTransaction| {
+        t.open_table(META)?.insert("format", 3)?;
+        Ok(())
+    };
+    registry.within("write to", later).unwrap();
     drop(registry);
     let text = File::open(&path).unwrap_err().to_string();
     assert!(text.contains("format 3") && text.contains("reads up to 1"), "{text}");

@@ -138,6 +138,21 @@ fn a_removed_agent_that_comes_back_in_time_keeps_its_exclusive_task() {
 }
 
 #[test]
+fn a_lease_outlives_the_removal_of_its_agent() {
+    let (mut c, agent, f, id) = one_task();
+    c.pass(30_000);
+    c.batch(Event::AgentLease { conn: agent, asked: BootTime(1) });
+    c.batch(Event::AgentRemoved { agent: AgentId::new("a1").unwrap(), reason: "a mistake".into() });
+    let agent = c.register(agent_info("a1", res(4, 4)), vec![running(key(&id, "t"))], vec![]);
+    c.batch(Event::AgentDisconnected { conn: agent });
+    c.events(f);
+    c.pass(span() - 1);
+    assert_eq!(c.events(f), vec![]);
+    c.pass(1);
+    assert_eq!(c.updates(f), vec![("t".into(), TaskState::Lost, Reason::LeaseExpired, 0)]);
+}
+
+#[test]
 fn a_second_attempt_waits_for_the_end_of_the_first_and_arrays_are_refused() {
     let (mut c, agent, f, _) = one_task();
     c.call(f, Call::Revive);

@@ -228,7 +228,8 @@ proptest! {
         let now = Time(1_000_000_000);
         // Bounds so small that they are met.
         let config = Config {
-            remembered_attempts: 4, remembered_frameworks: 2, pending_per_attempt: 2, pending_bytes: 900, resend_window: 2,
+            remembered_attempts: 4, remembered_frameworks: 2, pending_per_attempt: 2, pending_bytes: 900, pending_bytes_total: 1_500,
+            remembered_attempts_total: 7, remembered_refusals: 3, resend_window: 2,
             ..Config::default()
         };
         let mut world = World {

@@ -240,7 +240,7 @@ fn what_does_not_fit_stays_with_the_agent_and_nothing_overtakes_it() {
     c.accept(f, &[offer.id], vec![task("t", res(3, 3))], refuse(3_600_000));
     c.commands(agent);
     said_while_away(&mut c, agent, f, &fid, 4);
-    assert_eq!(c.master.cluster_view().refused_updates, 2);
+    assert_eq!(c.master.cluster_view().counters["refused_updates"], 2);
     assert_eq!(c.books("a1").0, res(3, 3), "its end was not taken yet");
     let f = c.subscribe(framework_info("one", "default"), Some(fid.clone()));
     c.subscribed(f);
