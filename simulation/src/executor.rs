@@ -154,6 +154,8 @@ impl Executor {
                     array.leave(run, out);
                 }
             }
+            // It numbers nothing and runs nothing exclusive.
+            ToExecutor::Confirm { .. } | ToExecutor::Renew { .. } => {}
             ToExecutor::Kill { run, grace } => {
                 let after = rng.below(DurationMs(grace.0.min(300)).0 * 1_000 + 100);
                 let what = if self.arrays.contains_key(&run) { Inside::ArrayKilled(run) } else { Inside::TaskKilled(run) };

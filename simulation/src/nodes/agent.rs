@@ -186,7 +186,7 @@ impl World {
         for action in actions {
             match action {
                 Action::Say(message) => {
-                    let event = Event::Executor { executor: id.clone(), message };
+                    let event = Event::Executor { executor: id.clone(), number: 0, message };
                     self.after(20, Happening::Agent(i, life, event));
                 }
                 Action::After(us, inside) => self.after(us, Happening::Executor(i, life, id.clone(), inside)),
