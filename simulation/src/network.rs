@@ -8,7 +8,7 @@ use crate::rng::Rng;
 use crate::world::Peer;
 use smalti_master_core::AgentMessage;
 use smalti_types::protocol::{Call, FrameworkEvent, Registration, Subscription};
-use smalti_types::{StatusUpdate, Time};
+use smalti_types::{BootTime, StatusUpdate, Time};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What a peer says to the master.
@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 pub(crate) enum ToMaster {
     Register(Registration),
     Updates(Vec<StatusUpdate>),
+    /// A heartbeat of an agent that has exclusive tasks.
+    Lease(BootTime),
     Subscribe(Subscription),
     Call(Call),
 }

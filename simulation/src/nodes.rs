@@ -6,7 +6,7 @@ mod master;
 
 pub(crate) use agent::{AgentNode, bundle};
 pub(crate) use framework::FrameworkNode;
-pub(crate) use master::MasterNode;
+pub(crate) use master::{LEASE, MasterNode};
 
 use crate::network::{ToMaster, ToPeer, Way};
 use crate::world::{Happening, Node, Peer, World};

@@ -142,9 +142,6 @@ impl Script {
             Delivery::Subscribed { .. } if std::mem::take(&mut self.restored) => self.resume(calls),
             Delivery::Offers(offers) => offers.into_iter().for_each(|o| self.offered(&o, rng, calls)),
             Delivery::Update { update, .. } => {
-                if update.key.seq > 0 {
-                    answers.handled.push(UpdateId::of(&update));
-                }
                 let before = self.wants();
                 self.updated(&update, rng, calls);
                 if self.wants() && !before {

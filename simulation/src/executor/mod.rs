@@ -8,8 +8,8 @@ mod array;
 
 use crate::rng::Rng;
 use array::Array;
-use smalti_agent_core::{Failure, FromExecutor, ItemFailure, ModuleId, Run, ToExecutor};
-use smalti_types::{BootTime, DurationMs, ExecutorId, Isolation, ItemSet, Reason, TaskKey, Usage};
+use smalti_agent_core::{Failure, FromExecutor, HeldPart, ItemFailure, ModuleId, Run, ToExecutor};
+use smalti_types::{BootTime, DurationMs, ExecutorId, Isolation, Reason, TaskKey, Usage};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What happens inside an executor.
@@ -57,14 +57,6 @@ struct Single {
     key: TaskKey,
     /// Of an exclusive one: when its guest is stopped.
     until: Option<BootTime>,
-}
-
-/// What an executor has, as it says to a new agent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Holds {
-    pub(crate) modules: Vec<ModuleId>,
-    pub(crate) tasks: Vec<Run>,
-    pub(crate) parts: Vec<(Run, ItemSet, Vec<u32>)>,
 }
 
 /// One line of an item ledger.
@@ -137,11 +129,12 @@ impl Executor {
     }
 
     /// What it has, exact against everything that it has said.
-    pub(crate) fn holds(&self) -> Holds {
-        Holds {
+    pub(crate) fn holds(&self) -> FromExecutor {
+        let parts = self.arrays.iter().map(|(run, a)| HeldPart { run: *run, items: a.unreported(), slots: a.slots() });
+        FromExecutor::Holds {
             modules: self.modules.iter().copied().collect(),
             tasks: self.tasks.keys().copied().collect(),
-            parts: self.arrays.iter().map(|(run, a)| (*run, a.unreported(), a.slots())).collect(),
+            parts: parts.collect(),
         }
     }
 
@@ -221,18 +214,25 @@ impl Executor {
                     return Err(format!("{module:?} is to be unloaded and is not loaded"));
                 }
             }
-            ToExecutor::StartTask { run, slot, module, key, launch } => {
+            ToExecutor::StartTask { run, slot, module, key, launch, lease_until } => {
                 self.check(module, &[slot])?;
-                let _ = now;
-                let until = None;
-                self.tasks.insert(run, Single { slot, key: key.clone(), until });
+                if launch.spec.exclusive && lease_until.is_none() {
+                    return Err(format!("{key} is exclusive and is to start without a lease"));
+                }
+                if lease_until.is_some_and(|until| until <= now) {
+                    let failure = Some(Failure::new(Reason::LeaseExpired, "its lease has run out"));
+                    let usage = Usage::default();
+                    self.say(FromExecutor::Outcome { run, exit_code: None, failure, usage, result: None }, &mut out);
+                    return Ok(out);
+                }
+                self.tasks.insert(run, Single { slot, key: key.clone(), until: lease_until });
                 out.push(Action::Starts(key, launch.spec.exclusive));
-                if until.is_some() {
-                    out.push(Action::After(0, Inside::LeaseEnds(run)));
+                if let Some(until) = lease_until {
+                    out.push(Action::At(until, Inside::LeaseEnds(run)));
                 }
                 out.push(Action::After(rng.between(10, 500), Inside::TaskStarted(run)));
-                let long = if rng.chance(10) { 5_000_000 } else { 300_000 };
-                let long = if launch.spec.exclusive { 10_000_000 } else { long };
+                let long = if launch.spec.exclusive { 8_000_000 } else { 300_000 };
+                let long = if rng.chance(10) { 5_000_000 } else { long };
                 out.push(Action::After(rng.between(600, long), Inside::TaskEnded(run)));
             }
             ToExecutor::StartArray { run, slots, module, key, launch, .. } => {
@@ -263,6 +263,12 @@ impl Executor {
                     self.leave(run, &mut out);
                 }
             }
+            ToExecutor::Renew { run, until } => {
+                if let Some(single) = self.tasks.get_mut(&run) {
+                    single.until = single.until.max(Some(until));
+                }
+            }
+            ToExecutor::Confirm { number } => self.confirm(number),
             ToExecutor::Kill { run, grace } => {
                 let after = rng.below(DurationMs(grace.0.min(300)).0 * 1_000 + 100);
                 let what = if self.arrays.contains_key(&run) { Inside::ArrayKilled(run) } else { Inside::TaskKilled(run) };

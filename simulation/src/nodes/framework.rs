@@ -1,5 +1,5 @@
-//! A framework's process: the SDK's core and a handler above it. The handler's state is durable, as if every batch that
-//! it handles were one transaction of its store; the SDK's state dies with the process.
+//! A framework's process: the SDK's core and a handler above it. What the handler makes of a batch, what it has taken of the SDK's
+//! updates and what it asks of the master are one transaction of the SDK's store. A crash before it is as if the handler had not run.
 
 use crate::batch::Batch;
 use crate::faults::{WriteCrash, write_crash};
@@ -8,9 +8,10 @@ use crate::network::ToMaster;
 use crate::rng::Rng;
 use crate::script::{Answers, Script};
 use crate::world::{Happening, Node, Peer, World};
-use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record};
-use smalti_types::{DurationMs, FrameworkId, FrameworkInfo, Role, TaskId, TaskState, Time};
+use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record, UpdateId};
+use smalti_types::{DurationMs, Effects, FrameworkInfo, Role, TaskId, TaskState, Time};
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 
 /// What sits above the SDK.
 #[derive(Debug)]
@@ -64,9 +65,9 @@ pub(crate) struct FrameworkNode {
     pub(crate) client: Option<Client>,
     pub(crate) life: u64,
     pub(crate) conn: Option<u64>,
-    /// Durable.
-    id: Option<FrameworkId>,
-    /// Durable.
+    /// The SDK's store, and with it in every transaction …
+    store: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// … what the handler keeps.
     handler: Handler,
     inbox: VecDeque<Delivery>,
     /// The last state delivered of each attempt, in this life.
@@ -78,7 +79,7 @@ impl FrameworkNode {
         // Every second one is the batch scheduler.
         let handler = if index % 2 == 1 { Handler::Batch(Box::new(Batch::new())) } else { Handler::Script(Script::new(rng)) };
         let machine = Machine::new(rng);
-        Self { index, machine, client: None, life: 0, conn: None, id: None, handler, inbox: VecDeque::new(), seen: BTreeMap::new() }
+        Self { index, machine, client: None, life: 0, conn: None, store: BTreeMap::new(), handler, inbox: VecDeque::new(), seen: BTreeMap::new() }
     }
 
     pub(crate) fn crash(&mut self) {
@@ -130,24 +131,20 @@ impl World {
             failover_timeout: DurationMs(3_600_000),
             services: BTreeMap::new(),
         };
-        node.client = Some(Client::new(info, node.id.clone()));
+        let records: Result<Vec<Record>, _> = node.store.iter().map(|(key, value)| Record::decode(key, value)).collect();
+        node.client = Some(Client::restore(info, records.map_err(|e| format!("the store of framework {i}: {e}"))?));
         node.handler.restarted(now);
         Ok(())
     }
 
+    /// One event for the SDK's core, its records in a transaction of their own.
     pub(crate) fn client_step(&mut self, i: usize, event: Event) -> Result<(), String> {
-        let node = &mut self.frameworks[i];
-        let now = node.machine.clock.wall(self.now);
-        let Some(client) = &mut node.client else { return Ok(()) };
-        let effects = client.step(now, event);
-        client.check_invariants().map_err(|e| format!("SDK of framework {i}: {e}"))?;
-        let saved = &mut node.id;
+        let effects = self.client_decides(i, event)?;
         // The store is transactional: all of it is kept, or nothing.
+        let store = &mut self.frameworks[i].store;
         let persist = |records: Vec<Record>| {
             write_crash(records.len(), self.calm, &mut self.rng)?;
-            for Record::Subscribed(id) in records {
-                *saved = Some(id);
-            }
+            keep(store, &records);
             Ok::<_, WriteCrash>(())
         };
         let Ok(messages) = effects.commit(persist) else {
@@ -155,6 +152,19 @@ impl World {
             self.crash(Node::Peer(Peer::Framework(i)), false);
             return Ok(());
         };
+        self.client_sends(i, messages)
+    }
+
+    fn client_decides(&mut self, i: usize, event: Event) -> Result<Effects<Record, Message>, String> {
+        let node = &mut self.frameworks[i];
+        let now = node.machine.clock.wall(self.now);
+        let Some(client) = &mut node.client else { return Ok(Effects::default()) };
+        let effects = client.step(now, event);
+        client.check_invariants().map_err(|e| format!("SDK of framework {i}: {e}"))?;
+        Ok(effects)
+    }
+
+    fn client_sends(&mut self, i: usize, messages: Vec<Message>) -> Result<(), String> {
         let crash = self.send_crash(messages.len());
         for message in messages.into_iter().take(crash.unwrap_or(usize::MAX)) {
             self.client_says(i, message)?;
@@ -203,16 +213,11 @@ impl World {
         for delivery in std::mem::take(&mut node.inbox) {
             if let Delivery::Update { update, .. } = &delivery {
                 self.checks.commit(update)?;
+                answers.handled.push(UpdateId::of(update));
             }
             node.handler.take(now, delivery, &mut self.rng, &mut answers);
         }
         node.handler.check().map_err(|e| format!("framework {i}: {e}"))?;
-        // Durable, but nobody was told.
-        if !self.calm && self.rng.chance(1) {
-            self.faults += 1;
-            self.crash(Node::Peer(Peer::Framework(i)), false);
-            return Ok(());
-        }
         self.answer(i, answers)
     }
 
@@ -229,8 +234,28 @@ impl World {
         self.answer(i, answers)
     }
 
+    /// What the handler has made of it, what it has taken, and what it asks: one transaction.
     fn answer(&mut self, i: usize, answers: Answers) -> Result<(), String> {
-        self.client_step(i, Event::Handled(answers.handled))?;
-        answers.calls.into_iter().try_for_each(|call| self.client_step(i, Event::Call(call)))
+        let mut all = self.client_decides(i, Event::Handled(answers.handled))?;
+        for call in answers.calls {
+            all.merge(self.client_decides(i, Event::Call(call))?);
+        }
+        let store = &mut self.frameworks[i].store;
+        let persist = |records: Vec<Record>| {
+            keep(store, &records);
+            Ok::<_, Infallible>(())
+        };
+        let messages = all.commit(persist).unwrap_or_else(|never| match never {});
+        self.client_sends(i, messages)
+    }
+}
+
+/// Makes records durable, as the store's bytes.
+fn keep(store: &mut BTreeMap<Vec<u8>, Vec<u8>>, records: &[Record]) {
+    for (key, value) in records.iter().map(Record::encode) {
+        match value {
+            Some(value) => drop(store.insert(key, value)),
+            None => drop(store.remove(&key)),
+        }
     }
 }

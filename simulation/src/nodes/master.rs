@@ -15,6 +15,9 @@ use smalti_types::{DurationMs, FrameworkId, MasterEpoch, OfferId, TaskKey};
 /// Agents up to which everything is checked after every event; of more, it is checked as many times less often as there are more.
 const AGENTS_AT_FULL_CHECK: u64 = 10;
 
+/// For how long an agent may run exclusive tasks without another word of the master.
+pub(crate) const LEASE: DurationMs = DurationMs(3_000);
+
 /// The master, or the place where it was.
 #[derive(Debug)]
 pub(crate) struct MasterNode {
@@ -58,7 +61,7 @@ fn config() -> Config {
     Config {
         agent_timeout: DurationMs(8_000),
         offer_timeout: DurationMs(4_000),
-        lease: DurationMs(3_000),
+        lease: LEASE,
         lease_margin: DurationMs(200),
         reconnect_grace: DurationMs(3_000),
         resend_window: 20,
@@ -85,6 +88,7 @@ impl World {
         let event = match message {
             ToMaster::Register(registration) => Event::AgentRegistered { conn, registration },
             ToMaster::Updates(updates) => Event::AgentUpdates { conn, updates },
+            ToMaster::Lease(asked) => Event::AgentLease { conn, asked },
             ToMaster::Subscribe(subscription) => {
                 self.master.frameworks += 1;
                 let fresh = format!("F{:x}-{}", self.master.registry.epoch, self.master.frameworks);
