@@ -152,7 +152,7 @@ impl Master {
             Call::Kill { task, attempt, grace } => self.kill(now, fx, task, attempt, grace, out),
             Call::Acknowledge(updates) => self.acknowledge(fx, updates, out),
             Call::Reconcile(tasks) => self.reconcile(now, fx, tasks, out),
-            Call::AssignItems { task, attempt, batch, open } => self.assign_items(now, fx, (task, attempt), batch, open, out),
+            Call::AssignItems { task, attempt, batch, open } => self.assign_items(fx, (task, attempt), batch, open, out),
             Call::ReturnItems { task, attempt, most } => self.return_items(fx, (task, attempt), most, out),
             Call::Teardown => self.remove_framework(now, fx, "it asked for it", out),
         }

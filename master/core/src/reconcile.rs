@@ -6,7 +6,7 @@ use crate::master::Master;
 use crate::slab::FrameworkIx;
 use crate::tasks::{Attempt, Verdict};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent};
-use smalti_types::{AgentId, ArrayDelta, ItemBatch, Reason, StatusUpdate, TaskId, TaskState, Time};
+use smalti_types::{AgentId, ItemBatch, Reason, StatusUpdate, TaskId, TaskState, Time};
 
 impl Master {
     /// The current state of the named tasks, or of all: of all, as many at a time as a framework can take.
@@ -90,8 +90,8 @@ impl Master {
         }
     }
 
-    /// Hands more items to a part. If its agent is away, they come straight back as returned.
-    pub(crate) fn assign_items(&self, now: Time, fx: FrameworkIx, part: (TaskId, u32), batch: ItemBatch, open: bool, out: &mut Effects) {
+    /// Hands more items to a part. While its agent is away nothing happens: the framework's client says it again.
+    pub(crate) fn assign_items(&self, fx: FrameworkIx, part: (TaskId, u32), batch: ItemBatch, open: bool, out: &mut Effects) {
         if let Err(problem) = crate::validate::check_batch_splits(&batch) {
             return self.refuse(fx, "assign_items", problem, out);
         }
@@ -101,13 +101,8 @@ impl Master {
                 let command = AgentCommand::AssignItems { task: key, batch, open };
                 out.send(Message::ToAgent { conn, message: AgentMessage::Command(command) });
             }
-            Ok((key, task, None)) => {
-                let why = format!("agent {} is not connected", task.agent);
-                let mut update = StatusUpdate::new(key, 0, task.state, Reason::AgentDisconnected, why, now);
-                update.array =
-                    Some(ArrayDelta { returned: batch.items, outstanding: task.outstanding, slots: task.slots, ..ArrayDelta::default() });
-                self.tell(fx, FrameworkEvent::Updates(vec![(Some(task.agent.clone()), update)]), out);
-            }
+            // It may be a repeat of what the part has: nobody can say here that these items were not started.
+            Ok((_, _, None)) => {}
         }
     }
 

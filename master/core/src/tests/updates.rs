@@ -105,10 +105,7 @@ fn items_pass_through_and_come_back_when_the_agent_is_away() {
     assert_eq!(c.commands(agent), expected);
     c.batch(Event::AgentDisconnected { conn: agent });
     c.call(f, assign(&batch));
-    let events = c.events(f);
-    let [FrameworkEvent::Updates(updates)] = &events[..] else { panic!("{events:?}") };
-    let delta = updates[0].1.array.clone().unwrap();
-    assert_eq!((delta.returned, delta.slots, updates[0].1.key.seq), (batch.items.clone(), 4, 0));
+    assert!(c.events(f).is_empty(), "the part may have these items: the client says it again");
     c.call(f, Call::AssignItems { task: id("x"), attempt: 0, batch, open: true });
     assert!(matches!(&c.events(f)[..], [FrameworkEvent::Refused { .. }]));
     c.silence();
