@@ -81,13 +81,15 @@ impl Client {
         self.attempts.entry(key).or_insert_with(|| Attempt::adopted(agent))
     }
 
-    fn assign(&mut self, now: Time, key: Key, batch: ItemBatch, open: bool, out: &mut Out) {
+    fn assign(&mut self, now: Time, key: Key, mut batch: ItemBatch, open: bool, out: &mut Out) {
         let attempt = self.known(key.clone(), None);
         // Items for a part that has ended are as lost as those it had: the terminal update tells the handler.
         if attempt.is_ended() {
             return;
         }
-        attempt.part.get_or_insert_with(|| Part::adopted(now)).assign(batch.clone(), open, now);
+        let part = attempt.part.get_or_insert_with(|| Part::adopted(now));
+        part.without_ended(&mut batch);
+        part.assign(batch.clone(), open, now);
         self.parts.insert(key.clone());
         self.pass_on(Call::AssignItems { task: key.0, attempt: key.1, batch, open }, out);
     }

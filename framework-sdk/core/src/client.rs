@@ -3,6 +3,7 @@
 use crate::attempts::{Attempt, Key, Kill, Verdict};
 use crate::doubt::Doubt;
 use crate::event::{Delivery, Event, Message, UpdateId};
+use crate::part::Part;
 use crate::record::Record;
 use smalti_types::protocol::{Call, FrameworkEvent, Subscription};
 use smalti_types::{
@@ -313,8 +314,11 @@ impl Client {
             Verdict::Drop | Verdict::Wait => {}
             Verdict::Acknowledge => repeats.push(UpdateId::of(&update)),
             Verdict::Deliver => {
-                if let (Some(part), Some(delta)) = (&mut attempt.part, &update.array) {
-                    part.account(delta, now);
+                if let Some(delta) = &update.array
+                    && !ended
+                {
+                    attempt.part.get_or_insert_with(|| Part::adopted(now)).account(delta, now);
+                    self.parts.insert(key.clone());
                 }
                 let agent = agent.or_else(|| attempt.agent.clone());
                 out.send(Message::Deliver(Delivery::Update { agent, update }));

@@ -6,7 +6,7 @@
 
 use smalti_types::protocol::Call;
 use smalti_types::{ArrayDelta, DurationMs, ItemBatch, ItemSet, Time};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::attempts::Key;
 
@@ -27,6 +27,10 @@ pub(crate) struct Part {
     open: bool,
     /// Whether closing was said in a call of its own: then it can be lost on its own.
     closed_late: bool,
+    /// Items whose outcome was delivered in this life: when they are handed out all the same, that was decided before it was taken.
+    finished: ItemSet,
+    /// The same for items that failed, by attempt: a later one may be handed out.
+    failed: BTreeMap<u32, ItemSet>,
     /// Launched in an earlier life: an update may be older than this life, so what it confirms the next may take back.
     adopted: bool,
     /// When to say things again.
@@ -37,8 +41,16 @@ pub(crate) struct Part {
 impl Part {
     /// Launched with these items.
     pub(crate) fn new(batch: ItemBatch, open: bool, now: Time) -> Self {
-        let mut part =
-            Self { batches: VecDeque::new(), open, closed_late: false, adopted: false, again: now.after(FIRST_WAIT), wait: FIRST_WAIT };
+        let mut part = Self {
+            batches: VecDeque::new(),
+            open,
+            closed_late: false,
+            finished: ItemSet::default(),
+            failed: BTreeMap::new(),
+            adopted: false,
+            again: now.after(FIRST_WAIT),
+            wait: FIRST_WAIT,
+        };
         // These come and go with the launch itself.
         part.push(batch, true);
         part
@@ -55,6 +67,16 @@ impl Part {
         }
     }
 
+    /// Takes out of a batch what has had its outcome already.
+    pub(crate) fn without_ended(&self, batch: &mut ItemBatch) {
+        let mut ended = self.finished.clone();
+        self.failed.range(batch.attempt..).for_each(|(_, items)| ended.extend(items));
+        if !ended.is_disjoint(&batch.items) {
+            batch.items = batch.items.difference(&ended);
+            batch.splits.retain(|s| !ended.contains(s.item));
+        }
+    }
+
     /// More items are handed to it, or it is closed.
     pub(crate) fn assign(&mut self, batch: ItemBatch, open: bool, now: Time) {
         self.closed_late |= self.open && !open;
@@ -66,6 +88,10 @@ impl Part {
 
     /// An update of the part was delivered.
     pub(crate) fn account(&mut self, delta: &ArrayDelta, now: Time) {
+        self.finished.extend(&delta.finished);
+        for f in &delta.failed {
+            self.failed.entry(f.attempt).or_default().insert(f.item);
+        }
         let mut gone = delta.finished.union(&delta.returned);
         if !delta.failed.is_empty() {
             gone.extend(&delta.failed.iter().map(|f| f.item).collect::<ItemSet>());
