@@ -134,7 +134,7 @@ impl Part {
             told: 0,
             launch: Arc::new(launch),
         };
-        let refused = part.assign(batch, true);
+        let refused = part.assign(batch, true, &ItemSet::default());
         part.open = part.launch.open;
         (part, refused)
     }
@@ -146,9 +146,11 @@ impl Part {
     }
 
     /// Takes more items. What comes after the end goes back; what it already has, or is beyond the array, is refused and counted.
-    pub(crate) fn assign(&mut self, batch: ItemBatch, open: bool) -> u64 {
+    /// `told`: ended here, and the framework may not know.
+    pub(crate) fn assign(&mut self, batch: ItemBatch, open: bool, told: &ItemSet) -> u64 {
         let wanted = batch.items.len();
         let mut have = self.queue.items();
+        have.extend(told);
         for leased in self.leased.values() {
             have.extend(&leased.items);
         }

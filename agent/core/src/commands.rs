@@ -12,7 +12,7 @@ use crate::task::{Ending, Kill, Phase, Single, Task, Work};
 use crate::updates::Stream;
 use smalti_types::protocol::AgentCommand;
 use smalti_types::{
-    Bytes, DurationMs, FrameworkId, Input, ItemBatch, Launch, LaunchArray, Reason, Resources, Role, TaskKey, TaskSpec, TaskState, Time,
+    Bytes, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, Launch, LaunchArray, Reason, Resources, Role, TaskKey, TaskSpec, TaskState, Time,
     UpdateKey,
 };
 use std::sync::Arc;
@@ -167,12 +167,13 @@ impl Agent {
 
     fn assign(&mut self, now: Time, key: &TaskKey, batch: ItemBatch, open: bool, out: &mut Out) {
         let room = self.room;
+        let told = self.ended_and_not_acknowledged(key, batch.attempt);
         let Some((run, part)) = self.live_part(key) else {
             // The part's terminal update says which items it had; the framework hands out the others again.
             self.counters.ignore_master(batch.items.len());
             return;
         };
-        let refused = part.assign(batch, open);
+        let refused = part.assign(batch, open, &told);
         if !room {
             // What is not leased yet goes back: the framework gives it to another agent.
             part.return_queue();
@@ -181,6 +182,18 @@ impl Agent {
         self.dirty.insert(run);
         self.feed(now, run, out);
         self.end_if_exhausted(now, run, out);
+    }
+
+    /// Items that ended as this attempt or a later one, as updates say that the framework may not have taken yet: when it hands them out
+    /// again, it does not know.
+    fn ended_and_not_acknowledged(&self, key: &TaskKey, attempt: u32) -> ItemSet {
+        let mut ended = ItemSet::default();
+        let Some(task) = self.keys.get(key).and_then(|run| self.tasks.get(run)) else { return ended };
+        for delta in task.stream.all().0.filter_map(|u| u.array.as_ref()) {
+            ended.extend(&delta.finished);
+            ended.extend(&delta.failed.iter().filter(|f| f.attempt >= attempt).map(|f| f.item).collect());
+        }
+        ended
     }
 
     fn return_items(&mut self, now: Time, key: &TaskKey, most: u64, out: &mut Out) {

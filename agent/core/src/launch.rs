@@ -230,6 +230,11 @@ impl Agent {
             return self.queue_process(run);
         }
         let Phase::Running(place) = &task.phase else { return };
+        // What it holds was counted before it gets another lease, and would be compared with what is leased after that.
+        let is_comparing = |e: &Executor| matches!(e.phase, executor::Phase::Away | executor::Phase::Back);
+        if self.pool.executors.get(&place.executor).is_some_and(is_comparing) {
+            return;
+        }
         let Work::Part(part) = &mut task.work else { return };
         let mut tell = |message| out.send(Message::ToExecutor { executor: place.executor.clone(), message });
         for lease in part.take_leases(now) {
