@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether the cores keep what they need to go on after a crash: the SDK what was delivered, in one transaction with what its handler
 /// makes of it; the master all that is not acknowledged.
-const NOTHING_IS_LOST: bool = false;
+const NOTHING_IS_LOST: bool = true;
 
 /// What was committed of one attempt by a framework's handler.
 #[derive(Debug, Default)]

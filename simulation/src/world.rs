@@ -11,7 +11,7 @@ use crate::nodes::{AgentNode, FrameworkNode, MasterNode};
 use crate::report::Config;
 use crate::rng::Rng;
 use smalti_agent_core as agent;
-use smalti_types::Time;
+use smalti_types::{ExecutorId, Time};
 use std::collections::BTreeMap;
 
 /// Time-outs of cores hang on ticks about this often, in microseconds.
@@ -56,6 +56,8 @@ pub(crate) enum Happening {
     BatchEnd(u64),
     /// Something outside of its core reaches an agent in this life.
     Agent(usize, u64, agent::Event),
+    /// A new life of an agent looks for an executor of the last one.
+    Find(usize, u64, ExecutorId),
     /// An agent's order reaches one of its executor processes.
     Told(usize, u64, agent::ToExecutor),
     /// What an executor process says reaches the agent in this life: its number, what.
@@ -192,6 +194,7 @@ impl World {
             Happening::Tick(node, life) => self.tick(node, life),
             Happening::BatchEnd(life) => self.batch_end(life),
             Happening::Agent(i, life, event) => self.agent_event(i, life, event),
+            Happening::Find(i, life, id) => self.find_executor(i, life, id),
             Happening::Told(i, process, message) => self.executor_told(i, process, message),
             Happening::Said(i, life, process, number, message) => self.executor_said(i, life, process, number, message),
             Happening::Inside(i, process, inside) => self.executor_happens(i, process, inside),

@@ -1,19 +1,22 @@
 //! An agent's process and machine: what its shell does for the core, with random delays and failures. Its executors are processes of
 //! their own (see `executors`).
 
+mod checkpoint;
 mod executors;
 
-use crate::executor::Executor;
+use crate::executor::{Entry, Executor};
+use crate::faults::{WriteCrash, write_crash};
 use crate::machine::Machine;
 use crate::network::ToMaster;
+use crate::nodes::LEASE;
 use crate::rng::Rng;
 use crate::world::{Happening, Node, Peer, World};
-use smalti_agent_core::{Agent, Event, Failure, Message, Parameters};
+use checkpoint::Checkpoint;
+use smalti_agent_core::{Agent, Event, Failure, Message, Parameters, Record};
 use smalti_master_core::AgentMessage;
 use smalti_types::protocol::Registration;
-use smalti_types::{AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time};
+use smalti_types::{AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, Effects, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time};
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 
 /// An agent, or the place where it was.
 #[derive(Debug)]
@@ -32,6 +35,11 @@ pub(crate) struct AgentNode {
     links: BTreeMap<ExecutorId, u64>,
     /// The same the other way round.
     names: BTreeMap<u64, ExecutorId>,
+    /// What executors that are gone have written about items.
+    ledgers: BTreeMap<ExecutorId, Vec<Entry>>,
+    checkpoint: Checkpoint,
+    /// When it last asked for a lease.
+    asked: Time,
 }
 
 impl AgentNode {
@@ -49,6 +57,9 @@ impl AgentNode {
             processes: 0,
             links: BTreeMap::new(),
             names: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
+            checkpoint: Checkpoint::default(),
+            asked: Time(0),
         }
     }
 
@@ -77,7 +88,8 @@ impl AgentNode {
             attributes: Attributes::default(),
             isolation: BTreeMap::new(),
             boot_id: format!("boot-{}", self.machine.boot),
-            incarnation: self.life,
+            // It goes on with its tasks, unless the machine was booted.
+            incarnation: self.machine.boot,
         };
         Registration { info, tasks, unacknowledged }
     }
@@ -116,13 +128,20 @@ fn parameters(total: &Resources) -> Parameters {
 
 impl World {
     pub(crate) fn start_agent(&mut self, i: usize) -> Result<(), String> {
-        // It cannot go on with them, so it ends them.
-        let left: Vec<u64> = self.agents[i].executors.keys().copied().collect();
-        left.into_iter().for_each(|process| self.executor_dies(i, process));
         let node = &mut self.agents[i];
         node.life += 1;
-        node.core = Some(Agent::new(parameters(&node.total)));
-        Ok(())
+        node.asked = Time(0);
+        let now = node.machine.clock.wall(self.now);
+        let boot = node.machine.boot;
+        let (records, same_boot) = node.checkpoint.open(boot);
+        let mut core = Agent::restore(parameters(&node.total), records, same_boot);
+        node.checkpoint.snapshot(boot, core.checkpoint());
+        let effects = core.resume(now);
+        core.check_invariants().map_err(|e| format!("{} restored: {e}", node.id()))?;
+        let to_find: Vec<ExecutorId> = core.to_find().cloned().collect();
+        node.core = Some(core);
+        self.find_executors(i, &to_find);
+        self.agent_commits(i, effects)
     }
 
     /// The machine loses its power: with it go its executors.
@@ -145,6 +164,16 @@ impl World {
         self.agent_event(i, life, Event::Tick)
     }
 
+    /// An agent with exclusive tasks asks for its lease: at once for the first, then every third of it.
+    fn ask_for_lease(&mut self, i: usize) {
+        let node = &mut self.agents[i];
+        let due = self.now.micros_since(node.asked) >= LEASE.0 * 1_000 / 3 || node.asked == Time(0);
+        let Some(conn) = node.conn.filter(|_| due && node.core.as_ref().is_some_and(Agent::wants_lease)) else { return };
+        node.asked = self.now;
+        let asked = node.machine.clock.boot(self.now);
+        self.say_to_master(conn, ToMaster::Lease(asked));
+    }
+
     pub(crate) fn agent_event(&mut self, i: usize, life: u64, event: Event) -> Result<(), String> {
         if self.life(Node::Peer(Peer::Agent(i))) != Some(life) {
             return Ok(());
@@ -154,7 +183,30 @@ impl World {
         let Some(core) = &mut node.core else { return Ok(()) };
         let effects = core.step(now, event);
         core.check_invariants().map_err(|e| format!("{}: {e}", node.id()))?;
-        let messages = effects.commit(|_| Ok::<_, Infallible>(())).unwrap_or_else(|never| match never {});
+        self.agent_commits(i, effects)?;
+        self.ask_for_lease(i);
+        Ok(())
+    }
+
+    fn agent_commits(&mut self, i: usize, effects: Effects<Record, Message>) -> Result<(), String> {
+        let node = &mut self.agents[i];
+        let life = node.life;
+        let checkpoint = &mut node.checkpoint;
+        let persist = |records: Vec<Record>| {
+            write_crash(records.len(), self.calm, &mut self.rng)?;
+            checkpoint.append(records);
+            Ok::<_, WriteCrash>(())
+        };
+        let Ok(messages) = effects.commit(persist) else {
+            self.faults += 1;
+            self.crash(Node::Peer(Peer::Agent(i)), false);
+            return Ok(());
+        };
+        if node.checkpoint.wants_snapshot()
+            && let Some(core) = &node.core
+        {
+            node.checkpoint.snapshot(node.machine.boot, core.checkpoint());
+        }
         let crash = self.send_crash(messages.len());
         for message in messages.into_iter().take(crash.unwrap_or(usize::MAX)) {
             self.agent_acts(i, life, message)?;

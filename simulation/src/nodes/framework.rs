@@ -236,10 +236,12 @@ impl World {
 
     /// What the handler has made of it, what it has taken, and what it asks: one transaction.
     fn answer(&mut self, i: usize, answers: Answers) -> Result<(), String> {
-        let mut all = self.client_decides(i, Event::Handled(answers.handled))?;
+        // What is handed out again, because an earlier life may not have said it, must come before the acknowledgement of its outcome.
+        let mut all = Effects::default();
         for call in answers.calls {
             all.merge(self.client_decides(i, Event::Call(call))?);
         }
+        all.merge(self.client_decides(i, Event::Handled(answers.handled))?);
         let store = &mut self.frameworks[i].store;
         let persist = |records: Vec<Record>| {
             keep(store, &records);

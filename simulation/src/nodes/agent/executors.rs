@@ -2,8 +2,9 @@
 
 use crate::executor::{Action, Executor, Inside};
 use crate::world::{Happening, Node, Peer, World};
-use smalti_agent_core::{Event, FromExecutor, ToExecutor};
+use smalti_agent_core::{ArrayReport, Event, FromExecutor, ItemFailure, Run, ToExecutor};
 use smalti_types::{ExecutorId, Reason, TaskKey};
+use std::collections::BTreeMap;
 
 /// What the way through a socket takes, in microseconds: always the same, so that its order is kept.
 const SOCKET_US: u64 = 20;
@@ -22,6 +23,58 @@ impl World {
             Event::ExecutorStarted { executor, slots }
         };
         self.after(us, Happening::Agent(i, life, event));
+    }
+
+    /// A new life of the agent looks for the executors of the last one. What it does not know it ends.
+    pub(super) fn find_executors(&mut self, i: usize, wanted: &[ExecutorId]) {
+        let node = &self.agents[i];
+        let life = node.life;
+        let stray: Vec<u64> = node.executors.iter().filter(|(_, e)| !wanted.contains(&e.id)).map(|(p, _)| *p).collect();
+        stray.into_iter().for_each(|process| self.executor_dies(i, process));
+        for id in wanted {
+            let us = self.rng.between(100, 30_000);
+            self.after(us, Happening::Find(i, life, id.clone()));
+        }
+        self.agents[i].ledgers.retain(|id, _| wanted.contains(id));
+    }
+
+    /// An executor of the last life is found, or not.
+    pub(crate) fn find_executor(&mut self, i: usize, life: u64, id: ExecutorId) -> Result<(), String> {
+        if self.life(Node::Peer(Peer::Agent(i))) != Some(life) {
+            return Ok(());
+        }
+        let node = &mut self.agents[i];
+        let Some((process, executor)) = node.executors.iter_mut().find(|(_, e)| e.id == id) else {
+            return self.executor_not_found(i, life, id);
+        };
+        let (process, slots) = (*process, executor.slots);
+        node.links.insert(id.clone(), process);
+        node.names.insert(process, id.clone());
+        executor.confirm(node.core.as_ref().map_or(0, |core| core.heard(&id)));
+        let mut says: Vec<(u64, FromExecutor)> = executor.unconfirmed().cloned().collect();
+        says.push((0, executor.holds()));
+        for (number, message) in says {
+            self.after(SOCKET_US, Happening::Said(i, life, process, number, message));
+        }
+        self.agent_event(i, life, Event::ExecutorBack { executor: id, slots })
+    }
+
+    /// It has died meanwhile: what its ledger says of items counts.
+    fn executor_not_found(&mut self, i: usize, life: u64, id: ExecutorId) -> Result<(), String> {
+        let mut reports: BTreeMap<Run, ArrayReport> = BTreeMap::new();
+        for entry in self.agents[i].ledgers.remove(&id).unwrap_or_default() {
+            let report = reports.entry(entry.run).or_default();
+            if entry.failed {
+                report.failed.push(ItemFailure { item: entry.item, exit_code: entry.exit_code, failure: None });
+            } else {
+                report.finished.insert(entry.item);
+            }
+        }
+        for (run, report) in reports {
+            let message = FromExecutor::Report { run, report };
+            self.agent_event(i, life, Event::Executor { executor: id.clone(), number: 0, message })?;
+        }
+        self.agent_event(i, life, Event::ExecutorExited { executor: id, cause: "signal 9".into(), out_of_memory: false })
     }
 
     pub(crate) fn bind_executor(&mut self, i: usize, executor: &ExecutorId, key: &TaskKey) -> Result<(), String> {
@@ -75,6 +128,9 @@ impl World {
         let node = &mut self.agents[i];
         if let Some(executor) = node.executors.remove(&process) {
             executor.keys().for_each(|key| self.checks.stop(key));
+            if !executor.ledger().is_empty() {
+                node.ledgers.insert(executor.id.clone(), executor.ledger().to_vec());
+            }
         }
     }
 
@@ -99,7 +155,7 @@ impl World {
         for action in actions {
             match action {
                 Action::Say(number, message) => {
-                    if let Some(life) = life {
+                    if let Some(life) = life.filter(|_| self.agents[i].names.contains_key(&process)) {
                         self.after(SOCKET_US, Happening::Said(i, life, process, number, message));
                     }
                 }
@@ -120,8 +176,8 @@ impl World {
     }
 
     /// The agent hears what one of its executors said.
-    pub(crate) fn executor_said(&mut self, i: usize, life: u64, process: u64, _number: u64, message: FromExecutor) -> Result<(), String> {
+    pub(crate) fn executor_said(&mut self, i: usize, life: u64, process: u64, number: u64, message: FromExecutor) -> Result<(), String> {
         let Some(executor) = self.agents[i].names.get(&process).cloned() else { return Ok(()) };
-        self.agent_event(i, life, Event::Executor { executor, message })
+        self.agent_event(i, life, Event::Executor { executor, number, message })
     }
 }
