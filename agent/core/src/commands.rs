@@ -167,7 +167,7 @@ impl Agent {
 
     fn assign(&mut self, now: Time, key: &TaskKey, batch: ItemBatch, open: bool, out: &mut Out) {
         let room = self.room;
-        let told = self.ended_and_not_acknowledged(key, batch.attempt);
+        let told = self.told_and_not_acknowledged(key, batch.attempt);
         let Some((run, part)) = self.live_part(key) else {
             // The part's terminal update says which items it had; the framework hands out the others again.
             self.counters.ignore_master(batch.items.len());
@@ -184,16 +184,17 @@ impl Agent {
         self.end_if_exhausted(now, run, out);
     }
 
-    /// Items that ended as this attempt or a later one, as updates say that the framework may not have taken yet: when it hands them out
-    /// again, it does not know.
-    fn ended_and_not_acknowledged(&self, key: &TaskKey, attempt: u32) -> ItemSet {
-        let mut ended = ItemSet::default();
-        let Some(task) = self.keys.get(key).and_then(|run| self.tasks.get(run)) else { return ended };
+    /// Items that ended as this attempt or a later one, or were returned, as updates say that the framework may not have taken yet: when it
+    /// hands them out again, it does not know. An acknowledgement comes before what is handed out because of it.
+    fn told_and_not_acknowledged(&self, key: &TaskKey, attempt: u32) -> ItemSet {
+        let mut told = ItemSet::default();
+        let Some(task) = self.keys.get(key).and_then(|run| self.tasks.get(run)) else { return told };
         for delta in task.stream.all().0.filter_map(|u| u.array.as_ref()) {
-            ended.extend(&delta.finished);
-            ended.extend(&delta.failed.iter().filter(|f| f.attempt >= attempt).map(|f| f.item).collect());
+            told.extend(&delta.finished);
+            told.extend(&delta.returned);
+            told.extend(&delta.failed.iter().filter(|f| f.attempt >= attempt).map(|f| f.item).collect());
         }
-        ended
+        told
     }
 
     fn return_items(&mut self, now: Time, key: &TaskKey, most: u64, out: &mut Out) {
