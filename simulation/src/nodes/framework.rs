@@ -210,7 +210,14 @@ impl World {
         let node = &mut self.frameworks[i];
         let now = node.machine.clock.wall(self.now);
         let mut answers = Answers::default();
-        for delivery in std::mem::take(&mut node.inbox) {
+        // What is said again after a subscription must leave before what waits is taken: it may speak of the same items.
+        let most = node.inbox.iter().position(|d| matches!(d, Delivery::Subscribed { .. })).map_or(node.inbox.len(), |at| at + 1);
+        let batch: Vec<Delivery> = node.inbox.drain(..most).collect();
+        if !node.inbox.is_empty() {
+            self.after(0, Happening::Handle(i, life));
+        }
+        let node = &mut self.frameworks[i];
+        for delivery in batch {
             if let Delivery::Update { update, .. } = &delivery {
                 self.checks.commit(update)?;
                 answers.handled.push(UpdateId::of(update));
@@ -236,12 +243,11 @@ impl World {
 
     /// What the handler has made of it, what it has taken, and what it asks: one transaction.
     fn answer(&mut self, i: usize, answers: Answers) -> Result<(), String> {
-        // What is handed out again, because an earlier life may not have said it, must come before the acknowledgement of its outcome.
-        let mut all = Effects::default();
+        // An acknowledgement comes before what is asked because of what it is for.
+        let mut all = self.client_decides(i, Event::Handled(answers.handled))?;
         for call in answers.calls {
             all.merge(self.client_decides(i, Event::Call(call))?);
         }
-        all.merge(self.client_decides(i, Event::Handled(answers.handled))?);
         let store = &mut self.frameworks[i].store;
         let persist = |records: Vec<Record>| {
             keep(store, &records);
