@@ -291,8 +291,12 @@ impl Script {
     fn feed(&mut self, n: u64, rng: &mut Rng, calls: &mut Vec<Call>) {
         let Some(array) = self.arrays.get_mut(&n) else { return };
         for (id, part) in array.parts.iter_mut().filter(|(_, p)| p.open) {
-            let assign =
-                |items, attempt, open| Call::AssignItems { task: id.clone(), attempt: 0, batch: ItemBatch { items, attempt, ..ItemBatch::default() }, open };
+            let assign = |items, attempt, open| Call::AssignItems {
+                task: id.clone(),
+                attempt: 0,
+                batch: ItemBatch { items, attempt, ..ItemBatch::default() },
+                open,
+            };
             if !array.ready.is_empty() && part.outstanding.len() <= u64::from(part.slots) {
                 let (attempt, items) = take_first(&mut array.ready, rng.between(1, u64::from(part.slots.max(1)) * 3));
                 part.outstanding.extend(&items);

@@ -12,7 +12,7 @@ use crate::task::usage_pace;
 use crate::trust::Bounds;
 use smalti_types::status::{MAX_RESULT_LEN, truncate};
 use smalti_types::{
-    ArrayDelta, FailedItem, ItemBatch, ItemSet, LaunchArray, Reason, Resources, StatusUpdate, TaskKey, TaskState, Time, Usage,
+    ArrayDelta, FailedItem, ItemBatch, ItemSet, LaunchArray, Reason, Resources, Sabotage, StatusUpdate, TaskKey, TaskState, Time, Usage,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -214,6 +214,9 @@ impl Part {
     }
 
     fn lease(&mut self, batch: &Batch) {
+        if Sabotage::ArrayLeasesUncounted.is_on() {
+            return;
+        }
         let none = || Leased { hand_out: batch.hand_out.clone(), items: ItemSet::default() };
         self.leased.entry(batch.number).or_insert_with(none).items.extend(&batch.items);
     }
@@ -309,8 +312,8 @@ impl Part {
 
     /// Takes items back for another part: those that wait, from the back. Returns how many the executor should give back.
     pub(crate) fn return_items(&mut self, most: u64) -> u64 {
-        let returned = self.queue.take_last(most);
-        let missing = most - returned.len();
+        let returned = if Sabotage::ArrayReturnsAndKeeps.is_on() { self.queue.items() } else { self.queue.take_last(most) };
+        let missing = most.saturating_sub(returned.len());
         let unlease = if self.started.is_some() && self.lanes.len() == 0 { missing.min(self.leased_len()) } else { 0 };
         self.note(ArrayDelta { returned, ..ArrayDelta::default() });
         self.urgent = true;
@@ -384,7 +387,7 @@ impl Part {
     /// The executor is gone: items that it held may have run and failed with it, the others go back.
     pub(crate) fn abandon(&mut self, state: TaskState, failure: &Failure) {
         let mut delta = ArrayDelta::default();
-        for leased in std::mem::take(&mut self.leased).into_values() {
+        for leased in std::mem::take(&mut self.leased).into_values().filter(|_| !Sabotage::ArrayForgetsLostItems.is_on()) {
             let attempt = leased.hand_out.attempt;
             delta.failed.extend(leased.items.iter().map(|item| abandoned(item, attempt, state, failure)));
         }

@@ -9,7 +9,7 @@ use crate::lanes::Lanes;
 use crate::parameters::ExecutorKind;
 use crate::record::Record;
 use crate::task::{Ending, Phase, Place, Work};
-use smalti_types::{Digest, DurationMs, ExecutorId, FrameworkId, Reason, TaskState, Time};
+use smalti_types::{Digest, DurationMs, ExecutorId, FrameworkId, Reason, Sabotage, TaskState, Time};
 
 /// How long after its time limit and grace a task's executor is ended: the last resort, with room for a machine under load.
 const OVERDUE_MARGIN: DurationMs = DurationMs(30_000);
@@ -232,7 +232,7 @@ impl Agent {
         let Phase::Running(place) = &task.phase else { return };
         // What it holds was counted before it gets another lease, and would be compared with what is leased after that.
         let is_comparing = |e: &Executor| matches!(e.phase, executor::Phase::Away | executor::Phase::Back);
-        if self.pool.executors.get(&place.executor).is_some_and(is_comparing) {
+        if self.pool.executors.get(&place.executor).is_some_and(is_comparing) && !Sabotage::AgentLeasesBeforeHolds.is_on() {
             return;
         }
         let Work::Part(part) = &mut task.work else { return };

@@ -7,7 +7,7 @@ use crate::agent::{Agent, Out, task_memory};
 use crate::event::{Failure, FromExecutor, HeldPart, Message, ModuleId, Run, ToExecutor};
 use crate::executor::Phase as ExecutorPhase;
 use crate::task::{Ending, Phase, Work};
-use smalti_types::{DurationMs, Effects, ExecutorId, ItemSet, Reason, TaskState, Time};
+use smalti_types::{DurationMs, Effects, ExecutorId, ItemSet, Reason, Sabotage, TaskState, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An executor that says what nobody should forget out of order.
@@ -133,7 +133,7 @@ impl Agent {
 
     /// An attempt that its executor has not got: it is placed again, unless it had begun.
     fn never_arrived(&mut self, now: Time, run: Run, id: &ExecutorId, out: &mut Out) {
-        let Some(task) = self.tasks.get_mut(&run) else { return };
+        let Some(task) = self.tasks.get_mut(&run).filter(|_| !Sabotage::AgentAwaitsWhatNeverArrived.is_on()) else { return };
         let begun = matches!((&task.phase, &task.work), (Phase::Running(_), Work::Single(_)));
         if task.kill.is_some() {
             if let Work::Part(part) = &mut task.work {
@@ -173,7 +173,7 @@ impl Agent {
         let killing = task.kill.is_some();
         let Work::Part(part) = &mut task.work else { return };
         let leased = part.leased_items();
-        let lost = leased.difference(&held.items);
+        let lost = if Sabotage::AgentForgetsHeldItems.is_on() { leased.clone() } else { leased.difference(&held.items) };
         let foreign = held.items.difference(&leased).len();
         part.requeue(&lost);
         let ended = part.ending.then(|| match &task.phase {

@@ -13,7 +13,7 @@ use crate::queue::HandOut;
 use crate::record::{AttemptState, ExecutorRecord, LaunchedWork, Record};
 use crate::task::{Kill, Phase, Place, Single, Task, Work};
 use crate::updates::Stream;
-use smalti_types::{ArrayDelta, ExecutorId, FrameworkId, Role, StatusUpdate, TaskId, TaskKey, Time};
+use smalti_types::{ArrayDelta, ExecutorId, FrameworkId, Role, Sabotage, StatusUpdate, TaskId, TaskKey, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -238,12 +238,14 @@ impl Agent {
         {
             part.take_news(run).for_each(|record| out.persist(record));
         }
-        if !task.is_recorded() {
+        if !task.is_recorded() && !Sabotage::AgentForgetsStarts.is_on() {
             task.recorded = task.attempt_state();
             out.persist(Record::Attempt { run, state: task.recorded.clone() });
         }
         let (updates, acknowledged) = task.stream.take_news();
-        updates.for_each(|u| out.persist(Record::Update { run, update: Box::new(u.clone()) }));
+        updates
+            .filter(|_| !Sabotage::AgentForgetsUpdates.is_on())
+            .for_each(|u| out.persist(Record::Update { run, update: Box::new(u.clone()) }));
         if let Some(seq) = acknowledged {
             out.persist(Record::Acknowledged { run, seq });
         }

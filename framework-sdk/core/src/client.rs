@@ -7,7 +7,7 @@ use crate::part::Part;
 use crate::record::Record;
 use smalti_types::protocol::{Call, FrameworkEvent, Subscription};
 use smalti_types::{
-    AgentId, Effects, FrameworkId, FrameworkInfo, MasterEpoch, OfferId, Reason, StatusUpdate, TaskId, TaskKey, TaskState, Time,
+    AgentId, Effects, FrameworkId, FrameworkInfo, MasterEpoch, OfferId, Reason, Sabotage, StatusUpdate, TaskId, TaskKey, TaskState, Time,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -314,6 +314,9 @@ impl Client {
             Verdict::Drop | Verdict::Wait => {}
             Verdict::Acknowledge => repeats.push(UpdateId::of(&update)),
             Verdict::Deliver => {
+                if Sabotage::SdkAcknowledgesEarly.is_on() && update.key.seq > 0 {
+                    repeats.push(UpdateId::of(&update));
+                }
                 if let Some(delta) = &update.array
                     && !ended
                 {
@@ -388,7 +391,7 @@ impl Client {
             }
             touched.insert(key);
         }
-        for key in touched {
+        for key in touched.into_iter().filter(|_| !Sabotage::SdkForgetsTaken.is_on()) {
             self.keep(&key, out);
         }
         self.acknowledge(ready, out);

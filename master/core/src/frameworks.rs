@@ -10,7 +10,7 @@ use crate::slab::FrameworkIx;
 use crate::tasks::{Attempt, Task};
 use crate::{AgentMessage, Effects, shares::Column};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent, Subscription};
-use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, TaskKey, TaskState, Time};
+use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, Sabotage, TaskKey, TaskState, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether a framework's scheduler is there.
@@ -220,6 +220,14 @@ impl Master {
                 continue;
             }
             left = left.saturating_sub(task.pending.len());
+            if Sabotage::MasterLosesOnFailover.is_on() {
+                let agent = self.agents.find(&task.agent).and_then(|ax| self.agents.get(ax)).and_then(Agent::conn);
+                let key = TaskKey { framework: framework.id.clone(), task: attempt.0.clone(), attempt: attempt.1 };
+                agent
+                    .into_iter()
+                    .for_each(|conn| Self::acknowledge_myself(conn, smalti_types::UpdateKey { task: key.clone(), seq: task.seq }, out));
+                continue;
+            }
             let updates = task.pending.iter().map(|u| (Some(task.agent.clone()), u.clone())).collect();
             out.send(Message::ToFramework { conn, event: FrameworkEvent::Updates(updates) });
         }

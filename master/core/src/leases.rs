@@ -11,7 +11,7 @@ use crate::slab::AgentIx;
 use crate::tasks::Verdict;
 use crate::{Effects, shares::Column};
 use smalti_types::protocol::AgentCommand;
-use smalti_types::{BootTime, Operation, Reason, TaskKey, TaskState, Time};
+use smalti_types::{BootTime, DurationMs, Operation, Reason, Sabotage, TaskKey, TaskState, Time};
 
 /// Whether the operation asks for a lease.
 pub(crate) fn is_exclusive(operation: &Operation) -> bool {
@@ -21,7 +21,8 @@ pub(crate) fn is_exclusive(operation: &Operation) -> bool {
 impl Master {
     /// When everything exclusive on this agent must have ended unless it gets another lease.
     pub(crate) fn lease_end(&self, agent: &Agent) -> Time {
-        agent.lease_granted.after(self.config.lease_span())
+        let span = if Sabotage::MasterIgnoresLeases.is_on() { DurationMs(0) } else { self.config.lease_span() };
+        agent.lease_granted.after(span)
     }
 
     /// An agent asks for its lease: granted, as long as it is connected.

@@ -5,7 +5,7 @@ use crate::master::Master;
 use crate::slab::{AgentIx, FrameworkIx};
 use crate::{Effects, shares::Column};
 use smalti_types::protocol::FrameworkEvent;
-use smalti_types::{DurationMs, Filters, Offer, OfferId, Resources, Time};
+use smalti_types::{DurationMs, Filters, Offer, OfferId, Resources, Sabotage, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One offer that is out.
@@ -158,7 +158,7 @@ impl Master {
 
     /// Refusals whose time is over: their agents are considered again.
     pub(crate) fn end_refusals(&mut self, now: Time) {
-        while self.refusal_ends.first().is_some_and(|(until, _, _)| *until <= now) {
+        while self.refusal_ends.first().is_some_and(|(until, _, _)| *until <= now) && !Sabotage::MasterKeepsRefusals.is_on() {
             self.end_first_refusal();
         }
     }

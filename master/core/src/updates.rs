@@ -10,7 +10,7 @@ use crate::slab::{AgentIx, FrameworkIx};
 use crate::tasks::Task;
 use crate::{Effects, Message};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent};
-use smalti_types::{DurationMs, Resources, StatusUpdate, TaskId, TaskKey, TaskState, Time, UpdateKey};
+use smalti_types::{DurationMs, Resources, Sabotage, StatusUpdate, TaskId, TaskKey, TaskState, Time, UpdateKey};
 
 /// What an update changes.
 enum Change {
@@ -111,6 +111,9 @@ impl Master {
             }
             Change::Repeat => {}
             Change::New { freed } => {
+                if Sabotage::MasterAcknowledgesEarly.is_on() {
+                    Self::acknowledge_myself(conn, key.clone(), out);
+                }
                 framework.pending_bytes += update.weight();
                 self.pending_bytes += update.weight();
                 self.release(&key.task, &id, &freed);

@@ -108,6 +108,12 @@ impl Master {
         ])
     }
 
+    /// When the first refusal ends.
+    #[must_use]
+    pub fn first_refusal_end(&self) -> Option<Time> {
+        self.refusal_ends.first().map(|(until, _, _)| *until)
+    }
+
     /// Every agent, by id.
     pub fn agent_views(&self) -> impl Iterator<Item = AgentView> {
         self.agents.iter().map(|(_, _, agent)| view_agent(agent))

@@ -15,7 +15,9 @@ use checkpoint::Checkpoint;
 use smalti_agent_core::{Agent, Event, Failure, Message, Parameters, Record};
 use smalti_master_core::AgentMessage;
 use smalti_types::protocol::Registration;
-use smalti_types::{AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, Effects, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time};
+use smalti_types::{
+    AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, Effects, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time,
+};
 use std::collections::BTreeMap;
 
 /// An agent, or the place where it was.

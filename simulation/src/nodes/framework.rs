@@ -79,7 +79,17 @@ impl FrameworkNode {
         // Every second one is the batch scheduler.
         let handler = if index % 2 == 1 { Handler::Batch(Box::new(Batch::new())) } else { Handler::Script(Script::new(rng)) };
         let machine = Machine::new(rng);
-        Self { index, machine, client: None, life: 0, conn: None, store: BTreeMap::new(), handler, inbox: VecDeque::new(), seen: BTreeMap::new() }
+        Self {
+            index,
+            machine,
+            client: None,
+            life: 0,
+            conn: None,
+            store: BTreeMap::new(),
+            handler,
+            inbox: VecDeque::new(),
+            seen: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn crash(&mut self) {

@@ -113,7 +113,12 @@ impl World {
     }
 
     pub(crate) fn master_tick(&mut self) -> Result<(), String> {
-        self.master_step(Event::Tick)
+        self.master_step(Event::Tick)?;
+        let now = self.master.machine.clock.wall(self.now);
+        match self.master.core.as_ref().and_then(Master::first_refusal_end) {
+            Some(end) if end < now => Err(format!("a refusal ended at {} and still holds at {}", end.0, now.0)),
+            _ => Ok(()),
+        }
     }
 
     /// An operator removes an agent.
