@@ -320,7 +320,7 @@ impl Client {
                 if let Some(delta) = &update.array
                     && !ended
                 {
-                    attempt.part.get_or_insert_with(|| Part::adopted(now)).account(delta, now);
+                    attempt.part.get_or_insert_with(|| Part::adopted(now)).account(update.key.seq, delta, now);
                     self.parts.insert(key.clone());
                 }
                 let agent = agent.or_else(|| attempt.agent.clone());
@@ -386,6 +386,9 @@ impl Client {
         let mut touched = BTreeSet::new();
         for UpdateId { task, attempt, seq } in updates {
             let key = (task, attempt);
+            if let Some(part) = self.attempts.get_mut(&key).and_then(|a| a.part.as_mut()) {
+                part.taken(seq);
+            }
             for seq in self.attempts.get_mut(&key).map(|a| a.handled(seq)).unwrap_or_default() {
                 ready.push(UpdateId { task: key.0.clone(), attempt, seq });
             }
