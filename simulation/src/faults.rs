@@ -9,9 +9,9 @@ use crate::world::{Happening, Node, Peer, World};
 /// An end that hears nothing for about this long takes its connection for lost, in microseconds.
 const SILENCE_US: (u64, u64) = (2_000_000, 5_000_000);
 /// Of so many commits with something to keep, one is where the process crashes: before the write, or within it.
-const WRITES_PER_CRASH: u64 = 400;
+const WRITES_PER_CRASH: u64 = 500;
 /// Of so many commits, one is followed by a crash after some of its messages have left.
-const SENDS_PER_CRASH: u64 = 2_000;
+const SENDS_PER_CRASH: u64 = 700;
 
 /// A process crashed while it wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

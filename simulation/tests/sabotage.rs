@@ -6,10 +6,14 @@ use smalti_types::Sabotage;
 /// Seeds that are tried at most.
 const MOST_SEEDS: u64 = 1_000;
 
-/// The first seed that finds a bug, and what it says.
+/// Seeds that found bugs when this was written, where the first few do not: tried first, so that the test is quick.
+const KNOWN: [(Sabotage, u64); 0] = [];
+
+/// A seed that finds a bug, and what it says.
 fn found_by(which: Sabotage, config: &Config) -> Option<(u64, String)> {
     Sabotage::set(Some(which));
-    let found = (1..=MOST_SEEDS).find_map(|seed| run(Seed(seed), config).err().map(|failure| (seed, failure.problem)));
+    let known = KNOWN.iter().filter(|(bug, _)| *bug == which).map(|(_, seed)| *seed);
+    let found = known.chain(1..=MOST_SEEDS).find_map(|seed| run(Seed(seed), config).err().map(|failure| (seed, failure.problem)));
     Sabotage::set(None);
     found
 }
