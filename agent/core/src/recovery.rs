@@ -203,9 +203,10 @@ impl Agent {
             return self.still_held(run, id, out);
         }
         part.requeue(&ItemSet::range(item, item + 1));
-        let killing = self.tasks.get(&run).is_some_and(|t| t.kill.is_some());
+        // Nobody may start it again, or nobody can: its code could not be prepared once more.
+        let is_over = self.tasks.get(&run).is_some_and(|t| t.kill.is_some() || (t.digest.is_none() && !t.unprepared));
         self.leave_lane(now, run, id, out);
-        if killing && let Some(Work::Part(part)) = self.tasks.get_mut(&run).map(|t| &mut t.work) {
+        if is_over && let Some(Work::Part(part)) = self.tasks.get_mut(&run).map(|t| &mut t.work) {
             part.return_queue();
         }
         self.dirty.insert(run);
