@@ -114,7 +114,8 @@ impl Attempt {
             next: (first > 0).then_some(first.max(taken + 1)),
             first,
             late,
-            end: if state.is_some_and(TaskState::is_terminal) { taken } else { 0 },
+            // Whose word its end was is not kept: whatever comes of it now is taken for a sign of life. A kill too many ends nothing.
+            end: 0,
             taken,
             taken_state: state,
             kill: kill.map(|grace| Kill { grace, again: Time(0), wait: FIRST_KILL_WAIT }),
