@@ -3,7 +3,7 @@
 //! Owns the memory of what has happened once and may not happen again, in any life of any process.
 
 use crate::world::World;
-use smalti_types::{AgentId, OfferId, StatusUpdate, TaskId, TaskKey, TaskState};
+use smalti_types::{AgentId, FrameworkId, OfferId, StatusUpdate, TaskId, TaskKey, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether the cores keep what they need to go on after a crash: the SDK what was delivered, in one transaction with what its handler
@@ -25,7 +25,7 @@ pub(crate) struct Checks {
     items: BTreeSet<(TaskKey, u64, u32)>,
     items_started: u64,
     /// Exclusive tasks whose guest runs now, with the attempt and where.
-    running: BTreeMap<TaskId, (TaskKey, AgentId)>,
+    running: BTreeMap<(FrameworkId, TaskId), (TaskKey, AgentId)>,
     /// What agents have said under each number of an attempt, until its end is committed.
     said: BTreeMap<TaskKey, BTreeMap<u64, Said>>,
     /// Launches that the master has accepted.
@@ -61,7 +61,9 @@ impl Checks {
         if let Some(before) = self.started.insert(key.clone(), agent.clone()) {
             return Err(format!("{key} started on {before} and again on {agent}"));
         }
-        if exclusive && let Some((other, there)) = self.running.insert(key.task.clone(), (key.clone(), agent.clone())) {
+        if exclusive
+            && let Some((other, there)) = self.running.insert((key.framework.clone(), key.task.clone()), (key.clone(), agent.clone()))
+        {
             return Err(format!("{key} is exclusive and starts on {agent}, while {other} runs on {there}"));
         }
         Ok(())
@@ -69,8 +71,9 @@ impl Checks {
 
     /// The guest of an attempt is over.
     pub(crate) fn stop(&mut self, key: &TaskKey) {
-        if self.running.get(&key.task).is_some_and(|(running, _)| running == key) {
-            self.running.remove(&key.task);
+        let name = (key.framework.clone(), key.task.clone());
+        if self.running.get(&name).is_some_and(|(running, _)| running == key) {
+            self.running.remove(&name);
         }
     }
 
