@@ -150,7 +150,9 @@ impl Client {
     /// Takes one event in and says what is to be done.
     pub fn step(&mut self, now: Time, event: Event) -> Effects<Record, Message> {
         let mut out = Effects::default();
-        if self.link == Link::Closed && !matches!(event, Event::Call(_)) {
+        // What the handler takes is still kept.
+        let from_handler = matches!(event, Event::Call(_) | Event::Handled(_) | Event::NotHandled(_));
+        if self.link == Link::Closed && !from_handler {
             return out;
         }
         match event {
