@@ -34,6 +34,7 @@ pub(crate) enum ToPeer {
 
 /// A message on its way.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "each is moved once into the queue and once out of it")]
 pub(crate) enum Packet {
     ToMaster(ToMaster),
     ToPeer(ToPeer),
