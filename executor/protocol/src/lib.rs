@@ -27,4 +27,4 @@ pub use blocking::{Reader, Writer};
 pub use codec::{Decoder, Frame, FrameError, MAX_FDS, MAX_MESSAGE_BYTES, encode, encode_into};
 
 /// Version of the messages, sent in `Hello`. An agent refuses an executor that says another one: both are installed together.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
