@@ -115,7 +115,7 @@ async fn a_process_that_only_has_its_number_is_left_alone() {
     let pid = i32::try_from(other.id()).unwrap();
     let time = process::start_time(pid).unwrap();
     // Its number with an older time; and all as it is now, but of another boot.
-    for (start_time, boot_id) in [(time - 1, record.boot_id.as_str()), (time, "another")] {
+    for (start_time, boot_id) in [(time - 1, record.boot_id.clone()), (time, "another".to_owned())] {
         // What is behind the last one is removed behind its back.
         let deadline = Instant::now() + PATIENCE;
         while home.exists() {
@@ -123,7 +123,8 @@ async fn a_process_that_only_has_its_number_is_left_alone() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         std::fs::create_dir_all(&home).unwrap();
-        let record = Record { supervisor: pid, start_time, boot_id: boot_id.to_owned(), ..record.clone() };
+        let mut record = record.clone();
+        (record.supervisor, record.start_time, record.boot_id) = (pid, start_time, boot_id.clone());
         record.store(&home).unwrap();
         let gone = launcher.adopt(&world.spec().id, 0).await.unwrap_err();
         assert_eq!(gone.cause == "the machine was started again", boot_id == "another", "{gone}");
@@ -144,8 +145,9 @@ async fn one_that_cannot_be_taken_over_is_ended() {
         let (supervisor, worker) = (before.process.pid(), before.worker);
         drop(before);
         let home = world.dir.path().join("executors").join("e1");
-        let record = Record::load(&home).unwrap();
-        Record { slots, ..record }.store(&home).unwrap();
+        let mut record = Record::load(&home).unwrap();
+        record.slots = slots;
+        record.store(&home).unwrap();
         if stop {
             signal(worker, Signal::SIGSTOP);
         }
