@@ -42,7 +42,7 @@ impl Default for Control {
 impl Control {
     /// Of a run that may go on until then, if that is not for ever.
     pub(crate) fn new(lease_until_us: Option<u64>) -> Self {
-        let until = lease_until_us.unwrap_or(FOR_EVER).min(FOR_EVER);
+        let until = lease_until_us.map_or(FOR_EVER, |until| until.min(FOR_EVER - 1));
         Self {
             level: AtomicU8::new(RUN),
             lease_until_us: AtomicU64::new(until),

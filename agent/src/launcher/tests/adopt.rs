@@ -191,3 +191,30 @@ async fn without_an_agent_it_ends_in_the_end_whatever_runs() {
     until_gone(process.pid()).await;
     world.all_gone().await;
 }
+
+#[tokio::test]
+async fn what_makes_the_sockets_of_a_networked_one_stays_with_it() {
+    let world = World::new("broker", Mode::Auto);
+    let spec = ExecutorSpec { kind: ExecutorKind::Networked, slots: 1, ..world.spec() };
+    let launcher = world.launcher(|_| {});
+    let before = launcher.start(spec).await.unwrap();
+    // Its launcher is in its group, too, and in no other process's way.
+    let [worker, supervisor] = [before.worker, before.process.pid()];
+    let children = |of: &World| {
+        let group = of.cgroups.executor(&of.spec().id).unwrap();
+        let all = group.processes().unwrap();
+        all.into_iter().filter(|pid| ![worker, supervisor].contains(pid)).collect::<Vec<_>>()
+    };
+    let broker = children(&world);
+    assert_eq!(broker.len(), usize::from(world.cgroups.version().is_some()));
+    drop(before);
+    let after = launcher.adopt(&world.spec().id, 0).await.unwrap();
+    assert_eq!(children(&world), broker, "it is there still");
+    assert!(after.broker.is_none() && broker.iter().all(|pid| is_alive(*pid)));
+    assert_eq!(after.stop(PATIENCE).await.code, Some(0));
+    // And it ends with its executor, not with its agent.
+    for pid in broker {
+        until_gone(pid).await;
+    }
+    world.all_gone().await;
+}
