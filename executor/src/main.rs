@@ -5,7 +5,8 @@
 //! never by people. [`confine`] has the walls.
 //!
 //! The worker: the main thread takes frames off the agent's connection (`worker`, `start`, `modules`); one thread per slot runs
-//! guests (`slot`, `task`, `array`, `instance`); one thread looks at the clock (`ticker`). Slots send for themselves (`link`).
+//! guests (`slot`, `task`, `array`, `instance`); one thread looks at the clock (`ticker`), one writes what the agent is slow to read (`link`;
+//! otherwise slots send for themselves), and one ends exclusive tasks (`leases`).
 
 mod accept;
 mod array;
@@ -22,11 +23,13 @@ mod gauge;
 mod host;
 mod inputs;
 mod instance;
+mod leases;
 mod limits;
 mod link;
 mod listing;
 mod modules;
 mod network;
+mod outbox;
 mod output;
 mod preview1;
 mod preview2;

@@ -69,7 +69,10 @@ fn lie() {
     let mut liar = Liar { writer, raw, slots: 0 };
     while let Ok(Some((message, _))) = reader.recv::<ToExecutor>() {
         match message.message.unwrap() {
-            To::Welcome(welcome) => liar.hello(welcome.slots),
+            To::Welcome(welcome) => {
+                liar.hello(welcome.slots);
+                liar.say(From::Holds(v1::Holds::default()));
+            }
             To::Load(load) => liar.say(From::Loaded(v1::ModuleLoaded { module: load.module, failure: None })),
             To::Start(start) => liar.start(&start, &mut reader),
             To::Shutdown(_) => return,
