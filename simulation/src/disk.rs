@@ -19,13 +19,9 @@ enum Change {
         offset: usize,
         bytes: Vec<u8>,
     },
-    Truncate {
-        name: String,
-        length: usize,
-    },
-    Rename {
-        from: String,
-        to: String,
+    Swap {
+        one: String,
+        other: String,
     },
     Remove {
         name: String,
@@ -43,11 +39,10 @@ fn apply(files: &mut Files, change: &Change) {
             }
             file[*offset..offset + bytes.len()].copy_from_slice(bytes);
         }
-        Change::Truncate { name, length } => files.entry(name.clone()).or_default().resize(*length, 0),
-        Change::Rename { from, to } => {
-            if let Some(file) = files.remove(from) {
-                files.insert(to.clone(), file);
-            }
+        Change::Swap { one, other } => {
+            let (first, second) = (files.remove(one), files.remove(other));
+            second.into_iter().for_each(|bytes| drop(files.insert(one.clone(), bytes)));
+            first.into_iter().for_each(|bytes| drop(files.insert(other.clone(), bytes)));
         }
         Change::Remove { name } => {
             files.remove(name);
@@ -84,10 +79,6 @@ impl Disk {
         self.files.get(name).map_or(0, Vec::len)
     }
 
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
-    }
-
     pub(crate) fn write(&mut self, name: &str, offset: usize, bytes: &[u8]) {
         self.change(Change::Write { name: name.to_owned(), offset, bytes: bytes.to_vec() });
     }
@@ -96,12 +87,19 @@ impl Disk {
         self.write(name, self.len(name), bytes);
     }
 
-    pub(crate) fn truncate(&mut self, name: &str, length: usize) {
-        self.change(Change::Truncate { name: name.to_owned(), length });
+    /// Each of two files takes the other's name, at once or not at all.
+    pub(crate) fn swap(&mut self, one: &str, other: &str) {
+        self.change(Change::Swap { one: one.to_owned(), other: other.to_owned() });
     }
 
-    pub(crate) fn rename(&mut self, from: &str, to: &str) {
-        self.change(Change::Rename { from: from.to_owned(), to: to.to_owned() });
+    /// The last write was cut short: the process was killed in it.
+    pub(crate) fn tear(&mut self, rng: &mut Rng) {
+        let Some(Change::Write { name, offset, bytes }) = self.unsynced.back_mut() else { return };
+        let kept = rng.index(bytes.len().max(1));
+        if let Some(file) = self.files.get_mut(name) {
+            file.truncate(*offset + kept);
+        }
+        bytes.truncate(kept);
     }
 
     pub(crate) fn remove(&mut self, name: &str) {
@@ -146,7 +144,7 @@ mod tests {
             disk.append("log", b"one");
             disk.sync();
             disk.append("log", b"twothree");
-            disk.rename("log", "log.old");
+            disk.swap("log", "log.old");
             disk.append("log", b"new");
             disk.power_fails(&mut rng);
             let state = (disk.read("log.old").map(<[u8]>::to_vec), disk.read("log").map(<[u8]>::to_vec));
@@ -169,8 +167,6 @@ mod tests {
         }
         disk.power_fails(&mut Rng::new(1));
         assert!(disk.len("log") >= 5);
-        disk.truncate("log", 2);
-        assert_eq!((disk.read("log"), disk.names().count()), (Some(&b"xx"[..]), 1));
         disk.remove("log");
         assert_eq!(disk.read("log"), None);
     }

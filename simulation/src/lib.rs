@@ -10,7 +10,6 @@
 mod batch;
 mod checks;
 mod clock;
-#[cfg_attr(not(test), expect(dead_code, reason = "files come with the agent's checkpoint log; its records are kept by batch until then"))]
 mod disk;
 mod executor;
 mod faults;

@@ -72,6 +72,7 @@ impl AgentNode {
     /// The process is gone; executors and disk are not.
     pub(crate) fn crash(&mut self) {
         self.core = None;
+        self.checkpoint.close();
         self.conn = None;
         self.links.clear();
         self.names.clear();
@@ -135,9 +136,9 @@ impl World {
         node.asked = Time(0);
         let now = node.machine.clock.wall(self.now);
         let boot = node.machine.boot;
-        let (records, same_boot) = node.checkpoint.open(boot);
+        let (records, same_boot) = node.checkpoint.open(&node.machine.disk, boot).map_err(|e| format!("{}: {e}", node.id()))?;
         let mut core = Agent::restore(parameters(&node.total), records, same_boot);
-        node.checkpoint.snapshot(boot, core.checkpoint());
+        node.checkpoint.snapshot(core.checkpoint())?;
         let effects = core.resume(now);
         core.check_invariants().map_err(|e| format!("{} restored: {e}", node.id()))?;
         let to_find: Vec<ExecutorId> = core.to_find().cloned().collect();
@@ -193,21 +194,30 @@ impl World {
     fn agent_commits(&mut self, i: usize, effects: Effects<Record, Message>) -> Result<(), String> {
         let node = &mut self.agents[i];
         let life = node.life;
-        let checkpoint = &mut node.checkpoint;
+        let (checkpoint, disk) = (&mut node.checkpoint, &node.machine.disk);
+        let mut failed = None;
         let persist = |records: Vec<Record>| {
-            write_crash(records.len(), self.calm, &mut self.rng)?;
-            checkpoint.append(records);
-            Ok::<_, WriteCrash>(())
+            let crash = write_crash(records.len(), self.calm, &mut self.rng);
+            if crash != Err(WriteCrash::Before) && !records.is_empty() {
+                failed = checkpoint.append(records).err();
+            }
+            if crash == Err(WriteCrash::Within) {
+                disk.borrow_mut().tear(&mut self.rng);
+            }
+            crash
         };
         let Ok(messages) = effects.commit(persist) else {
             self.faults += 1;
             self.crash(Node::Peer(Peer::Agent(i)), false);
             return Ok(());
         };
+        if let Some(problem) = failed {
+            return Err(problem);
+        }
         if node.checkpoint.wants_snapshot()
             && let Some(core) = &node.core
         {
-            node.checkpoint.snapshot(node.machine.boot, core.checkpoint());
+            node.checkpoint.snapshot(core.checkpoint())?;
         }
         let crash = self.send_crash(messages.len());
         for message in messages.into_iter().take(crash.unwrap_or(usize::MAX)) {
