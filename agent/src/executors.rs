@@ -450,8 +450,8 @@ async fn read(id: ExecutorId, mut reader: LinkReader, process: ProcessHandle, in
             tokio::time::sleep(wait).await;
         }
         match heard {
-            Ok(Some(message)) => {
-                let Some(message) = wire::from_executor(message) else {
+            Ok(Some(said)) => {
+                let Some(message) = wire::from_executor(said.message) else {
                     tracing::warn!(executor = %id, "ending it: it says hello twice");
                     return process.kill();
                 };

@@ -196,7 +196,7 @@ pub fn messages(data: &[u8]) -> Vec<u8> {
     let mut source = Source(data);
     let mut out = Vec::new();
     while !source.0.is_empty() && out.len() < 1 << 20 {
-        let message = v1::FromExecutor { message: Some(source.message()) };
+        let message = v1::FromExecutor { number: 0, message: Some(source.message()) };
         if let Ok(frame) = encode(&message, 0) {
             out.extend_from_slice(&frame);
         }

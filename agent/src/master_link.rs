@@ -197,7 +197,7 @@ impl MasterLink {
                     Err(status) => return End::Again(describe(&status)),
                 },
                 _ = heartbeat.tick() => {
-                    let beat = v1::Heartbeat { time_us: Time::from(SystemTime::now()).0, counters: self.figures.counters() };
+                    let beat = v1::Heartbeat { time_us: Time::from(SystemTime::now()).0, counters: self.figures.counters(), lease_asked_us: None };
                     // When the network is behind, what waits is sign of life enough.
                     let _ = outbound.try_send(v1::AgentToMaster { message: Some(agent_to_master::Message::Heartbeat(beat)) });
                 }

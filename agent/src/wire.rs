@@ -97,6 +97,7 @@ pub(crate) fn start_task(
         has_stdin: ready.stdin.is_some(),
         stdin_offset: ready.stdin.as_ref().map_or(0, |s| s.offset),
         stdin_length: ready.stdin.as_ref().map_or(0, |s| s.length),
+        lease_until_us: None,
         grace_us: micros(launch.spec.limits.grace),
     };
     Ok((to_executor::Message::Start(message), fds))
@@ -241,7 +242,8 @@ fn environment(given: &[(String, String)], own: Vec<(String, String)>) -> Vec<St
 pub(crate) fn from_executor(message: from_executor::Message) -> Option<FromExecutor> {
     use from_executor::Message;
     Some(match message {
-        Message::Hello(_) => return None,
+        // Taken when the connection is made.
+        Message::Hello(_) | Message::Holds(_) => return None,
         Message::Loaded(m) => FromExecutor::ModuleLoaded { module: ModuleId(m.module), failure: m.failure.map(core_failure) },
         Message::Started(m) => FromExecutor::Started { run: Run(m.run) },
         Message::Outcome(m) => FromExecutor::Outcome {

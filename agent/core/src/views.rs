@@ -2,6 +2,7 @@
 
 use crate::agent::Agent;
 use crate::executor::Phase;
+use crate::losses::Loss;
 use crate::parameters::ExecutorKind;
 use smalti_types::{Bytes, ExecutorId, FrameworkId};
 
@@ -10,6 +11,8 @@ use smalti_types::{Bytes, ExecutorId, FrameworkId};
 pub enum ExecutorState {
     /// Asked for.
     Starting,
+    /// Of an earlier life of the agent, which takes it up again.
+    Recovering,
     /// Takes tasks.
     Up,
     /// Told to end.
@@ -36,6 +39,11 @@ pub struct ExecutorView {
 }
 
 impl Agent {
+    /// Frameworks that lost executors of late.
+    pub fn losses(&self) -> impl Iterator<Item = (&FrameworkId, &Loss)> {
+        self.losses.iter()
+    }
+
     /// Every executor, by id.
     pub fn executor_views(&self) -> impl Iterator<Item = ExecutorView> {
         self.pool.executors.iter().map(|(id, e)| ExecutorView {
@@ -44,6 +52,7 @@ impl Agent {
             framework: e.framework.clone(),
             state: match e.phase {
                 Phase::Starting => ExecutorState::Starting,
+                Phase::Away | Phase::Back => ExecutorState::Recovering,
                 Phase::Up => ExecutorState::Up,
                 Phase::Stopping(_) => ExecutorState::Stopping,
             },

@@ -136,6 +136,7 @@ async fn spec(bundles: &Bundles, task: &TaskOptions, source: &Source, args: &[St
         isolation: task.isolation().into(),
         connect: task.connect.iter().cloned().map(v1::Endpoint::from).collect(),
         disk_path: task.disk.as_ref().and_then(|d| d.path.clone()),
+        exclusive: false,
     })
 }
 
