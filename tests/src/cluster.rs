@@ -147,6 +147,10 @@ impl Cluster {
         };
         c.args(["agent", "--master", &self.address, "--data-dir"]).arg(self.dir.path().join(&name));
         c.args(["--cpus", &agent.cpus, "--mem", &agent.mem, "--disk", "1GiB", "--ports", &ports, "--isolation", &self.config.isolation]);
+        // Tests end agents with whatever still runs on them.
+        if !agent.flags.iter().any(|flag| flag.starts_with("--drain-timeout")) {
+            c.args(["--drain-timeout", "0s"]);
+        }
         c.args(&agent.flags).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
         c.envs(self.config.env.iter().cloned());
         let mut process = Process::spawn_role(&name, c, self.dir.path())?;
