@@ -12,12 +12,15 @@ use smalti_types::{AgentId, ExecutorId};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// In the data directory: where the agent's groups were made last.
+/// In the data directory: where the agent's groups were made last, and where executors of earlier lives have theirs.
 const GROUPS_FILE: &str = "control-groups";
+/// Between two of these places: each is lines, none of them empty.
+const PLACES_BETWEEN: &str = "\n\n";
 /// Between two tries to remove the agent's groups at its end.
 const CLOSE_PAUSE: Duration = Duration::from_millis(10);
 
-/// Ends executors of an earlier run, but for those in `keep`, and removes what they had.
+/// Ends executors of an earlier run, but for those in `keep`, and removes what they had. Gives the places where some of those that are kept
+/// have their groups, other than the present one: they are to be closed at the end, too.
 ///
 /// # Errors
 /// When something of it cannot be removed.
@@ -28,7 +31,7 @@ pub(crate) async fn end(
     executors_dir: &Path,
     keep: &[ExecutorId],
     within: Duration,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<Cgroups>> {
     // Where there are no groups, sockets tell who still runs.
     let is_kept = |entry: &std::fs::DirEntry| keep.iter().any(|id| entry.file_name().to_str() == Some(id.as_str()));
     for entry in std::fs::read_dir(executors_dir).into_iter().flatten().flatten().filter(|e| !is_kept(e)) {
@@ -49,12 +52,22 @@ pub(crate) async fn end(
         tracing::info!(removed, "removed executors' groups of an earlier run");
     }
     let file = data_dir.join(GROUPS_FILE);
-    let elsewhere = cgroups.elsewhere(&std::fs::read_to_string(&file).unwrap_or_default(), id.as_str());
-    close(&elsewhere, keep, within).await;
-    for groups in [&elsewhere.was_beside(), &cgroups.was_beside()] {
-        close(groups, &[], within).await;
+    // The latest place first; earlier ones as long as executors of theirs go on.
+    let (mut places, mut in_use) = (vec![cgroups.places()], Vec::new());
+    for place in std::fs::read_to_string(&file).unwrap_or_default().split(PLACES_BETWEEN) {
+        let elsewhere = cgroups.elsewhere(place, id.as_str());
+        close(&elsewhere.was_beside(), &[], within).await;
+        let left = elsewhere.executors().unwrap_or_default();
+        if left.iter().any(|id| keep.contains(id)) {
+            close(&elsewhere, keep, within).await;
+            places.push(place.to_owned());
+            in_use.push(elsewhere);
+        } else {
+            close(&elsewhere, &[], within).await;
+        }
     }
-    std::fs::write(&file, cgroups.places()).with_context(|| format!("writing {}", file.display()))?;
+    close(&cgroups.was_beside(), &[], within).await;
+    std::fs::write(&file, places.join(PLACES_BETWEEN)).with_context(|| format!("writing {}", file.display()))?;
     for entry in std::fs::read_dir(executors_dir).into_iter().flatten().flatten().filter(|e| !is_kept(e)) {
         let path = entry.path();
         match std::fs::remove_dir_all(&path) {
@@ -62,7 +75,7 @@ pub(crate) async fn end(
             _ => {}
         }
     }
-    Ok(())
+    Ok(in_use)
 }
 
 /// Removes the agent's groups at its end, unless executors in `keep` are there; what fails is said and left to the next start.

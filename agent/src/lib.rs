@@ -98,7 +98,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     };
     let (checkpoint, core) = Checkpoint::open(&data_dir, options.process.apply(parameters))?;
     let kept: Vec<ExecutorId> = core.to_find().cloned().collect();
-    leftovers::end(&cgroups, &id, &data_dir, &executors_dir, &kept, CLEANUP_WITHIN).await?;
+    let elsewhere = leftovers::end(&cgroups, &id, &data_dir, &executors_dir, &kept, CLEANUP_WITHIN).await?;
     let attempts = core.attempts().map(|(key, ended, array)| (key.clone(), (ended, array))).collect();
     let (sandboxes, collector) = Sandboxes::start(&data_dir, options.sandbox_budget, &attempts)
         .with_context(|| format!("taking up {}", data_dir.join("sandboxes").display()))?;
@@ -184,7 +184,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     if alone {
         tracing::info!(agent = %id, "stopped; its executors go on and wait for the next agent in {}", data_dir.display());
     } else {
-        leftovers::close(&cgroups, &[], CLEANUP_WITHIN).await;
+        for groups in elsewhere.iter().chain([&cgroups]) {
+            leftovers::close(groups, &[], CLEANUP_WITHIN).await;
+        }
     }
     drop(identity);
     looped.context("the event loop")??;

@@ -32,6 +32,7 @@ pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>, executors:
         counters: counters.into_iter().collect(),
         executors: executors.executors,
         overhead_memory: executors.overhead_memory,
+        executor_losses: executors.losses,
     }
 }
 
