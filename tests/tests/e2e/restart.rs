@@ -73,11 +73,10 @@ fn a_task_that_ends_while_its_agent_is_away_is_told_afterwards() -> Result {
     let mut c = start(&config)?;
     let job = submit(&c, &[&guest(&c, "misbehave")?, "--", "sleep", "1000"])?;
     until_running(&c, &job)?;
-    c.agents[0].signal(Signal::SIGKILL)?;
-    c.agents[0].wait(Duration::from_secs(10))?;
+    c.kill_agent(0)?;
     // Long enough for the guest; what matters is not when, but that nobody was there.
     std::thread::sleep(Duration::from_millis(1_500));
-    c.crash_agent(0, &config)?;
+    c.restart_agent(0, &config)?;
     assert_eq!(c.smalti(&["wait", &job])?.code, 0);
     let task = task(&c, &job)?;
     assert_eq!((&task["state"], &task["attempt"]), (&"FINISHED".into(), &0.into()), "{task}");
@@ -118,13 +117,12 @@ fn a_torn_end_of_the_log_is_cut_and_said_and_the_task_runs_on() -> Result {
     let job = submit(&c, &[&guest(&c, "misbehave")?, "--", "until-stopped"])?;
     until_running(&c, &job)?;
     let workers = executor_pids(&c, " work")?;
-    c.agents[0].signal(Signal::SIGKILL)?;
-    c.agents[0].wait(Duration::from_secs(10))?;
+    c.kill_agent(0)?;
     let bytes = std::fs::read(log_file(&c))?;
     let end = bytes.iter().rposition(|b| *b != 0).context("a log of zeros")? + 1;
     // The beginning of a record that never came to its end.
     std::fs::File::options().write(true).open(log_file(&c))?.write_all_at(&bytes[28..60], end as u64)?;
-    c.crash_agent(0, &config)?;
+    c.restart_agent(0, &config)?;
     let log = c.agents[0].log();
     assert!(log.contains("was cut at byte"), "{log}");
     same(&c, &job, &workers)?;
@@ -141,17 +139,16 @@ fn a_damaged_log_stops_the_agent_with_instructions_that_work() -> Result {
     let job = submit(&c, &[&guest(&c, "misbehave")?, "--", "until-stopped"])?;
     until_running(&c, &job)?;
     let workers = executor_pids(&c, " work")?;
-    c.agents[0].signal(Signal::SIGKILL)?;
-    c.agents[0].wait(Duration::from_secs(10))?;
+    c.kill_agent(0)?;
     let file = std::fs::File::options().read(true).write(true).open(log_file(&c))?;
     let mut byte = [0];
     file.read_exact_at(&mut byte, 50)?;
     file.write_all_at(&[byte[0] ^ 0x10], 50)?;
-    let refused = c.crash_agent(0, &config).err().context("it started with a damaged log")?.to_string();
+    let refused = c.restart_agent(0, &config).err().context("it started with a damaged log")?.to_string();
     assert!(refused.contains("is damaged at byte") && refused.contains("move the log's directory away"), "{refused}");
     assert_eq!(executor_pids(&c, " work")?, workers, "nothing was touched");
     std::fs::rename(c.dir().join("agent-0/checkpoint"), c.dir().join("moved"))?;
-    c.crash_agent(0, &config)?;
+    c.restart_agent(0, &config)?;
     eventually("its task is lost and tried again", || {
         let task = task(&c, &job)?;
         Ok(task["state"] == "RUNNING" && task["attempt"].as_u64() > Some(0))
@@ -166,10 +163,9 @@ fn after_a_boot_of_the_machine_nothing_is_taken_up() -> Result {
     let mut c = start(&config)?;
     let job = submit(&c, &[&guest(&c, "misbehave")?, "--", "until-stopped"])?;
     until_running(&c, &job)?;
-    c.agents[0].signal(Signal::SIGKILL)?;
-    c.agents[0].wait(Duration::from_secs(10))?;
+    c.kill_agent(0)?;
     std::fs::write(c.dir().join("agent-0/checkpoint/boot_id"), "another boot\n")?;
-    c.crash_agent(0, &config)?;
+    c.restart_agent(0, &config)?;
     assert!(c.agents[0].log().contains("the machine was started again"), "{}", c.agents[0].log());
     eventually("it is tried again", || {
         let task = task(&c, &job)?;
@@ -184,10 +180,9 @@ fn an_executor_that_died_with_its_agent_ends_its_task_with_the_cause() -> Result
     let job = submit(&c, &[&guest(&c, "misbehave")?, "--", "until-stopped"])?;
     until_running(&c, &job)?;
     let workers = executor_pids(&c, " work")?;
-    c.agents[0].signal(Signal::SIGKILL)?;
-    c.agents[0].wait(Duration::from_secs(10))?;
+    c.kill_agent(0)?;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(workers[0]), Signal::SIGKILL)?;
-    c.crash_agent(0, &config)?;
+    c.restart_agent(0, &config)?;
     eventually("a new attempt runs", || {
         let task = task(&c, &job)?;
         Ok(task["state"] == "RUNNING" && task["attempt"].as_u64() > Some(0))
@@ -207,7 +202,7 @@ fn an_agent_that_is_told_to_keep_its_tasks_leaves_them_to_the_next() -> Result {
     c.agents[0].signal(Signal::SIGTERM)?;
     assert!(c.agents[0].wait(Duration::from_secs(20))?.success(), "{}", c.agents[0].log());
     let config = agent(&[]);
-    c.crash_agent(0, &config)?;
+    c.restart_agent(0, &config)?;
     same(&c, &job, &workers)?;
     c.ok(&["kill", "--grace", "0s", &job])?;
     assert_eq!(c.smalti(&["wait", &job])?.code, 137);
@@ -225,7 +220,7 @@ fn an_agent_that_ends_lets_its_tasks_end_and_a_second_signal_does_not() -> Resul
     assert_eq!(c.smalti(&["wait", &job])?.code, 0);
     assert_eq!(executor_pids(&c, "")?, [] as [i32; 0]);
 
-    c.crash_agent(0, &config)?;
+    c.restart_agent(0, &config)?;
     let job = submit(&c, &[&guest(&c, "misbehave")?, "--", "until-stopped"])?;
     until_running(&c, &job)?;
     c.agents[0].signal(Signal::SIGTERM)?;
