@@ -36,6 +36,7 @@ pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>, executors:
         executors: executors.executors,
         overhead_memory: executors.overhead_memory,
         away_since_us: view.away_since.map(|t| t.0),
+        executor_losses: executors.losses,
     }
 }
 

@@ -128,8 +128,24 @@ impl Cluster {
     /// # Errors
     /// When it does not become ready.
     pub fn crash_agent(&mut self, n: usize, again: &AgentConfig) -> Result<()> {
+        self.kill_agent(n)?;
+        self.restart_agent(n, again)
+    }
+
+    /// Kills an agent as a crash would.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn kill_agent(&mut self, n: usize) -> Result<()> {
         self.agents[n].signal(nix::sys::signal::Signal::SIGKILL)?;
-        self.agents[n].wait(COMMAND_TIMEOUT)?;
+        self.agents[n].wait(COMMAND_TIMEOUT).map(drop)
+    }
+
+    /// Starts an agent that has ended again, with the same data; waits until it is registered.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn restart_agent(&mut self, n: usize, again: &AgentConfig) -> Result<()> {
         self.agents[n] = self.start_agent(n, again)?;
         Ok(())
     }
@@ -147,6 +163,10 @@ impl Cluster {
         };
         c.args(["agent", "--master", &self.address, "--data-dir"]).arg(self.dir.path().join(&name));
         c.args(["--cpus", &agent.cpus, "--mem", &agent.mem, "--disk", "1GiB", "--ports", &ports, "--isolation", &self.config.isolation]);
+        // Tests end agents with whatever still runs on them.
+        if !agent.flags.iter().any(|flag| flag.starts_with("--drain-timeout")) {
+            c.args(["--drain-timeout", "0s"]);
+        }
         c.args(&agent.flags).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
         c.envs(self.config.env.iter().cloned());
         let mut process = Process::spawn_role(&name, c, self.dir.path())?;

@@ -73,6 +73,8 @@ pub struct Agent {
     pub(crate) losses: Losses,
     /// Whether the checkpoint has room for new work.
     pub(crate) room: bool,
+    /// Whether the agent is about to end.
+    pub(crate) draining: bool,
 }
 
 impl Agent {
@@ -96,6 +98,7 @@ impl Agent {
             leases: Leases::default(),
             losses: Losses::default(),
             room: true,
+            draining: false,
         }
     }
 
@@ -119,6 +122,7 @@ impl Agent {
             }
             Event::ExecutorBack { executor, slots } => self.executor_back(now, &executor, slots, &mut out),
             Event::Executor { executor, number, message } => self.executor_said(now, &executor, number, message, &mut out),
+            Event::Drain => self.drain(now, &mut out),
             Event::Room(room) => self.room = room,
             Event::Tick => self.tick(now, &mut out),
         }
@@ -160,6 +164,18 @@ impl Agent {
     #[must_use]
     pub const fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Attempts that are here, terminal and not acknowledged ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether nothing runs and nothing waits to be acknowledged.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
     }
 
     /// Attempts that are not terminal.

@@ -232,6 +232,11 @@ impl Part {
         self.said = None;
     }
 
+    /// Items in the hands of executors with their attempts, and the numbers of the output files that they may lie in.
+    pub(crate) fn leased_with(&self) -> Vec<(u32, ItemSet)> {
+        self.leased.values().map(|l| (l.hand_out.attempt, l.items.clone())).collect()
+    }
+
     /// Every item in the hands of executors.
     pub(crate) fn leased_items(&self) -> ItemSet {
         self.leased.values().flat_map(|l| l.items.ranges()).copied().collect()

@@ -23,6 +23,8 @@ pub(crate) const KILL_MARGIN: DurationMs = DurationMs(10_000);
 const HURRY_BEFORE: DurationMs = DurationMs(100);
 /// Why an array cannot be exclusive.
 const NO_EXCLUSIVE_ITEMS: &str = "items of an array cannot be exclusive: only a single task runs under a lease";
+/// Why nothing is launched any more.
+const DRAINING: &str = "this agent is about to end and takes no more tasks";
 /// Why nothing can be launched.
 const NO_ROOM: &str = "no room in the agent's checkpoint log: its data directory's file system is full";
 /// A grace period counts as at most this long: no deadline may lie beyond reach.
@@ -113,6 +115,7 @@ impl Agent {
         self.dirty.insert(run);
         let refusal = match wanted {
             Err(message) => Some(Ending::new(TaskState::Error, Reason::InvalidTask, message)),
+            Ok(_) if self.draining => Some(Ending::new(TaskState::Dropped, Reason::LaunchFailed, DRAINING)),
             Ok(_) if !self.room => Some(Ending::new(TaskState::Dropped, Reason::LaunchFailed, NO_ROOM)),
             Ok(wanted) => self.hold(&wanted).err().map(|message| Ending::new(TaskState::Dropped, Reason::LaunchFailed, message)),
         };
@@ -166,7 +169,7 @@ impl Agent {
     }
 
     fn assign(&mut self, now: Time, key: &TaskKey, batch: ItemBatch, open: bool, out: &mut Out) {
-        let room = self.room;
+        let room = self.room && !self.draining;
         let told = self.told_and_not_acknowledged(key, batch.attempt);
         let Some((run, part)) = self.live_part(key) else {
             // The part's terminal update says which items it had; the framework hands out the others again.
@@ -267,6 +270,33 @@ impl Agent {
             self.dirty.insert(run);
             // A part that had too much to tell may go on.
             self.feed(now, run, out);
+        }
+    }
+
+    /// Items that nobody has begun with go back, and no more are taken.
+    pub(crate) fn drain(&mut self, now: Time, out: &mut Out) {
+        self.draining = true;
+        let parts: Vec<TaskKey> = self.tasks.values().filter(|t| matches!(t.work, Work::Part(_))).map(|t| t.key.clone()).collect();
+        for key in parts {
+            let Some((run, part)) = self.live_part(&key) else { continue };
+            part.return_queue();
+            self.dirty.insert(run);
+            if let Some(Phase::Running(place)) = self.tasks.get(&run).map(|t| &t.phase) {
+                let message = ToExecutor::Unlease { run, most: u64::MAX };
+                out.send(Message::ToExecutor { executor: place.executor.clone(), message });
+            }
+            self.feed(now, run, out);
+            self.end_if_exhausted(now, run, out);
+        }
+        // What waits for slots may wait for ever.
+        let waiting: Vec<TaskKey> =
+            self.tasks.values().filter(|t| matches!(t.phase, Phase::Preparing | Phase::Waiting)).map(|t| t.key.clone()).collect();
+        for key in waiting {
+            let Some(run) = self.keys.get(&key).copied() else { continue };
+            if self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Preparing) {
+                out.send(Message::CancelPrepare { run });
+            }
+            self.end(now, run, Ending::new(TaskState::Dropped, Reason::LaunchFailed, DRAINING), out);
         }
     }
 

@@ -112,6 +112,8 @@ pub enum Event {
         /// What.
         message: FromExecutor,
     },
+    /// The agent is to end: nothing new is taken, items that nobody has begun with go back, and what runs goes on.
+    Drain,
     /// Whether the checkpoint has room for more than what runs may still have to say.
     Room(bool),
     /// About 100 ms have gone by. Only time-outs hang on it: idle stops, re-sending, kill deadlines, pacing of reports.

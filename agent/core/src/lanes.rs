@@ -129,6 +129,11 @@ impl Lanes {
         lanes
     }
 
+    /// The lane of an executor, and its item.
+    pub(crate) fn lane_of(&self, id: &ExecutorId) -> Option<(u32, u64)> {
+        self.busy.get(id).map(|lane| (lane.number, lane.item))
+    }
+
     /// The item of an executor.
     pub(crate) fn item_of(&self, id: &ExecutorId) -> Option<u64> {
         self.busy.get(id).map(|lane| lane.item)

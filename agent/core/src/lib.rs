@@ -39,4 +39,4 @@ pub use losses::Loss;
 pub use parameters::{ExecutorKind, Parameters, ProcessPolicy};
 pub use queue::HandOut;
 pub use record::{AttemptState, ExecutorRecord, KillState, LaneState, LanesState, LaunchedWork, PartState, PlaceState, Record};
-pub use views::{ExecutorState, ExecutorView};
+pub use views::{ExecutorState, ExecutorView, LeasedItems};

@@ -310,6 +310,14 @@ impl Cgroups {
         Ok(stale.len())
     }
 
+    /// Executors that have groups here.
+    ///
+    /// # Errors
+    /// When the directories cannot be read.
+    pub fn executors(&self) -> Result<Vec<ExecutorId>, Error> {
+        self.shared.tree.executors()
+    }
+
     /// Where the groups lie, to be kept for [`Self::elsewhere`].
     #[must_use]
     pub fn places(&self) -> String {

@@ -22,6 +22,7 @@ mod noisy;
 mod output;
 mod process_class;
 mod resources;
+mod restart;
 
 use smalti_tests::{AgentConfig, Cluster, Config};
 
