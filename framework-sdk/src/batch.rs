@@ -78,12 +78,19 @@ impl Keeper {
         self.waiting.get_or_insert_with(|| (now, Effects::default())).1.merge(effects);
     }
 
+    /// What waits is due now.
+    pub(crate) fn hurry(&mut self) {
+        if let Some((since, _)) = &mut self.waiting {
+            *since = Time(0);
+        }
+    }
+
     /// Makes `batch` durable, with what waits when it is time, and gives out its messages. An error is why it is not; then nothing
     /// of it may be told.
     pub(crate) fn commit(&mut self, batch: Batch, now: Time) -> Result<Vec<Message>, String> {
         let Batch { mut effects, writes, acks, replies } = batch;
-        let transaction = !writes.is_empty() || !replies.is_empty() || effects.has_records();
-        let is_due = |since: &Time| transaction || self.store.is_none() || now >= since.after(PATIENCE);
+        let keeps = !writes.is_empty() || effects.has_records();
+        let is_due = |since: &Time| keeps || self.store.is_none() || now >= since.after(PATIENCE);
         if let Some((_, mut waiting)) = self.waiting.take_if(|(since, _)| is_due(since)) {
             waiting.merge(effects);
             effects = waiting;
@@ -116,16 +123,16 @@ impl Keeper {
     /// After the end: what handlers still take is kept, until the last handle is gone.
     pub(crate) async fn serve(mut self, mut client: Client, mut commits: mpsc::Receiver<Commit>, acks: &Acks) {
         loop {
-            let said = acks.take();
-            let now = Time::from(std::time::SystemTime::now());
-            let mut batch = Batch { effects: client.step(now, Event::Handled(said.handled)), ..Batch::default() };
             let mut more = Vec::new();
             let open = tokio::select! {
                 n = commits.recv_many(&mut more, 64) => n > 0,
                 () = acks.wait() => true,
             };
+            let now = Time::from(std::time::SystemTime::now());
+            let handled = Event::Handled(acks.take().handled);
+            let mut batch = Batch { effects: client.step(now, handled), ..Batch::default() };
             more.into_iter().for_each(|commit| batch.take(&mut client, now, commit));
-            if let Err(reason) = self.commit(batch, Time(u64::MAX)) {
+            if let Err(reason) = self.commit(batch, now) {
                 tracing::error!(reason, "what a handler took after the end of its framework is not kept");
             }
             if !open {

@@ -140,6 +140,9 @@ impl Loop {
             self.finish_batch();
             self.flush();
         }
+        self.keeper.hurry();
+        self.finish_batch();
+        self.flush();
         if self.link.calls().is_some() {
             self.link.finish(LAST_WORDS).await;
         }
@@ -235,6 +238,8 @@ impl Loop {
     }
 
     fn take_commits(&mut self, commits: Vec<Commit>) {
+        // What the handler said before, in its order.
+        self.take_acks();
         for commit in commits {
             self.batch.take(&mut self.client, now(), commit);
         }
@@ -260,7 +265,7 @@ impl Loop {
         match self.keeper.commit(std::mem::take(&mut self.batch), now()) {
             Ok(messages) => messages.into_iter().for_each(|message| self.act(message)),
             Err(reason) => {
-                tracing::error!(reason, "the framework ends");
+                tracing::error!(reason, "the framework ends: what cannot be kept must not be told");
                 self.link.lose();
                 self.deliver(Delivery::Error(reason));
             }

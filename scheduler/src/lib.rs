@@ -25,7 +25,11 @@ use event_loop::EventLoop;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use store::Store;
+
+/// How long frameworks may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Runs a scheduler until `shutdown` completes. Prints one line on stdout when clients can come.
 ///
@@ -37,7 +41,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + '
     let listener = server::listen(options.listen).await?;
     let address = listener.local_addr().context("reading the address of the listening socket")?;
     let cluster = Cluster::new(options.master.clone());
-    let (handle, event_loop) = EventLoop::new(&options, store, cluster.clone(), announced(address))?;
+    let (handle, event_loop) = EventLoop::new(&options, &store, cluster.clone(), announced(address))?;
     let service = service::JobService::new(handle, cluster, options.role()?);
     let mut event_loop = tokio::spawn(event_loop.run());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -54,8 +58,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + '
     drop(stop);
     let _ = tokio::time::timeout(server::DRAIN, server).await;
     event_loop.abort();
-    // Until it is gone it holds the store.
     let _ = event_loop.await;
+    // Frameworks say their last words (acknowledgements above all), and let go of the store.
+    store.released(LAST_WORDS).await;
     Ok(())
 }
 

@@ -10,6 +10,10 @@ use crate::task::{ItemBatch, Launch, LaunchArray};
 use crate::task_state::TaskState;
 use crate::time::{BootTime, DurationMs};
 
+/// Part of the reason with which a master ends a subscription under an id that it has removed: the only reason for a
+/// scheduler to become a new framework.
+pub const REMOVED_FRAMEWORK: &str = "was removed; subscribe without an id to become a new one";
+
 /// What the master tells an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AgentCommand {

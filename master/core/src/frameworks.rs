@@ -9,7 +9,7 @@ use crate::master::Master;
 use crate::slab::FrameworkIx;
 use crate::tasks::{Attempt, Task};
 use crate::{AgentMessage, Effects, shares::Column};
-use smalti_types::protocol::{AgentCommand, FrameworkEvent, Subscription};
+use smalti_types::protocol::{AgentCommand, FrameworkEvent, REMOVED_FRAMEWORK, Subscription};
 use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, Sabotage, TaskKey, TaskState, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -138,7 +138,7 @@ impl Master {
     fn may_subscribe(&self, id: &FrameworkId, info: &FrameworkInfo, known: bool) -> Result<(), String> {
         check_info(info)?;
         if self.removed.contains(id) {
-            return Err(format!("framework {id} was removed; subscribe without an id to become a new one"));
+            return Err(format!("framework {id} {REMOVED_FRAMEWORK}"));
         }
         if !known && self.frameworks.len() >= MAX_FRAMEWORKS {
             return Err(format!("there are {MAX_FRAMEWORKS} frameworks already, no more are allowed"));

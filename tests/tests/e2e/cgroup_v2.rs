@@ -4,7 +4,6 @@
 use crate::{Result, eventually, guest};
 use anyhow::Context;
 use smalti_tests::{AgentConfig, Cluster, Config};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Where a pure v2 host has its hierarchy.
@@ -170,7 +169,6 @@ fn a_killed_agents_executors_stay_in_their_groups_and_are_limited_by_the_next_on
     let (job, executor) = spinning(&c, &agent_group, "0.3")?;
     let processes = text(&executor, "cgroup.procs")?;
     assert!(processes.lines().count() >= 2, "{processes}");
-    let before = std::fs::metadata(&executor)?.ino();
     let config = AgentConfig { cpus: "1".into(), group: Some(first), ..AgentConfig::default() };
     c.crash_agent(0, &config)?;
     assert_eq!(agent_id(&c)?, id);
