@@ -2,6 +2,7 @@
 
 use super::*;
 use smalti_types::Bytes;
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -120,8 +121,10 @@ fn memory_is_limited_and_a_kill_for_it_is_counted() {
 fn a_limit_is_never_set_below_what_is_in_use() {
     let Some(mut scratch) = real("inuse") else { return };
     let held = Bytes::mib(40);
-    // tail keeps its last line, which does not end before its input does.
-    scratch.run("(head -c 44040192 /dev/zero; cat) | tail -n 1");
+    // tail keeps its last line, which does not end before its input does. It starts when the shell is in the group: a process that was
+    // there before would stay outside, and its memory with it.
+    scratch.run("read go; (head -c 44040192 /dev/zero; cat) | tail -n 1");
+    writeln!(scratch.children[0].stdin.as_ref().unwrap(), "go").unwrap();
     wait_for("the allocation", || scratch.group.memory_usage().unwrap() > Some(held));
     let got = scratch.group.set_memory(Bytes::mib(1)).unwrap().unwrap();
     assert!(got >= held, "{got}");
