@@ -55,14 +55,16 @@ const QUICK: Effort = Effort { repetitions: 3, array_items: 100_000, single_task
 fn main() -> Result<()> {
     let args = Args::parse();
     let mut figures = Figures::default();
+    let mut not_measured = Vec::new();
     match args.only {
-        Some(Only::Noisy) => noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &mut figures)?,
+        Some(Only::Noisy) => not_measured = noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &mut figures)?,
         None => speed(if args.quick { QUICK } else { FULL }, &mut figures)?,
     }
     figures.print();
     if let Some(path) = args.json {
         std::fs::write(&path, figures.to_json()?).with_context(|| format!("writing {}", path.display()))?;
     }
+    anyhow::ensure!(not_measured.is_empty(), "not measured: {}", not_measured.join(", "));
     Ok(())
 }
 

@@ -56,7 +56,7 @@ impl Engines {
     /// When not even the on-demand allocator works.
     pub(crate) fn new(slots: u32, swap_off: bool) -> Result<Self, EngineError> {
         let plan = plan(slots, &Machine::read(swap_off));
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzzing"))]
         let plan = forced::apply(plan);
         let (plain, facts) = build(false, slots, &plan)?;
         // The same choices as the first engine's, which are known to work.
@@ -188,7 +188,7 @@ fn pooled(fuel: bool, slots: u32, pagemap_scan: bool) -> wasmtime::Result<Engine
 }
 
 /// Tests run guests in each of the ways in which memory can be allocated and reset, whatever the machine offers.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod forced {
     use super::Plan;
     use std::cell::Cell;

@@ -101,6 +101,7 @@ async fn once(loaded: &Loaded, control: &Arc<Control>, progress: &Arc<Progress>)
         meters: Arc::new(Meters::new(0)),
         listings: Vec::new(),
         result: None,
+        called: false,
     };
     let mut store = Store::new(&loaded.engine, state);
     store.limiter(|state| &mut state.limiter);

@@ -65,6 +65,7 @@ pub(crate) fn add_to_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 
 /// Copies bytes out of the guest's memory; out of bounds is a trap.
 fn read(caller: &mut Caller<'_, State>, ptr: i32, len: u32) -> wasmtime::Result<Vec<u8>> {
+    caller.data_mut().called = true;
     let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
         return Err(wasmtime::Error::msg("the module does not export its memory as `memory`"));
     };

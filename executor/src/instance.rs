@@ -143,6 +143,7 @@ fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: 
         meters: meters.clone(),
         listings: Vec::new(),
         result: None,
+        called: false,
     };
     let mut store = Store::new(&template.module.engine, state);
     store.limiter(|state| &mut state.limiter);
@@ -225,11 +226,11 @@ fn classify(how: How, meters: &Meters, state: &State, fuel: Option<u64>) -> (Opt
         How::Stopped(stop) => stopped(stop),
         How::Returned => exited(0, state),
         How::ReturnedError => exited(1, state),
-        How::NotStarted(e) if budget.was_hit() => failed(
+        How::NotStarted(e) if !ran(&e, state) && budget.was_hit() => failed(
             Reason::MemoryLimit,
             format!("the memory limit of {} bytes is too small to start it: {}", budget.limit(), e.root_cause()),
         ),
-        How::NotStarted(e) if !e.is::<Trap>() && !e.is::<I32Exit>() && !e.is::<Stop>() => match limit_in(&e) {
+        How::NotStarted(e) if !ran(&e, state) => match limit_in(&e) {
             Some(reason) => failed(reason, format!("it needs more than a guest may have: {e:#}")),
             None => failed(Reason::LaunchFailed, format!("the module cannot be instantiated: {e:#}")),
         },
@@ -258,6 +259,12 @@ fn classify(how: How, meters: &Meters, state: &State, fuel: Option<u64>) -> (Opt
             failed(Reason::Trap, describe_trap(&e))
         }
     }
+}
+
+/// Whether code of the guest's is behind this error: a module may have a start function, which runs while it is instantiated, and
+/// errors of host functions that it called have no type. They have a trace, unless it made its last call a tail call.
+fn ran(error: &wasmtime::Error, state: &State) -> bool {
+    state.called || error.is::<Trap>() || error.is::<I32Exit>() || error.is::<Stop>() || error.downcast_ref::<WasmBacktrace>().is_some()
 }
 
 fn stopped(stop: Stop) -> (Option<i32>, Option<Failure>) {

@@ -221,7 +221,8 @@ pub(crate) fn limit_in(error: &wasmtime::Error) -> Option<Reason> {
         if instances.iter().any(|words| text.contains(words)) || text.contains("exceeds the configured maximum of") {
             return Some(Reason::InstanceLimit);
         }
-        if text.contains("has a minimum byte size of") || text.contains("has a minimum element size of") {
+        let memory = ["has a minimum byte size of", "has a minimum element size of", "exceeds memory limits", "exceeds table limits"];
+        if memory.iter().any(|words| text.contains(words)) {
             return Some(Reason::MemoryLimit);
         }
     }

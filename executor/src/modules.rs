@@ -118,7 +118,10 @@ fn load_core(engine: &Engine, linkers: &mut Linkers, network: bool, code: OwnedF
 
 fn core_linker(engine: &Engine, network: bool) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
-    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State| &mut state.wasi)?;
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State| {
+        state.called = true;
+        &mut state.wasi
+    })?;
     preview1::replace(&mut linker)?;
     if network {
         crate::network::add_sockets_to_core(&mut linker)?;

@@ -94,6 +94,7 @@ struct Call {
 }
 
 fn exported_memory(caller: &mut Caller<'_, State>) -> wasmtime::Result<Memory> {
+    caller.data_mut().called = true;
     match caller.get_export("memory") {
         Some(Extern::Memory(memory)) => Ok(memory),
         _ => Err(wasmtime::Error::msg("missing required memory export")),

@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub(crate) listings: Vec<Charge>,
     /// The value the guest returned, if any.
     pub(crate) result: Option<Vec<u8>>,
+    /// Whether a core module has called a function of the host's that can fail: its code runs, then.
+    pub(crate) called: bool,
 }
 
 impl WasiView for State {

@@ -153,6 +153,12 @@ impl Worker {
         }
     }
 
+    /// Behind these walls from its first slot on.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn walled(walls: Walls) -> Self {
+        Self { walls: Some(walls), ..Self::new(false) }
+    }
+
     /// Serves one connection to its end. Runs go on after it.
     ///
     /// # Errors

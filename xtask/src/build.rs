@@ -113,8 +113,9 @@ pub(crate) fn install(packages: &[&str]) -> Result<bool> {
         run(c)
     };
     if apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat()).is_err() {
-        apt(&["update"])?;
-        apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat())?;
+        let again = apt(&["update"]).and_then(|()| apt(&[&["install", "--yes", "--no-install-recommends"], packages].concat()));
+        again
+            .with_context(|| format!("{} could not be installed: do it by hand, or see to it that apt works here", packages.join(", ")))?;
     }
     Ok(true)
 }

@@ -39,6 +39,11 @@ impl Pool {
         fits.min_by_key(|(_, e)| e.idle_since).map(|(id, _)| id.clone())
     }
 
+    /// How many of a kind wait for their only use.
+    pub(crate) fn count_fresh(&self, kind: ExecutorKind) -> usize {
+        self.executors.values().filter(|e| e.kind == kind && e.is_fresh()).count()
+    }
+
     /// How many of a kind (for one attempt) wait for their only use or are being started.
     pub(crate) fn coming(&self, kind: ExecutorKind, only: Option<Run>) -> usize {
         let coming = |e: &&Executor| e.kind == kind && e.only == only && (e.phase == Phase::Starting || e.is_fresh());

@@ -21,6 +21,7 @@ mod reports;
 mod seen;
 mod task;
 mod trust;
+mod turns;
 mod updates;
 mod views;
 

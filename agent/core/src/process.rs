@@ -1,15 +1,17 @@
 //! Class `process`: who waits for an executor of its own, in which order they get one, and how many are kept ready.
 //!
 //! Owns the queues and the pool's size. Every executor here is used for one task or item and then ends; the next one is started at
-//! once. What is started at a time is bounded, and so is what is alive; whatever is more waits in its queue.
+//! once. What is started at a time is bounded, and so is what is alive; whatever is more waits in its queue. Frameworks take turns,
+//! however many runs of theirs wait, and none holds all that may be alive.
 
 use crate::agent::{Agent, Out, task_memory};
 use crate::event::{Failure, Grant, Message, Run, ToExecutor};
 use crate::executor::{Executor, Need, Phase as ExecutorPhase};
 use crate::parameters::ExecutorKind;
 use crate::task::{Ending, Phase, Place, Task, Work};
-use smalti_types::{DurationMs, ExecutorId, PortSet, Reason, Time};
-use std::collections::VecDeque;
+use crate::turns::Turns;
+use smalti_types::{DurationMs, ExecutorId, FrameworkId, PortSet, Reason, Time};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// After an executor failed to start and nobody waited for it, no other is started for this long.
@@ -22,6 +24,8 @@ pub(crate) struct Processes {
     pub(crate) pooled: VecDeque<Run>,
     /// For networked ones, which are started for them.
     pub(crate) networked: VecDeque<Run>,
+    /// Which framework gets the pool's next one.
+    turns: Turns,
     /// Whether the pool is kept filled: from the first use on, or from the start.
     warm: bool,
     /// Nothing is started before this.
@@ -83,32 +87,78 @@ impl Agent {
         if !std::mem::take(&mut self.processes.touched) {
             return;
         }
-        self.hand_out(now, ExecutorKind::Pooled, out);
-        self.hand_out(now, ExecutorKind::Networked, out);
+        self.hand_out_pooled(now, out);
+        self.hand_out_networked(now, out);
         self.discard_unwanted(now, out);
         self.start_missing(now, out);
     }
 
-    /// One turn for each run in a queue, again and again until nobody gets anything.
-    fn hand_out(&mut self, now: Time, kind: ExecutorKind, out: &mut Out) {
+    /// One of the pool for each framework in turn, until there is none left or nobody may have one.
+    fn hand_out_pooled(&mut self, now: Time, out: &mut Out) {
+        let tasks = &self.tasks;
+        self.processes.pooled.retain(|run| tasks.get(run).map_or(0, wants) > 0);
+        while let Some(executor) = self.pool.fresh(ExecutorKind::Pooled, None) {
+            let Some((at, framework)) = self.next_pooled() else { return };
+            if self.pool.count_fresh(ExecutorKind::Pooled) == 1 && self.leaves_the_last_one(&framework) {
+                return;
+            }
+            let Some(run) = self.processes.pooled.remove(at) else { return };
+            self.processes.turns.take(&framework);
+            self.bind(now, run, &executor, out);
+            if self.tasks.get(&run).map_or(0, wants) > 0 {
+                self.processes.pooled.push_back(run);
+            }
+        }
+    }
+
+    /// The place in the queue of the run that gets the pool's next executor, and whose it is.
+    fn next_pooled(&self) -> Option<(usize, FrameworkId)> {
+        let held = self.held_processes();
+        let waiting = self.processes.pooled.iter().enumerate().filter_map(|(at, run)| Some((at, &self.tasks.get(run)?.key.framework)));
+        let may = waiting.filter(|(_, framework)| self.room_of_one(&held, framework) > 0);
+        may.min_by_key(|(_, framework)| self.processes.turns.of(framework)).map(|(at, framework)| (at, framework.clone()))
+    }
+
+    /// Whether somebody whose turn would come before that of `framework` has tasks in processes of their own. Such a one may want
+    /// the next executor any moment, and would wait for a start each time if others took the last ready one again and again.
+    fn leaves_the_last_one(&self, framework: &FrameworkId) -> bool {
+        let turns = &self.processes.turns;
+        let earlier = |task: &Task| task.kind == ExecutorKind::Pooled && turns.of(&task.key.framework) < turns.of(framework);
+        self.parameters.pool > 0 && self.tasks.values().any(earlier)
+    }
+
+    /// How many executors that are used once each framework holds.
+    fn held_processes(&self) -> BTreeMap<FrameworkId, usize> {
+        let mut held = BTreeMap::new();
+        for framework in self.pool.executors.values().filter(|e| e.kind.is_used_once()).filter_map(|e| e.framework.as_ref()) {
+            *held.entry(framework.clone()).or_default() += 1;
+        }
+        held
+    }
+
+    /// How many more a framework may have: nobody holds more than three quarters of what may be alive.
+    fn room_of_one(&self, held: &BTreeMap<FrameworkId, usize>, framework: &FrameworkId) -> usize {
+        let most = self.parameters.most_processes as usize;
+        (most - most / 4).saturating_sub(held.get(framework).copied().unwrap_or(0))
+    }
+
+    /// One turn for each run that waits for executors started for it, again and again until nobody gets anything.
+    fn hand_out_networked(&mut self, now: Time, out: &mut Out) {
         let mut without = 0;
-        while without < self.processes.queue(kind).len() {
-            let Some(run) = self.processes.queue(kind).pop_front() else { return };
+        while without < self.processes.networked.len() {
+            let Some(run) = self.processes.networked.pop_front() else { return };
             let wanting = |agent: &Self| agent.tasks.get(&run).map_or(0, wants) > 0;
             if !wanting(self) {
                 continue;
             }
-            let only = (kind == ExecutorKind::Networked).then_some(run);
-            match self.pool.fresh(kind, only) {
+            match self.pool.fresh(ExecutorKind::Networked, Some(run)) {
                 Some(executor) => {
                     without = 0;
                     self.bind(now, run, &executor, out);
                     if wanting(self) {
-                        self.processes.queue(kind).push_back(run);
+                        self.processes.networked.push_back(run);
                     }
                 }
-                // Whoever comes first gets the next one.
-                None if kind == ExecutorKind::Pooled => return self.processes.pooled.push_front(run),
                 None => {
                     without += 1;
                     self.processes.networked.push_back(run);
@@ -160,15 +210,22 @@ impl Agent {
         let starting = self.pool.starting_once();
         let room = (self.parameters.most_starting as usize).saturating_sub(starting);
         let mut room = room.min((self.parameters.most_processes as usize).saturating_sub(self.pool.count(true)));
+        let mut held = self.held_processes();
         for run in self.processes.networked.clone() {
-            let missing = self.tasks.get(&run).map_or(0, wants);
-            let missing = missing.saturating_sub(self.pool.coming(ExecutorKind::Networked, Some(run))).min(room);
+            let Some(task) = self.tasks.get(&run) else { continue };
+            let missing = wants(task).saturating_sub(self.pool.coming(ExecutorKind::Networked, Some(run))).min(room);
+            let missing = missing.min(self.room_of_one(&held, &task.key.framework));
+            *held.entry(task.key.framework.clone()).or_default() += missing;
             room -= missing;
             for _ in 0..missing {
                 self.start_networked(now, run, out);
             }
         }
-        let waiting: usize = self.processes.pooled.iter().filter_map(|run| self.tasks.get(run)).map(wants).sum();
+        let mut wanted = BTreeMap::<&FrameworkId, usize>::new();
+        for task in self.processes.pooled.iter().filter_map(|run| self.tasks.get(run)) {
+            *wanted.entry(&task.key.framework).or_default() += wants(task);
+        }
+        let waiting: usize = wanted.into_iter().map(|(framework, n)| n.min(self.room_of_one(&held, framework))).sum();
         let kept = if self.processes.warm { self.parameters.pool as usize } else { 0 };
         let missing = waiting.saturating_add(kept).saturating_sub(self.pool.coming(ExecutorKind::Pooled, None));
         for _ in 0..missing.min(room) {

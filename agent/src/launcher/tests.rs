@@ -71,8 +71,14 @@ async fn an_executor_starts_in_its_groups_and_ends_when_asked() {
         let processes = running.group.processes().unwrap();
         assert!(processes.contains(&running.process.pid()) && processes.len() == 2, "{processes:?}");
         let worker = processes.into_iter().find(|p| *p != running.process.pid()).unwrap();
-        let text = std::fs::read_to_string(format!("/proc/{worker}/environ")).unwrap();
-        assert_eq!(text, "", "an executor inherits nothing of the agent's environment");
+        // It is not dumpable: nobody but root may look.
+        match std::fs::read_to_string(format!("/proc/{worker}/environ")) {
+            Ok(text) => assert_eq!(text, "", "an executor inherits nothing of the agent's environment"),
+            Err(e) => {
+                assert!(!nix::unistd::geteuid().is_root() && e.kind() == std::io::ErrorKind::PermissionDenied, "{e}");
+                eprintln!("NOT TESTED: that an executor inherits nothing of the agent's environment; only root can see it");
+            }
+        }
         let in_slots = std::fs::read_dir(format!("/proc/{worker}/task")).unwrap().flatten().filter(|task| {
             let groups = std::fs::read_to_string(task.path().join("cgroup")).unwrap();
             groups.lines().any(|l| l.contains("e1/slot-"))

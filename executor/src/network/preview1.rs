@@ -35,6 +35,7 @@ const PREOPENED_SOCKET: u8 = 1;
 
 /// The guest's memory, and its state, at the same time.
 pub(super) fn split<'a>(caller: &'a mut Caller<'_, State>) -> wasmtime::Result<(&'a mut [u8], &'a mut State)> {
+    caller.data_mut().called = true;
     let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
         return Err(wasmtime::Error::msg("the module does not export its memory as `memory`"));
     };

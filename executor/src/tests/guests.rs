@@ -196,6 +196,9 @@ pub(super) const GROW_AND_EXIT: &str = r#"(module
 /// Wants 2 GiB before it begins.
 pub(super) const TWO_GIB: &str = r#"(module (memory (export "memory") 32768) (func (export "_start")))"#;
 
+/// Wants a larger table than there is before it begins.
+pub(super) const LARGE_TABLE: &str = r#"(module (memory (export "memory") 1) (table 120000 funcref) (func (export "_start")))"#;
+
 /// Waits for two thousand clocks at once.
 pub(super) const MANY_CLOCKS: &str = r#"(module
   (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))

@@ -5,6 +5,7 @@ mod files;
 mod guests;
 mod modes;
 mod network;
+mod random;
 mod speed;
 mod tasks;
 

@@ -87,6 +87,18 @@ fn the_host_keeps_only_so_much_for_a_component() {
 }
 
 #[test]
+fn a_table_that_is_too_large_has_the_same_reason() {
+    in_each_mode(|agent, mode| {
+        // As above.
+        let failure = match agent.load_code(&compile(guests::LARGE_TABLE, false), false, false) {
+            Err(failure) => failure,
+            Ok(module) => agent.outcome(1, guest(module)).failure.expect("a failure"),
+        };
+        assert_eq!(failure.reason, "MEMORY_LIMIT", "{mode:?}: {}", failure.message);
+    });
+}
+
+#[test]
 fn fuel_and_time_and_exit_codes_are_the_same() {
     let mut fuel = Vec::new();
     for mode in MODES {

@@ -97,6 +97,35 @@ fn each_limit_has_its_reason() {
 }
 
 #[test]
+fn what_a_start_function_does_is_the_guests_own_doing() {
+    let mut agent = Agent::start(1);
+    let started = |body: &str| {
+        format!(
+            r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32))) (memory (export "memory") 1)
+               (func $f {body}) (start $f) (func (export "_start")))"#
+        )
+    };
+    let refused = "(drop (memory.grow (i32.const 2000)))";
+    for (run, (body, code, why)) in (1..).zip([
+        ("unreachable".to_owned(), None, "TRAP"),
+        ("(call $exit (i32.const 0))".to_owned(), Some(0), ""),
+        ("(call $exit (i32.const 3))".to_owned(), Some(3), "EXIT_CODE"),
+        ("(call $exit (i32.const -1))".to_owned(), None, "TRAP"),
+        // Nothing of the guest's is on the stack.
+        ("(return_call $exit (i32.const -1))".to_owned(), None, "TRAP"),
+        ("(loop (br 0))".to_owned(), None, "TIME_LIMIT"),
+        (format!("{refused} (loop (br 0))"), None, "TIME_LIMIT"),
+        (format!("{refused} (call $exit (i32.const 0))"), Some(0), ""),
+        (format!("{refused} unreachable"), None, "MEMORY_LIMIT"),
+    ]) {
+        let module = agent.load(&started(&body));
+        let outcome = agent.outcome(run, v1::Guest { timeout_us: Some(50_000), ..guest(module) });
+        assert_eq!((outcome.exit_code, reason(&outcome)), (code, why), "{body}: {outcome:?}");
+    }
+    agent.stop();
+}
+
+#[test]
 fn fuel_is_the_same_every_time() {
     let mut agent = Agent::start(1);
     let module = agent.load_code(&compile(guests::COUNT_DOWN, true), false, true).expect("loaded");

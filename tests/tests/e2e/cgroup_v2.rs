@@ -4,6 +4,7 @@
 use crate::{Result, eventually, guest};
 use anyhow::Context;
 use smalti_tests::{AgentConfig, Cluster, Config};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Where a pure v2 host has its hierarchy.
@@ -169,11 +170,13 @@ fn a_killed_agents_executors_and_groups_are_gone_when_it_is_back_and_limits_hold
     let (job, executor) = spinning(&c, &agent_group, "0.3")?;
     let processes = text(&executor, "cgroup.procs")?;
     assert!(processes.lines().count() >= 2, "{processes}");
+    let before = std::fs::metadata(&executor)?.ino();
     let config = AgentConfig { cpus: "1".into(), group: Some(first), ..AgentConfig::default() };
     c.crash_agent(0, &config)?;
     assert_eq!(agent_id(&c)?, id);
-    assert!(!executor.exists(), "the earlier executor's group");
-    // Outside of namespaces a process id may be in use again, but not in a group of ours.
+    // The agent names its executors anew, and the task's next attempt may have its own by now, but no two groups have one number.
+    let now = std::fs::metadata(&executor).ok().map(|m| m.ino());
+    assert_ne!(now, Some(before), "the earlier executor's group is still there");
     let (retried, again) = (&job, &agent_group);
     eventually("the task's next attempt is held back, too", || Ok(executors(again)?.iter().any(|e| busy_slot(e).is_some())))?;
     // A third start, from another group than the one that the second used.

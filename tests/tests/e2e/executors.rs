@@ -6,8 +6,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use smalti_tests::Cluster;
 
-/// Processes whose command line has `smalti-executor`, the word `what` and this cluster's directory in environment or
-/// arguments or working directory.
+/// Processes whose command line has `smalti-executor` and the word `what`, and which are this cluster's: they have its directory
+/// in their arguments or open in it, or they descend from an agent of it. Which files one has open only root can see.
 pub(crate) fn executor_pids(c: &Cluster, what: &str) -> Result<Vec<i32>> {
     let dir = c.dir().display().to_string();
     let mut pids = Vec::new();
@@ -15,14 +15,26 @@ pub(crate) fn executor_pids(c: &Cluster, what: &str) -> Result<Vec<i32>> {
         let entry = entry?;
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
         let text = std::fs::read(entry.path().join("cmdline")).map(|b| String::from_utf8_lossy(&b).replace('\0', " ")).unwrap_or_default();
+        if !text.contains("smalti-executor") || !text.contains(what) {
+            continue;
+        }
         let fds = std::fs::read_dir(entry.path().join("fd"))
             .map(|fds| fds.filter_map(|f| std::fs::read_link(f.ok()?.path()).ok()).any(|p| p.starts_with(&dir)))
             .unwrap_or(false);
-        if text.contains("smalti-executor") && text.contains(what) && (fds || text.contains(&dir)) {
+        if fds || text.contains(&dir) || c.agents.iter().any(|a| descends_from(pid, a.pid())) {
             pids.push(pid);
         }
     }
     Ok(pids)
+}
+
+fn descends_from(pid: i32, from: u32) -> bool {
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before it may have anything in it.
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| u32::try_from(pid) == Ok(from))
 }
 
 #[test]

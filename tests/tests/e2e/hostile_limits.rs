@@ -113,10 +113,11 @@ fn all_slots_attacked_at_once_never_bring_their_executor_to_its_limit() -> Resul
         ("component-pollables-held", false),
         ("memory-held", false),
     ];
-    let jobs = submit_all(&c, &["--cpus", "0.25", "--mem", "64MiB", "--timeout", "4s"], &greedy)?;
+    // No time limit: on a busy machine they would end before all of them have what they want.
+    let jobs = submit_all(&c, &["--cpus", "0.25", "--mem", "64MiB"], &greedy)?;
     let (mut most, mut of) = (0, 0);
     let mut workers = Vec::new();
-    eventually("all of them ended", || {
+    eventually("together they hold what they may have, or nearly", || {
         if let Some(dir) = memory_group(&agent)? {
             most = most.max(anonymous(&dir).unwrap_or(0));
             of = limit(&dir).unwrap_or(of).max(of);
@@ -126,15 +127,18 @@ fn all_slots_attacked_at_once_never_bring_their_executor_to_its_limit() -> Resul
         }
         std::thread::sleep(Duration::from_millis(20));
         let tasks = c.json(&["ps", "--all"])?;
-        Ok(tasks.as_array().is_some_and(|t| t.len() == jobs.len() && t.iter().all(|t| t["state"] == "FAILED")))
+        let running = tasks.as_array().is_some_and(|t| t.len() == jobs.len() && t.iter().all(|t| t["state"] == "RUNNING"));
+        Ok(running && most > EACH * 3)
     })?;
     for job in &jobs {
-        let task = task(&c, job)?;
-        assert_eq!(task["reason"], "TIME_LIMIT", "{task}");
+        c.ok(&["kill", job])?;
     }
+    eventually("all of them ended", || {
+        let tasks = c.json(&["ps", "--all"])?;
+        Ok(tasks.as_array().is_some_and(|t| t.iter().all(|t| t["state"] == "KILLED")))
+    })?;
     let tasks = EACH * jobs.len() as u64;
     eprintln!("at most {} MiB of {} MiB, of which the tasks may have {} MiB", most >> 20, of >> 20, tasks >> 20);
-    ensure!(most > EACH * 3, "the attack is one: {most}");
     ensure!(most < of, "{most} of {of}");
     // Its processes are the ones it had: nothing was killed for its memory.
     ensure!(executor_pids(&c, " work")? == workers, "the executor was replaced");

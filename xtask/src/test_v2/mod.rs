@@ -28,9 +28,9 @@ pub(crate) struct Options {
     /// Only this kernel; both otherwise
     #[arg(long)]
     kernel: Option<Series>,
-    /// Only tests whose names contain this
+    /// Only tests whose names contain this; repeatable
     #[arg(long, value_name = "TEXT")]
-    filter: Option<String>,
+    filter: Vec<String>,
     /// Keep the images in target/v2
     #[arg(long)]
     keep: bool,
@@ -53,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut accelerator = None;
     let mut bad = Vec::new();
     for kernel in &kernels {
-        let plan = plan::plan(kernel.series, &programs, &workspace_root(), options.filter.as_deref());
+        let plan = plan::plan(kernel.series, &programs, &workspace_root(), &options.filter);
         let first = cache.join(format!("{}.cpio", kernel.series.name()));
         std::fs::write(&first, image::first(&init, &modules::load_order(&kernel.modules)?, &plan)?)?;
         let setup = Setup { kernel, first: &first, root: &root, accelerator: Accelerator::Emulation };
@@ -101,13 +101,13 @@ fn choose(setup: Setup<'_>, cache: &Path) -> Accelerator {
 
 /// Builds the test programs, as `cargo xtask test` does, and finds them.
 fn programs() -> Result<Programs> {
-    let executor = test_programs(&["--package", "smalti-executor", "--bins"])?;
+    let executor = test_programs(&["--package", "smalti-executor", "--lib"])?;
     // The features of the whole workspace, but only the targets that are needed: so nothing is built twice.
     let rest = test_programs(&["--workspace", "--exclude", "smalti-executor", "--lib", "--test", "e2e"])?;
     let find = |of: &[(String, PathBuf)], name: &str| {
         of.iter().find(|(n, _)| n == name).map(|(_, path)| path.clone()).with_context(|| format!("cargo built no test program {name}"))
     };
-    Ok(Programs { agent: find(&rest, "smalti_agent")?, executor: find(&executor, "smalti-executor")?, e2e: find(&rest, "e2e")? })
+    Ok(Programs { agent: find(&rest, "smalti_agent")?, executor: find(&executor, "smalti_executor")?, e2e: find(&rest, "e2e")? })
 }
 
 /// Names and paths of test programs of a `cargo test`.

@@ -107,12 +107,12 @@ const E2E_SMALL: &[&str] = &["limits::", "executors::", "isolation::", "cgroup_v
 /// Longest time of one suite.
 const LIMIT_S: u64 = 1200;
 
-/// Pure: what runs on a kernel. `filter` replaces every choice of modules.
-pub(super) fn plan(series: Series, programs: &Programs, workspace: &Path, filter: Option<&str>) -> Plan {
+/// Pure: what runs on a kernel. `filter`, if there is any, replaces every choice of modules.
+pub(super) fn plan(series: Series, programs: &Programs, workspace: &Path, filter: &[String]) -> Plan {
     let e2e = if series == Series::V6_12 { E2E } else { E2E_SMALL };
     let suite = |name: &str, program: &Path, tests: &[&str], place| {
-        let tests = filter.map_or_else(|| tests.iter().map(|t| (*t).to_owned()).collect(), |f| vec![f.to_owned()]);
-        Suite { name: name.to_owned(), program: program.to_owned(), args: tests, place, limit_s: LIMIT_S }
+        let args = if filter.is_empty() { tests.iter().map(|t| (*t).to_owned()).collect() } else { filter.to_vec() };
+        Suite { name: name.to_owned(), program: program.to_owned(), args, place, limit_s: LIMIT_S }
     };
     let suites = vec![
         suite("agent", &programs.agent, AGENT, Place::Root),
@@ -121,7 +121,7 @@ pub(super) fn plan(series: Series, programs: &Programs, workspace: &Path, filter
         suite("agent, delegated", &programs.agent, AGENT, Place::Delegated),
         suite("e2e, delegated", &programs.e2e, E2E_SMALL, Place::Delegated),
     ];
-    Plan { workspace: workspace.to_owned(), suites, none_is_failure: filter.is_none() }
+    Plan { workspace: workspace.to_owned(), suites, none_is_failure: filter.is_empty() }
 }
 
 #[cfg(test)]
@@ -141,9 +141,9 @@ mod tests {
     #[test]
     fn a_filter_replaces_the_choice() {
         let programs = Programs { agent: "/a".into(), executor: "/x".into(), e2e: "/e".into() };
-        let all = plan(Series::V6_12, &programs, Path::new("/w"), None);
+        let all = plan(Series::V6_12, &programs, Path::new("/w"), &[]);
         assert!(all.none_is_failure && all.suites.iter().any(|s| s.place == Place::Delegated));
-        let some = plan(Series::V6_1, &programs, Path::new("/w"), Some("limits::"));
+        let some = plan(Series::V6_1, &programs, Path::new("/w"), &["limits::".to_owned()]);
         assert!(!some.none_is_failure && some.suites.iter().all(|s| s.args == ["limits::"]));
     }
 }

@@ -149,6 +149,70 @@ fn starts_are_bounded_and_those_who_wait_are_served_in_order() {
 }
 
 #[test]
+fn frameworks_take_turns_however_much_one_of_them_wants() {
+    let mut w = World::new(no_pool());
+    for (run, f, name) in [(1, 1, "a"), (2, 1, "b"), (3, 1, "c"), (4, 2, "d")] {
+        w.launched_own(f, name, run);
+        w.starts(number(run), ExecutorKind::Pooled);
+    }
+    for (e, f, name, run) in [(1, 1, "a", 1), (2, 2, "d", 4), (3, 1, "b", 2), (4, 1, "c", 3)] {
+        w.event(up(e));
+        w.bound(e, f, name, run);
+        w.silent();
+    }
+}
+
+#[test]
+fn who_had_more_turns_leaves_the_last_ready_one_to_the_others() {
+    let mut w = World::new(Parameters { pool: 2, pool_from_start: true, ..parameters() });
+    w.event(Event::Tick);
+    for e in 1..=2 {
+        w.starts(e, ExecutorKind::Pooled);
+        w.event(up(e));
+    }
+    for (run, f, name) in [(1, 1, "a"), (2, 2, "v")] {
+        w.launched_own(f, name, run);
+        w.bound(number(run), f, name, run);
+        w.starts(number(run) + 2, ExecutorKind::Pooled);
+    }
+    w.event(up(3));
+    w.launched_own(1, "b", 3);
+    w.bound(3, 1, "b", 3);
+    w.starts(5, ExecutorKind::Pooled);
+    // Now the first has had two turns, and the second one.
+    w.event(up(4));
+    w.launched_own(1, "c", 4);
+    w.starts(6, ExecutorKind::Pooled);
+    w.silent();
+    w.launched_own(2, "w", 5);
+    w.bound(4, 2, "w", 5);
+    w.starts(7, ExecutorKind::Pooled);
+    w.event(up(5));
+    w.bound(5, 1, "c", 4);
+    w.silent();
+}
+
+#[test]
+fn nobody_holds_all_that_may_be_alive() {
+    let mut w = World::new(Parameters { most_processes: 4, ..no_pool() });
+    for (run, name) in (1..).zip(["a", "b", "c"]) {
+        w.launched_own(1, name, run);
+        w.starts(number(run), ExecutorKind::Pooled);
+        w.event(up(number(run)));
+        w.bound(number(run), 1, name, run);
+    }
+    w.launched_own(1, "d", 4);
+    w.silent();
+    w.launched_own(2, "e", 5);
+    w.starts(4, ExecutorKind::Pooled);
+    w.event(up(4));
+    w.bound(4, 2, "e", 5);
+    w.event(exited(1, "killed by signal 9"));
+    w.ended(1, "a");
+    w.starts(5, ExecutorKind::Pooled);
+}
+
+#[test]
 fn one_that_cannot_be_started_drops_the_first_who_waits_with_the_cause() {
     let mut w = World::new(no_pool());
     w.launched_own(1, "a", 1);

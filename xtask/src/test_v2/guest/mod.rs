@@ -74,6 +74,7 @@ fn run_plan() -> Result<()> {
     let console = Console::open()?;
     let plan: Plan = serde_json::from_slice(&std::fs::read(PLAN_IN_ROOT)?).context("the plan")?;
     setup::loopback()?;
+    setup::open_files()?;
     let session = setup::delegate()?;
     console.event(&setup::ready());
     for suite in &plan.suites {

@@ -76,6 +76,12 @@ fn mounted(what: &str, on: &str, kind: &str, options: &str) -> Result<()> {
     mount(what, on, kind, MountFlags::empty(), &*options).with_context(|| format!("mounting {kind} on {on}"))
 }
 
+/// As many open files as systemd lets every service have; the kernel's own 4096 are too few for an executor with many slots.
+pub(super) fn open_files() -> Result<()> {
+    let limit = rustix::process::Rlimit { current: Some(1024), maximum: Some(524_288) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).context("allowing open files")
+}
+
 /// Starts a program in place of this one.
 pub(super) fn exec(program: &Path) -> Result<Infallible> {
     let error = std::process::Command::new(program).exec();

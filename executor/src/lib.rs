@@ -1,0 +1,69 @@
+//! `smalti-executor`: hosts Wasm instances of one framework, without a compiler.
+//!
+//! Three roles of one binary: `launch` and `init` make the walls and stand before the worker ([`supervise`]), `work` runs the
+//! guests ([`worker`]). Where a guest may have sockets, `launch` stays and makes them ([`broker`]). All are started by an agent,
+//! never by people. [`confine`] has the walls.
+//!
+//! A library only so that `fuzz/` can link it: the program is [`main`].
+//!
+//! The worker: the main thread takes frames off the agent's connection (`worker`, `start`, `modules`); one thread per slot runs
+//! guests (`slot`, `task`, `array`, `instance`); one thread looks at the clock (`ticker`). Slots send for themselves (`link`).
+
+mod accept;
+mod array;
+mod broken;
+mod broker;
+mod clock;
+mod confine;
+mod control;
+mod directories;
+mod engine;
+mod failure;
+mod floor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
+mod gauge;
+mod host;
+mod inputs;
+mod instance;
+mod limits;
+mod link;
+mod listing;
+mod modules;
+mod network;
+mod output;
+mod preview1;
+mod preview2;
+mod queue;
+mod report;
+mod runs;
+mod scratch;
+mod slot;
+mod slots;
+mod start;
+mod state;
+mod streams;
+mod supervise;
+mod task;
+#[cfg(test)]
+mod tests;
+mod ticker;
+mod worker;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match args.first().and_then(|verb| verb.to_str()) {
+        Some("launch" | "init") => supervise::main(args),
+        Some("work") => worker::main(args),
+        Some("floor") => floor::main(args),
+        other => {
+            eprintln!("smalti-executor: {other:?} is not a role; an agent starts this program as `launch`, `init` or `work`");
+            ExitCode::FAILURE
+        }
+    }
+}
