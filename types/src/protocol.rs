@@ -76,6 +76,8 @@ pub struct RunningTask {
     pub resources: Resources,
     /// For array parts, what one slot holds.
     pub slot_resources: Option<Resources>,
+    /// It runs under a lease: at most one attempt of it at a time.
+    pub exclusive: bool,
 }
 
 /// An agent's first message on a connection.

@@ -130,7 +130,8 @@ impl Agent {
                 Work::Single(single) => (single.launch.resources.clone(), None),
                 Work::Part(part) => (part.resources(part.told_slots), Some(part.launch.slot_resources.clone())),
             };
-            running.push(RunningTask { key: task.key.clone(), state: task.state(), resources, slot_resources });
+            let exclusive = matches!(&task.work, Work::Single(single) if single.launch.spec.exclusive);
+            running.push(RunningTask { key: task.key.clone(), state: task.state(), resources, slot_resources, exclusive });
         }
         (running, unacknowledged)
     }

@@ -26,6 +26,8 @@ pub(crate) struct AgentView {
     /// Tasks and array parts on it.
     pub(crate) tasks: u32,
     pub(crate) registered_at: Option<String>,
+    /// Since when the master has not heard of it; null while it is connected.
+    pub(crate) away_since: Option<String>,
     pub(crate) boot_id: String,
     /// What the master and the agent count: frames of each kind, items.
     pub(crate) counters: BTreeMap<String, u64>,
@@ -91,6 +93,7 @@ impl From<v1::AgentStatus> for AgentView {
             executors: status.executors.into_iter().map(ExecutorView::from).collect(),
             tasks: status.tasks,
             registered_at: rfc3339(status.registered_us),
+            away_since: status.away_since_us.and_then(rfc3339),
             boot_id: info.boot_id,
             counters: status.counters.into_iter().collect(),
         }

@@ -14,6 +14,7 @@ impl TryFrom<v1::RunningTask> for RunningTask {
             state: task_state(m.state)?,
             resources: at("RunningTask", "resources").get(m.resources)?,
             slot_resources: m.slot_resources.map(Resources::try_from).transpose()?,
+            exclusive: m.exclusive,
         })
     }
 }
@@ -25,6 +26,7 @@ impl From<RunningTask> for v1::RunningTask {
             state: v1::TaskState::from(t.state).into(),
             resources: Some(t.resources.into()),
             slot_resources: t.slot_resources.map(Into::into),
+            exclusive: t.exclusive,
         }
     }
 }

@@ -220,12 +220,12 @@ pub(super) fn status_update() -> impl Strategy<Value = StatusUpdate> {
     })
 }
 
-pub(super) fn framework_info() -> impl Strategy<Value = FrameworkInfo> {
+pub(crate) fn framework_info() -> impl Strategy<Value = FrameworkInfo> {
     (text(), text(), role(), duration(), btree_map(text(), text(), 0..3))
         .prop_map(|(name, principal, role, failover_timeout, services)| FrameworkInfo { name, principal, role, failover_timeout, services })
 }
 
-pub(super) fn agent_info() -> impl Strategy<Value = AgentInfo> {
+pub(crate) fn agent_info() -> impl Strategy<Value = AgentInfo> {
     let labels = || btree_map(text(), text(), 0..3);
     (agent(), text(), resources(), resources(), labels(), labels(), text(), any::<u64>()).prop_map(
         |(id, hostname, total, overhead, attributes, isolation, boot_id, incarnation)| AgentInfo {
@@ -256,12 +256,8 @@ pub(super) fn offer() -> impl Strategy<Value = Offer> {
 }
 
 pub(super) fn registration() -> impl Strategy<Value = Registration> {
-    let running = (key(), state(), resources(), option::of(resources())).prop_map(|(key, state, resources, slot_resources)| RunningTask {
-        key,
-        state,
-        resources,
-        slot_resources,
-    });
+    let running = (key(), state(), resources(), option::of(resources()), any::<bool>())
+        .prop_map(|(key, state, resources, slot_resources, exclusive)| RunningTask { key, state, resources, slot_resources, exclusive });
     (agent_info(), vec(running, 0..3), vec(status_update(), 0..3)).prop_map(|(info, tasks, unacknowledged)| Registration {
         info,
         tasks,
