@@ -42,7 +42,9 @@ impl Client {
                     return;
                 }
                 known.kill = Some(Kill::new(grace, now));
-                self.kills.insert((task.clone(), attempt));
+                let key = (task.clone(), attempt);
+                self.keep(&key, out);
+                self.kills.insert(key);
                 self.pass_on(Call::Kill { task, attempt, grace }, out);
             }
             Call::AssignItems { task, attempt, batch, open } => self.assign(now, (task, attempt), batch, open, out),
@@ -116,6 +118,8 @@ impl Client {
                 self.parts.insert(key.clone());
             }
             self.attempts.insert(key.clone(), Attempt::launched(agent.clone(), part));
+            // Also when it does not leave: the handler's own record may say that it did.
+            self.keep(&key, out);
             match earlier {
                 None => launched.push(key),
                 Some(other) => {
@@ -127,9 +131,7 @@ impl Client {
             true
         });
         if valid {
-            for key in launched {
-                self.doubt.expect(key, now);
-            }
+            launched.into_iter().for_each(|key| self.doubt.expect(key, now));
             out.send(Message::ToMaster(Call::Accept { offers, operations, filters }));
             return;
         }

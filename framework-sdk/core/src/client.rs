@@ -2,9 +2,12 @@
 
 use crate::attempts::{Attempt, Key, Kill, Verdict};
 use crate::doubt::Doubt;
-use crate::event::{Delivery, Event, Message, Record, UpdateId};
+use crate::event::{Delivery, Event, Message, UpdateId};
+use crate::record::Record;
 use smalti_types::protocol::{Call, FrameworkEvent, Subscription};
-use smalti_types::{AgentId, Effects, FrameworkId, FrameworkInfo, MasterEpoch, OfferId, Reason, StatusUpdate, TaskKey, TaskState, Time};
+use smalti_types::{
+    AgentId, Effects, FrameworkId, FrameworkInfo, MasterEpoch, OfferId, Reason, StatusUpdate, TaskId, TaskKey, TaskState, Time,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Ended attempts remembered so that repeats of their last update are dropped. An agent repeats for seconds, and
@@ -78,6 +81,56 @@ impl Client {
             unsent: Vec::new(),
             suppressed: false,
             teardown: false,
+        }
+    }
+
+    /// A client that goes on where an earlier life left off: `records` has the latest of each key.
+    #[must_use]
+    pub fn restore(info: FrameworkInfo, records: impl IntoIterator<Item = Record>) -> Self {
+        let mut client = Self::new(info, None);
+        for record in records {
+            match record {
+                Record::Subscribed(id) => client.id = Some(id),
+                Record::Forgotten { .. } => {}
+                Record::Attempt(record) => {
+                    let key = (record.task.clone(), record.attempt);
+                    let attempt = Attempt::restored(record);
+                    if attempt.is_ended() {
+                        client.ended.push_back(key.clone());
+                    } else if attempt.kill.is_some() {
+                        client.kills.insert(key.clone());
+                    }
+                    client.attempts.insert(key, attempt);
+                }
+            }
+        }
+        client
+    }
+
+    /// Whether the handler may take these updates for good while it leaves others that were delivered before them.
+    ///
+    /// # Errors
+    /// In words, which update must be taken first.
+    pub fn in_order(&self, updates: &[UpdateId]) -> Result<(), String> {
+        let mut by_attempt: BTreeMap<(&TaskId, u32), Vec<u64>> = BTreeMap::new();
+        for u in updates {
+            by_attempt.entry((&u.task, u.attempt)).or_default().push(u.seq);
+        }
+        for ((task, attempt), seqs) in by_attempt {
+            let Some(known) = self.attempts.get(&(task.clone(), attempt)) else { continue };
+            known.in_order(&seqs).map_err(|missing| {
+                format!(
+                    "update {missing} of {task}#{attempt} was delivered before and is not taken yet: take updates of one attempt in order"
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what is known of an attempt.
+    pub(crate) fn keep(&self, key: &Key, out: &mut Out) {
+        if let Some(attempt) = self.attempts.get(key) {
+            out.persist(Record::Attempt(attempt.record(key)));
         }
     }
 
@@ -277,7 +330,7 @@ impl Client {
             self.parts.remove(&key);
             self.kills.remove(&key);
             self.ended.push_back(key);
-            self.forget_ended();
+            self.forget_ended(out);
         }
     }
 
@@ -307,7 +360,7 @@ impl Client {
         }
     }
 
-    fn forget_ended(&mut self) {
+    fn forget_ended(&mut self, out: &mut Out) {
         if self.ended.len() <= KEEP_ENDED {
             return;
         }
@@ -316,17 +369,23 @@ impl Client {
                 self.ended.push_back(key);
             } else {
                 self.attempts.remove(&key);
+                out.persist(Record::Forgotten { task: key.0, attempt: key.1 });
             }
         }
     }
 
     fn handled(&mut self, updates: Vec<UpdateId>, out: &mut Out) {
         let mut ready = Vec::with_capacity(updates.len());
+        let mut touched = BTreeSet::new();
         for UpdateId { task, attempt, seq } in updates {
             let key = (task, attempt);
             for seq in self.attempts.get_mut(&key).map(|a| a.handled(seq)).unwrap_or_default() {
                 ready.push(UpdateId { task: key.0.clone(), attempt, seq });
             }
+            touched.insert(key);
+        }
+        for key in touched {
+            self.keep(&key, out);
         }
         self.acknowledge(ready, out);
     }

@@ -138,7 +138,7 @@ impl World {
         client.check_invariants().map_err(|e| format!("SDK of framework {i}: {e}"))?;
         let saved = &mut node.id;
         let persist = |records: Vec<Record>| {
-            for Record::Subscribed(id) in records {
+            for id in records.into_iter().filter_map(|r| if let Record::Subscribed(id) = r { Some(id) } else { None }) {
                 *saved = Some(id);
             }
             Ok::<_, Infallible>(())
