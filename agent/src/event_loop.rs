@@ -217,7 +217,6 @@ pub(crate) struct EventLoop {
 }
 
 impl EventLoop {
-    #[expect(clippy::too_many_arguments, reason = "the parts of the agent, put together once")]
     pub(crate) fn new(
         (checkpoint, core): (Checkpoint, Agent),
         executors: Executors,

@@ -50,12 +50,13 @@ use prepare::Preparer;
 use reads::Reads;
 use sandbox::Sandboxes;
 use smalti_agent_core::Parameters;
-use smalti_types::{AgentId, AgentInfo, Bytes, DurationMs, ExecutorId, Time};
+use smalti_types::{AgentId, AgentInfo, Bytes, DurationMs, ExecutorId, MilliCpus, Time};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use uids::Users;
 
 /// How long the start may take to end what an earlier run left, and the end to remove groups.
@@ -81,15 +82,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let detected = detect::resources(&options.overrides(), &data_dir)?;
     let detected = disk::advertise(&disks, (options.disk.is_some(), options.mem.is_some()), detected);
     disks.set_limit(detected.total.disk);
-    cgroups.set_total_cpus(detected.total.cpus).context("limiting the cpu time of all executors")?;
-    if options.lend_cpu {
-        let cores = std::thread::available_parallelism().context("counting processors")?.get();
-        match cgroups.lend_cpus(detected.total.cpus, cores) {
-            // Without groups nothing is limited either, which was said already.
-            Err(e @ cgroup::lend::Error::NoGroups) if options.isolation != cgroup::Mode::Required => tracing::warn!("{e}"),
-            result => result?,
-        }
-    }
+    limit_cpus(&options, &cgroups, detected.total.cpus)?;
     let parameters = Parameters {
         disk_in_memory: disks.in_memory(),
         slots_per_executor: options.slots_per_executor,
@@ -152,32 +145,14 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let (ending, ended) = watch::channel(Ending::No);
     let (addr, reads, shutdown_link) = (options.master, Reads::new(sandboxes), ended.clone());
     let link = MasterLink { addr, info, inbox: inbox.clone(), reads, figures, lease_wanted: wants_lease, shutdown: shutdown_link };
-    let mut link = tokio::spawn(link.run());
-    let mut event_loop = tokio::spawn(event_loop.run(events, prepared, ended));
-
+    let (link, event_loop) = (tokio::spawn(link.run()), tokio::spawn(event_loop.run(events, prepared, ended)));
     let stop = async {
         shutdown.await;
         if !options.keep_tasks {
             drain(&inbox, options.drain_timeout).await;
         }
     };
-    let (mut refused, mut broken) = (None, None);
-    tokio::select! {
-        () = stop => {}
-        result = &mut link => refused = Some(result),
-        // The checkpoint cannot be written: executors go on until somebody has seen to the disk.
-        result = &mut event_loop => broken = Some(result),
-    };
-    let alone = options.keep_tasks || broken.is_some();
-    ending.send_replace(if alone { Ending::Alone } else { Ending::WithExecutors });
-    let result = match refused {
-        Some(result) => result.context("the connection to the master")?.map_err(anyhow::Error::from),
-        None => link.await.context("the connection to the master")?.map_err(anyhow::Error::from),
-    };
-    let looped = match broken {
-        Some(looped) => looped,
-        None => event_loop.await,
-    };
+    let (alone, result) = until_end(stop, options.keep_tasks, link, event_loop, ending).await;
     collector.abort();
     leftovers::close(&work_groups, &[], CLEANUP_WITHIN).await;
     drop(compiler_user);
@@ -189,8 +164,37 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
         }
     }
     drop(identity);
-    looped.context("the event loop")??;
     result
+}
+
+/// Runs link and loop until the agent is to stop or one of them cannot go on. Gives whether executors go on, and how it went.
+async fn until_end(
+    stop: impl Future<Output = ()>,
+    keep_tasks: bool,
+    mut link: JoinHandle<Result<(), master_link::Error>>,
+    mut event_loop: JoinHandle<Result<(), smalti_agent_checkpoint::Error>>,
+    ending: watch::Sender<Ending>,
+) -> (bool, anyhow::Result<()>) {
+    let (mut refused, mut broken) = (None, None);
+    tokio::select! {
+        () = stop => {}
+        result = &mut link => refused = Some(result),
+        // The checkpoint cannot be written: executors go on until somebody has seen to the disk.
+        result = &mut event_loop => broken = Some(result),
+    };
+    let alone = keep_tasks || broken.is_some();
+    ending.send_replace(if alone { Ending::Alone } else { Ending::WithExecutors });
+    let linked = match refused {
+        Some(result) => result,
+        None => link.await,
+    };
+    let looped = match broken {
+        Some(looped) => looped,
+        None => event_loop.await,
+    };
+    let linked = linked.context("the connection to the master").and_then(|r| r.map_err(anyhow::Error::from));
+    let looped = looped.context("the event loop").and_then(|r| r.map_err(anyhow::Error::from));
+    (alone, looped.and(linked))
 }
 
 /// Lets tasks come to their end, for up to `within`, or until somebody asks a second time.
@@ -229,6 +233,20 @@ fn allow_open_files() {
     if let Err(e) = raised {
         tracing::warn!("cannot raise the limit of open files: {e}");
     }
+}
+
+/// What all executors together may use, and whether they lend each other what they do not.
+fn limit_cpus(options: &Options, cgroups: &Cgroups, total: MilliCpus) -> anyhow::Result<()> {
+    cgroups.set_total_cpus(total).context("limiting the cpu time of all executors")?;
+    if options.lend_cpu {
+        let cores = std::thread::available_parallelism().context("counting processors")?.get();
+        match cgroups.lend_cpus(total, cores) {
+            // Without groups nothing is limited either, which was said already.
+            Err(e @ cgroup::lend::Error::NoGroups) if options.isolation != cgroup::Mode::Required => tracing::warn!("{e}"),
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// The kernel's limits, with a loud word about each that is missing.

@@ -227,7 +227,7 @@ impl<D: Disk> Log<D> {
         while records.peek().is_some() {
             let start = buffer.len();
             buffer.resize(start + FRAME_HEAD, 0);
-            while let Some(record) = records.next() {
+            for record in records.by_ref() {
                 encode_into(&record, &mut buffer);
                 if buffer.len() - start >= SNAPSHOT_FRAME {
                     break;

@@ -35,6 +35,7 @@ struct Wire {
     kind: Option<Kind>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "made, written and dropped one at a time; boxes would only cost allocations")]
 #[derive(Clone, PartialEq, prost::Oneof)]
 enum Kind {
     #[prost(message, tag = "2")]

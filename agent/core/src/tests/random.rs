@@ -78,6 +78,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// What happens: an event, or the agent's process dies and comes back.
+#[expect(clippy::large_enum_variant, reason = "a test's list of what happens")]
 #[derive(Debug, Clone)]
 enum Happening {
     Event(Event),
