@@ -251,8 +251,15 @@ fn a_full_outbox_stops_the_slots_and_not_the_worker() {
     assert!(seen.count < ITEMS * 3 / 4, "{} items are spoken of", seen.count);
     // Neither a cut nor an agent that confirms nothing changes that.
     agent.cut();
+    let heard = agent.last;
     agent.come_back(known);
     assert_eq!(agent.again.len() as u64, agent.last - known);
+    while let Some((number, said)) = agent.again.pop_front() {
+        match said {
+            From::Report(report) if number > heard => seen.add(&report),
+            _ => {}
+        }
+    }
     agent.send(To::Unlease(v1::Unlease { run: 1, most: 1 }), &[]);
     while seen.returned.len() < 2 {
         agent.next_array(&mut seen);
