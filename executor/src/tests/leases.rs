@@ -1,7 +1,15 @@
 //! Exclusive tasks: none runs beyond its lease, whatever it does and whoever is there.
 
 use super::*;
-use crate::clock::boot_us;
+use crate::clock::{SlotClock, Stopwatch, boot_us};
+use crate::control::Control;
+use crate::directories::View;
+use crate::engine::Engines;
+use crate::instance::{self, Ended, Run, Template};
+use crate::modules::{Loader, Request};
+use crate::output::{Channel, Sink};
+use smalti_types::task_state::Reason;
+use std::sync::Arc;
 
 /// Long enough for a task to start, and to be renewed.
 const LEASE_US: u64 = 300_000;
@@ -94,4 +102,51 @@ fn a_lease_ends_without_an_agent() {
     assert_eq!(ended, [(1, "LEASE_EXPIRED".to_owned()), (2, "LEASE_EXPIRED".to_owned())]);
     agent.come_back(agent.last);
     agent.stop();
+}
+
+/// Takes nothing.
+#[derive(Debug)]
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn write(&self, _: Channel, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs a guest whose lease ran out while nobody could look: no timer, no tick of the epoch.
+fn run_unwatched(text: &str, component: bool) -> Ended {
+    let engines = Engines::new(1, false).expect("an engine");
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&compile(text, false)).expect("written");
+    file.rewind().expect("rewound");
+    let request = Request { name: "guest".to_owned(), component, fuel: false, network: false };
+    let template = Template {
+        module: Arc::new(Loader::default().load(&engines, request, file.into()).expect("loaded")),
+        args: vec!["guest".to_owned()],
+        env: Vec::new(),
+        memory_bytes: 1 << 20,
+        handles: 32,
+        timeout: None,
+        fuel: None,
+        output_bytes: 1 << 20,
+        view: View::new(Vec::new(), None, Vec::new()).expect("a view"),
+        network: None,
+        control: Arc::new(Control::new(Some(boot_us()))),
+        progress: Arc::default(),
+        gauge: Arc::default(),
+    };
+    let watch = Stopwatch::start(&Arc::new(SlotClock::of_this_thread()));
+    let run = Run { env: Vec::new(), stdin: None, sink: Arc::new(Nowhere), directories: template.view.fixed(), watch: &watch };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(instance::run(&template, run))
+}
+
+#[test]
+fn not_one_call_gets_out_after_the_lease_even_before_a_timer_can_act() {
+    for (text, component) in [(guests::PRINT.to_owned(), false), (guests::component(0), true)] {
+        let ended = run_unwatched(&text, component);
+        let reason = ended.failure.map(|f| f.reason);
+        assert_eq!((reason, ended.bytes_written, ended.result), (Some(Reason::LeaseExpired), 0, None), "component: {component}");
+    }
 }
