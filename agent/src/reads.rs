@@ -158,7 +158,7 @@ fn list(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::
 }
 
 fn send(to: &mpsc::Sender<v1::ReadReply>, item: Option<u64>, stream: v1::OutputStream, bytes: &[u8]) -> Result<(), Error> {
-    let chunk = v1::OutputChunk { item, stream: stream.into(), data: bytes::Bytes::copy_from_slice(bytes) };
+    let chunk = v1::OutputChunk { item, stream: stream.into(), data: bytes::Bytes::copy_from_slice(bytes), attempt: 0 };
     to.blocking_send(v1::ReadReply { message: Some(read_reply::Message::Chunk(chunk)) }).map_err(|_| Error::Closed)
 }
 

@@ -194,7 +194,7 @@ impl FakeAgent {
         let mut messages = vec![Message::ReadId(read_id)];
         for data in chunks {
             let data = bytes::Bytes::from_static(data);
-            messages.push(Message::Chunk(v1::OutputChunk { item: None, stream: v1::OutputStream::Stdout.into(), data }));
+            messages.push(Message::Chunk(v1::OutputChunk { item: None, stream: v1::OutputStream::Stdout.into(), data, attempt: 0 }));
         }
         let messages = messages.into_iter().map(|message| v1::ReadReply { message: Some(message) });
         self.client.serve_read(tokio_stream::iter(messages)).await.unwrap();

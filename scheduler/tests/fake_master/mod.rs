@@ -208,7 +208,7 @@ impl operator::OperatorService for FakeMaster {
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
             let chunk = |item: Option<u64>, text: String| {
-                let chunk = v1::OutputChunk { item, stream: v1::OutputStream::Stdout.into(), data: text.into() };
+                let chunk = v1::OutputChunk { item, stream: v1::OutputStream::Stdout.into(), data: text.into(), attempt: 0 };
                 Ok(v1::ReadReply { message: Some(v1::read_reply::Message::Chunk(chunk)) })
             };
             match output.items {

@@ -7,6 +7,7 @@ mod classic;
 mod dev;
 mod disk;
 mod executors;
+mod failover;
 mod guests;
 mod hostile;
 mod hostile_generate;
