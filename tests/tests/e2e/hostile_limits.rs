@@ -148,7 +148,7 @@ fn all_slots_attacked_at_once_never_bring_their_executor_to_its_limit() -> Resul
 #[test]
 fn bytes_of_files_and_streams_are_counted() -> Result {
     let c = one_agent("1")?;
-    let time = format!("{}ms", patience(Duration::from_millis(200)).as_millis());
+    let time = format!("{}ms", patience(Duration::from_secs(1)).as_millis());
     // Each round reads nine bytes twice; a component's streams read them once each.
     for (name, flags, per_read) in [("read-large", &["--timeout", &time][..], 9), ("component-file-streams", &["--mem", "256MiB"], 9)] {
         let path = with_directory(&c, name)?.display().to_string();
