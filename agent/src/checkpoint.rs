@@ -53,7 +53,8 @@ impl Checkpoint {
     /// # Errors
     /// When the disk fails in another way than by being full.
     pub(crate) fn write(&mut self, records: Vec<Record>, core: &Agent) -> Result<(), Error> {
-        let full = match self.log.append(records.iter().cloned()) {
+        // By value: what an update has is moved to where it is encoded from, not copied.
+        let full = match self.log.append(records) {
             Err(e) if e.is_full() => e,
             result => return result,
         };

@@ -147,11 +147,11 @@ impl<D: Disk> Log<D> {
         for record in records {
             match record {
                 Record::Heard { executor, number } => drop(self.heard.insert(executor, number)),
-                record => encode_into(&record, &mut self.buffer),
+                record => encode_into(record, &mut self.buffer),
             }
         }
         while let Some((executor, number)) = self.heard.pop_first() {
-            encode_into(&Record::Heard { executor, number }, &mut self.buffer);
+            encode_into(Record::Heard { executor, number }, &mut self.buffer);
         }
         if self.buffer.len() == FRAME_HEAD {
             return Ok(());
@@ -228,7 +228,7 @@ impl<D: Disk> Log<D> {
             let start = buffer.len();
             buffer.resize(start + FRAME_HEAD, 0);
             for record in records.by_ref() {
-                encode_into(&record, &mut buffer);
+                encode_into(record, &mut buffer);
                 if buffer.len() - start >= SNAPSHOT_FRAME {
                     break;
                 }

@@ -8,9 +8,7 @@ use smalti_agent_core::{
     AttemptState, ExecutorKind, ExecutorRecord, HandOut, KillState, LaneState, LanesState, LaunchedWork, PartState, PlaceState, Record, Run,
 };
 use smalti_proto::v1;
-use smalti_types::{
-    ArrayDelta, DurationMs, ExecutorId, FrameworkId, ItemSet, Launch, LaunchArray, Role, Split, StatusUpdate, TaskId, Time,
-};
+use smalti_types::{ArrayDelta, DurationMs, ExecutorId, FrameworkId, ItemSet, Launch, LaunchArray, Role, Split, TaskId, Time};
 use std::sync::Arc;
 
 /// Version of the records that this program writes. It reads this one and all before.
@@ -266,14 +264,14 @@ struct Gone {
 
 /// The bytes of a record.
 #[must_use]
-pub fn encode(record: &Record) -> Vec<u8> {
+pub fn encode(record: Record) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode_into(record, &mut bytes);
     bytes
 }
 
 /// Appends the bytes of a record.
-pub(crate) fn encode_into(record: &Record, bytes: &mut Vec<u8>) {
+pub(crate) fn encode_into(record: Record, bytes: &mut Vec<u8>) {
     let wire = Wire { version: RECORD_VERSION, kind: Some(kind(record)) };
     // A vector takes any length.
     let _ = wire.encode_length_delimited(bytes);
@@ -292,9 +290,9 @@ pub fn decode(bytes: &mut &[u8]) -> Result<Record, RecordError> {
     record(wire.kind.ok_or(RecordError::Later(wire.version))?).map_err(RecordError::Bad)
 }
 
-fn kind(record: &Record) -> Kind {
+fn kind(record: Record) -> Kind {
     match record {
-        Record::Numbers { runs, executors } => Kind::Numbers(Numbers { runs: *runs, executors: *executors }),
+        Record::Numbers { runs, executors } => Kind::Numbers(Numbers { runs, executors }),
         Record::Seen { framework, keys } => Kind::Seen(Seen {
             framework: framework.to_string(),
             tasks: keys.iter().map(|(task, _)| task.to_string()).collect(),
@@ -302,22 +300,22 @@ fn kind(record: &Record) -> Kind {
         }),
         Record::Launched { run, key, role, kind, disk_memory, work } => {
             let (single, part) = match work {
-                LaunchedWork::Single(launch) => (Some(v1::Launch::from(Launch::clone(launch))), None),
-                LaunchedWork::Part(launch) => (None, Some(v1::LaunchArray::from(LaunchArray::clone(launch)))),
+                LaunchedWork::Single(launch) => (Some(v1::Launch::from(Arc::unwrap_or_clone(launch))), None),
+                LaunchedWork::Part(launch) => (None, Some(v1::LaunchArray::from(Arc::unwrap_or_clone(launch)))),
             };
             let (framework, role) = (key.framework.to_string(), role.to_string());
-            Kind::Launched(Launched { run: run.0, framework, role, kind: kind_number(*kind), disk_memory: *disk_memory, single, part })
+            Kind::Launched(Launched { run: run.0, framework, role, kind: kind_number(kind), disk_memory, single, part })
         }
         Record::HandOut { run, number, hand_out } => Kind::HandOut(WireHandOut {
             run: run.0,
-            number: *number,
+            number,
             attempt: hand_out.attempt,
             splits: hand_out.splits.iter().map(|s| (*s).into()).collect(),
         }),
-        Record::Attempt { run, state } => Kind::Attempt(attempt(*run, state)),
-        Record::Delta { run, number, delta } => Kind::Delta(Delta { run: run.0, number: *number, delta: Some(delta.clone().into()) }),
-        Record::Update { run, update } => Kind::Update(Update { run: run.0, update: Some(StatusUpdate::clone(update).into()) }),
-        Record::Acknowledged { run, seq } => Kind::Acknowledged(Acknowledged { run: run.0, seq: *seq }),
+        Record::Attempt { run, state } => Kind::Attempt(attempt(run, &state)),
+        Record::Delta { run, number, delta } => Kind::Delta(Delta { run: run.0, number, delta: Some(delta.into()) }),
+        Record::Update { run, update } => Kind::Update(Update { run: run.0, update: Some((*update).into()) }),
+        Record::Acknowledged { run, seq } => Kind::Acknowledged(Acknowledged { run: run.0, seq }),
         Record::Removed { run } => Kind::Removed(Removed { run: run.0 }),
         Record::Executor { executor, state } => Kind::Executor(Executor {
             executor: executor.to_string(),
@@ -329,7 +327,7 @@ fn kind(record: &Record) -> Kind {
             modules: state.modules,
             stopping: state.stopping,
         }),
-        Record::Heard { executor, number } => Kind::Heard(Heard { executor: executor.to_string(), number: *number }),
+        Record::Heard { executor, number } => Kind::Heard(Heard { executor: executor.to_string(), number }),
         Record::ExecutorGone { executor } => Kind::Gone(Gone { executor: executor.to_string() }),
     }
 }

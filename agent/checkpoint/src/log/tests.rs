@@ -186,13 +186,13 @@ fn written(batches: &[Vec<Record>]) -> (Memory, Vec<usize>) {
 #[test]
 fn every_kind_comes_back_as_it_was() {
     for record in all_kinds() {
-        assert_eq!(decode(&mut encode(&record).as_slice()), Ok(record));
+        assert_eq!(decode(&mut encode(record.clone()).as_slice()), Ok(record));
     }
 }
 
 #[test]
 fn what_is_of_a_later_version_is_refused_with_a_way_back() {
-    let mut later = encode(&removed(1));
+    let mut later = encode(removed(1));
     assert_eq!(later[1..3], [8, 1], "the version is the first field");
     later[2] = 2;
     assert_eq!(decode(&mut later.as_slice()), Err(RecordError::Later(RECORD_VERSION + 1)));
