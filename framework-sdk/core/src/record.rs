@@ -13,7 +13,6 @@ const ATTEMPT: &[u8] = b"attempt/";
 
 /// What must be durable before the messages of the same step go out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are attempts, and each is moved only a few times")]
 pub enum Record {
     /// The framework's id: a later life subscribes with it and finds its tasks again.
     Subscribed(FrameworkId),
