@@ -56,13 +56,16 @@ impl Writes {
     }
 }
 
+/// The rows of a table, in the order of their keys.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Keys and values in tables, kept from one life of a process to the next.
 pub trait Store: std::fmt::Debug + Send + Sync {
     /// All of a table in the order of its keys; nothing when there is no such table.
     ///
     /// # Errors
     /// When it cannot be read.
-    fn read(&self, table: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError>;
+    fn read(&self, table: &str) -> Result<Rows, StoreError>;
 
     /// All of `writes` or nothing, durable when it returns.
     ///

@@ -1,6 +1,6 @@
 //! A store in one file, by redb: a transaction is one fsync.
 
-use super::{Store, StoreError, Writes};
+use super::{Rows, Store, StoreError, Writes};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use std::path::{Path, PathBuf};
 
@@ -57,7 +57,7 @@ fn prepare(db: &Database) -> Result<u64, redb::Error> {
     Ok(found.unwrap_or(FORMAT))
 }
 
-fn read(db: &Database, table: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, redb::Error> {
+fn read(db: &Database, table: &str) -> Result<Rows, redb::Error> {
     let table = match db.begin_read()?.open_table(TableDefinition::<&[u8], &[u8]>::new(table)) {
         Ok(table) => table,
         Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
@@ -87,7 +87,7 @@ fn commit(db: &Database, writes: &Writes) -> Result<(), redb::Error> {
 }
 
 impl Store for RedbStore {
-    fn read(&self, table: &str) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn read(&self, table: &str) -> Result<Rows, StoreError> {
         read(&self.db, table).map_err(self.failed("read"))
     }
 

@@ -82,11 +82,12 @@ fn never_began(part: &Part, update: &StatusUpdate) -> bool {
 /// What an update says of the agent that sent it.
 fn note(now: Time, part: &Part, update: &StatusUpdate, troubles: &mut Troubles) {
     let to_blame = |state, reason| matches!(retry::blame(state, reason), Blame::Guest | Blame::Infrastructure);
-    let ended = update.array.iter().flat_map(|d| &d.failed).filter(|f| part.outstanding.contains(f.item) && to_blame(f.state, f.reason));
+    let mut ended =
+        update.array.iter().flat_map(|d| &d.failed).filter(|f| part.outstanding.contains(f.item) && to_blame(f.state, f.reason));
     let failed = ended.clone().count() as u64;
     if update.array.as_ref().is_some_and(|d| !d.finished.is_disjoint(&part.outstanding)) {
         troubles.finished(&part.agent);
-    } else if let Some(last) = ended.last() {
+    } else if let Some(last) = ended.next_back() {
         troubles.failed(now, &part.agent, failed, last.reason);
     }
     if update.state.is_terminal() && update.state != TaskState::Finished && to_blame(update.state, update.reason) {

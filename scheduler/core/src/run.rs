@@ -137,8 +137,8 @@ impl TaskRun {
         if update.result.is_some() {
             self.result.clone_from(&update.result);
         }
-        if update.state == TaskState::Unreachable && !exclusive {
-            // Its agent may come back with it: then it is told to stop.
+        if update.state == TaskState::Unreachable && (!exclusive || update.reason == Reason::LeaseExpired) {
+            // Its agent may come back with it: then it is told to stop. A guest whose lease is over has stopped.
             return self.failed(now, Blame::Infrastructure, retries, ending);
         }
         if !update.state.is_terminal() {

@@ -98,11 +98,11 @@ mod tests {
         troubles.failed(at(0), &bad, u64::from(STREAK - 1), Reason::Trap);
         assert_eq!(troubles.avoided(at(1), [&bad, &good].into_iter()), []);
         troubles.failed(at(0), &bad, 1, Reason::Trap);
-        assert_eq!(troubles.avoided(at(1), [&bad, &good].into_iter()), [bad.clone()]);
+        assert_eq!(troubles.avoided(at(1), [&bad, &good].into_iter()), vec![bad.clone()]);
         assert_eq!(troubles.avoided(at(1), [&bad].into_iter()), [], "where else?");
         assert_eq!(troubles.avoided(at(FIRST.0), [&bad, &good].into_iter()), [], "for a while");
         troubles.failed(at(FIRST.0), &bad, 1, Reason::Trap);
-        assert_eq!(troubles.avoided(at(FIRST.0 * 2), [&bad, &good].into_iter()), [bad.clone()], "longer the next time");
+        assert_eq!(troubles.avoided(at(FIRST.0 * 2), [&bad, &good].into_iter()), vec![bad.clone()], "longer the next time");
         troubles.failed(at(FIRST.0), &good, 9, Reason::Trap);
         assert_eq!(troubles.avoided(at(FIRST.0 * 2), [&bad, &good].into_iter()), [], "it fails everywhere");
         troubles.finished(&good);

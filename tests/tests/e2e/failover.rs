@@ -4,6 +4,8 @@ use crate::{Result, cluster, eventually, guest, one_agent};
 use anyhow::Context;
 use nix::sys::signal::Signal;
 use smalti_tests::{Cluster, Finished};
+use std::fs::File;
+use std::process::Stdio;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -75,19 +77,23 @@ fn run_wait_and_logs_go_on_through_restarts_of_scheduler_and_master() -> Result 
     let run = beside(&c, &["run", &ticking, "--", "tick", "100", "50", "3"]);
     eventually("the job runs", || Ok(c.json(&["jobs"])?[0]["state"] == "RUNNING"))?;
     let job = c.json(&["jobs"])?[0]["job_id"].as_str().context("an id")?.to_owned();
-    let (wait, logs) = (beside(&c, &["wait", &job]), beside(&c, &["logs", "-f", &job]));
+    let (mut logs, printed) = (c.command(&["logs", "-f", &job]), c.dir().join("logs.txt"));
+    logs.stdin(Stdio::null()).stdout(File::create(&printed)?).stderr(Stdio::piped());
+    let logs = logs.spawn()?;
+    eventually("logs follows", || Ok(!std::fs::read(&printed)?.is_empty()))?;
     c.restart_scheduler(Signal::SIGKILL)?;
     eventually("the job is known again", || Ok(c.smalti(&["explain", &job])?.code == 0))?;
     c.crash_master()?;
     eventually("the job is known again", || Ok(c.smalti(&["explain", &job])?.code == 0))?;
     assert_eq!(c.json(&["jobs"])?[0]["state"], "RUNNING", "the restarts came in the middle");
-    for (what, client) in [("run", run), ("logs -f", logs)] {
-        let done = end(client)?;
-        assert_eq!(done.stdout, ticks(1, 100), "{what}: {}\n{}", done.stderr, c.logs());
-        assert_eq!(done.code, if what == "run" { 3 } else { 0 }, "{what}: {}", done.stderr);
-        assert!(done.stderr.contains("lost the scheduler"), "{what}: {}", done.stderr);
-    }
-    assert_eq!(end(wait)?.code, 3);
+    assert_eq!(c.smalti(&["wait", &job])?.code, 3);
+    let done = end(run)?;
+    assert_eq!((done.code, done.stdout), (3, ticks(1, 100)), "{}\n{}", done.stderr, c.logs());
+    assert!(done.stderr.contains("lost the scheduler"), "{}", done.stderr);
+    let done = logs.wait_with_output()?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!((done.status.code(), std::fs::read_to_string(&printed)?), (Some(0), ticks(1, 100)), "{said}\n{}", c.logs());
+    assert!(said.contains("lost the scheduler"), "{said}");
     let tasks = c.json(&["ps", "--all"])?;
     assert_eq!(tasks[0]["attempt"], 0, "it ran once: {tasks}");
     Ok(())
@@ -131,7 +137,7 @@ fn exclusive_is_for_single_tasks() -> Result {
     let refused = c.smalti(&["map", &ticking, "--items", "2", "--exclusive", "--", "tick", "1"])?;
     assert_eq!(refused.code, 125);
     assert!(refused.stderr.contains("items of a map may run more than once"), "{}", refused.stderr);
-    let ran = c.smalti(&["run", &ticking, "--exclusive", "--", "tick", "1"])?;
+    let ran = c.smalti(&["run", "--exclusive", &ticking, "--", "tick", "1", "0", "0"])?;
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "tick 0 0\n"), "{}\n{}", ran.stderr, c.logs());
     Ok(())
 }

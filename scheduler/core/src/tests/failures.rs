@@ -241,7 +241,7 @@ fn what_an_unreachable_agent_has_runs_elsewhere_as_a_new_attempt() {
 
 #[test]
 fn an_exclusive_task_starts_again_only_after_its_end() {
-    for exclusive in [false, true] {
+    for (exclusive, end) in [(false, TaskState::Lost), (true, TaskState::Lost), (true, TaskState::Unreachable)] {
         let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
         world.single_us = 50_000_000;
         let spec = TaskSpec { exclusive, ..spec() };
@@ -252,7 +252,7 @@ fn an_exclusive_task_starts_again_only_after_its_end() {
         world.run(200_000);
         assert_eq!(world.launches.len(), if exclusive { 1 } else { 2 });
         if exclusive {
-            say(&mut world, "a0", &task, 0, TaskState::Lost, Reason::LeaseExpired, "");
+            say(&mut world, "a0", &task, 0, end, Reason::LeaseExpired, "");
             world.run(200_000);
             assert_eq!((world.launches.len(), world.launches[1].attempt), (2, 1));
         }
