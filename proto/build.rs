@@ -1,6 +1,6 @@
 //! Compiles the .proto files with protox: no protoc needed.
 
-const FILES: [&str; 5] = ["types", "agent", "framework", "operator", "jobs"];
+const FILES: [&str; 6] = ["types", "agent", "framework", "operator", "jobs", "registry"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -3,10 +3,12 @@
 //! Owns the core, the clock that it sees, and the updates on their way to the master. Everything that may wait is in tasks of its own,
 //! which answer through the inbox. Deliberately absent: decisions (the core's) and connections (`master_link`, `executors`).
 
+use crate::checkpoint::Checkpoint;
 use crate::disk::Lent;
 use crate::executor_reports::Reporter;
 use crate::executors::Executors;
-use crate::launcher::Running;
+use crate::launcher::{Gone, Running};
+use crate::ledgers;
 use crate::prepare::{self, Prepared};
 use crate::sandbox::Sandboxes;
 use crate::wire;
@@ -14,11 +16,11 @@ use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Ru
 use smalti_proto::v1;
 use smalti_types::protocol::{AgentCommand, RunningTask};
 use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch, Reason, StatusUpdate, Time};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 /// Events waiting for the loop.
 pub(crate) const INBOX: usize = 4_096;
@@ -88,10 +90,19 @@ pub(crate) enum Input {
         /// What came of it.
         result: Result<Box<Running>, Failure>,
     },
+    /// An executor of an earlier life was found again, or not.
+    Adopted {
+        /// Which.
+        executor: ExecutorId,
+        /// What came of it.
+        result: Result<Box<Running>, Gone>,
+    },
     /// An executor said something.
     Said {
         /// Which.
         executor: ExecutorId,
+        /// Its number; 0: none.
+        number: u64,
         /// What.
         message: FromExecutor,
         /// Lets it say more once this has been taken in.
@@ -106,6 +117,22 @@ pub(crate) enum Input {
         /// Whether the kernel killed in its memory group.
         out_of_memory: bool,
     },
+    /// The agent is to end: it takes nothing more, and says when all has ended and is acknowledged.
+    Drain {
+        /// Told then.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// How the agent ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Not yet.
+    No,
+    /// With its executors.
+    WithExecutors,
+    /// Its executors go on: the next life takes them up again.
+    Alone,
 }
 
 /// Figures that the heartbeat carries.
@@ -115,6 +142,7 @@ pub(crate) struct Figures {
     frames_received: AtomicU64,
     items_finished: AtomicU64,
     executor_ignored: AtomicU64,
+    executors_lost: AtomicU64,
 }
 
 impl Figures {
@@ -125,6 +153,7 @@ impl Figures {
             ("executor_frames_received", &self.frames_received),
             ("items_finished", &self.items_finished),
             ("executor_statements_ignored", &self.executor_ignored),
+            ("executors_lost", &self.executors_lost),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.load(Ordering::Relaxed)))
@@ -176,16 +205,26 @@ pub(crate) struct EventLoop {
     reporter: Reporter,
     /// Consequences of acting that the core must hear of in the same batch.
     again: VecDeque<Event>,
+    checkpoint: Checkpoint,
+    /// Decided in this batch, not durable yet.
+    effects: Effects<Record, Message>,
+    /// Up to which number executors may forget what they said.
+    confirmed: BTreeMap<ExecutorId, u64>,
+    /// Whether exclusive tasks need a lease: the link asks for it.
+    lease_wanted: watch::Sender<bool>,
+    /// Who waits for the end of everything.
+    drained: Option<oneshot::Sender<()>>,
 }
 
 impl EventLoop {
     pub(crate) fn new(
-        core: Agent,
+        (checkpoint, core): (Checkpoint, Agent),
         executors: Executors,
         preparer: prepare::Handle,
         sandboxes: Sandboxes,
         figures: Arc<Figures>,
         reporter: Reporter,
+        lease_wanted: watch::Sender<bool>,
     ) -> Self {
         Self {
             core,
@@ -200,24 +239,32 @@ impl EventLoop {
             outgoing: VecDeque::new(),
             reporter,
             again: VecDeque::new(),
+            checkpoint,
+            effects: Effects::default(),
+            confirmed: BTreeMap::new(),
+            lease_wanted,
+            drained: None,
         }
     }
 
-    /// Runs until `shutdown`; then ends all executors.
+    /// Takes up what an earlier life left, then runs until `ending`, and ends all executors unless they are to go on.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be written: nothing may be decided any more, and executors go on.
     pub(crate) async fn run(
         mut self,
         mut inbox: mpsc::Receiver<Input>,
         mut prepared: mpsc::Receiver<Prepared>,
-        shutdown: impl Future<Output = ()>,
-    ) {
+        mut ending: watch::Receiver<Ending>,
+    ) -> Result<(), smalti_agent_checkpoint::Error> {
+        self.take_up()?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        tokio::pin!(shutdown);
         let (mut inputs, mut answers) = (Vec::with_capacity(BATCH), Vec::new());
         loop {
             let outbound = self.outbound.clone().filter(|_| !self.outgoing.is_empty());
             tokio::select! {
-                () = &mut shutdown => break,
+                _ = ending.wait_for(|e| *e != Ending::No) => break,
                 _ = inbox.recv_many(&mut inputs, BATCH) => {}
                 _ = prepared.recv_many(&mut answers, BATCH) => {}
                 _ = tick.tick() => self.again.push_back(Event::Tick),
@@ -231,7 +278,7 @@ impl EventLoop {
             }
             let now = self.clock.now();
             for input in inputs.drain(..) {
-                if let Some(event) = self.take_in(now, input) {
+                if let Some(event) = self.take_in(now, input)? {
                     self.step(now, event);
                 }
             }
@@ -240,43 +287,93 @@ impl EventLoop {
                     self.step(now, event);
                 }
             }
-            while let Some(event) = self.again.pop_front() {
-                self.step(now, event);
+            self.commit(now)?;
+            self.checkpoint.keep_short(&self.core)?;
+            if let Some(room) = self.checkpoint.room_changed(self.core.len())? {
+                self.step(now, Event::Room(room));
             }
             self.send();
             self.report(now);
             self.count();
         }
+        self.commit(self.clock.now())?;
+        let alone = *ending.borrow() == Ending::Alone;
         inbox.close();
         while let Ok(input) = inbox.try_recv() {
             // Up at the last moment: nobody else knows of it.
-            if let Input::Launched { result: Ok(running), .. } = input {
+            if let Input::Launched { result: Ok(running), .. } = input
+                && !alone
+            {
                 running.process.kill();
             }
         }
         drop(inbox);
-        self.executors.end_all(END_WITHIN).await;
+        if !alone {
+            self.executors.end_all(END_WITHIN).await;
+        }
+        Ok(())
     }
 
-    /// One event through the core; what it decided is done at once, in order.
-    fn step(&mut self, now: Time, event: Event) {
-        let effects: Effects<Record, Message> = self.core.step(now, event);
-        // There is nothing to persist before recovery exists: `Record` has no values.
-        let Ok(messages) = effects.commit(|_| Ok::<(), std::convert::Infallible>(()));
-        for message in messages {
-            self.act(now, message);
+    /// What an earlier life left: its attempts are prepared again, its executors looked for.
+    fn take_up(&mut self) -> Result<(), smalti_agent_checkpoint::Error> {
+        let now = self.clock.now();
+        let lost: Vec<ExecutorId> = self.core.to_find().cloned().collect();
+        for id in lost {
+            let kind = self.core.executor_views().find(|v| v.id == id).map(|v| v.kind);
+            if let Some(kind) = kind {
+                self.executors.adopt(id.clone(), kind, self.core.heard(&id));
+            }
         }
+        let effects = self.core.resume(now);
+        self.effects.merge(effects);
+        self.commit(now)
+    }
+
+    /// One event through the core. What it decided waits for the end of the batch.
+    fn step(&mut self, now: Time, event: Event) {
+        let effects = self.core.step(now, event);
+        self.effects.merge(effects);
+    }
+
+    /// Makes durable what was decided, with one write, and then does it, in order; and the same with what follows from that.
+    fn commit(&mut self, now: Time) -> Result<(), smalti_agent_checkpoint::Error> {
+        loop {
+            while let Some(event) = self.again.pop_front() {
+                self.step(now, event);
+            }
+            if self.effects.is_empty() {
+                break;
+            }
+            let effects = std::mem::take(&mut self.effects);
+            for message in effects.commit(|records| self.checkpoint.write(records, &self.core))? {
+                self.act(now, message);
+            }
+        }
+        for (executor, number) in std::mem::take(&mut self.confirmed) {
+            self.executors.confirm(&executor, number);
+        }
+        let wanted = self.core.wants_lease();
+        self.lease_wanted.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
+        if self.core.is_empty()
+            && let Some(done) = self.drained.take()
+        {
+            // Nobody waits for it any more when a second signal came.
+            let _ = done.send(());
+        }
+        Ok(())
     }
 
     /// What an input means to the core; the shell's own part is done here.
-    fn take_in(&mut self, now: Time, input: Input) -> Option<Event> {
-        match input {
+    fn take_in(&mut self, now: Time, input: Input) -> Result<Option<Event>, smalti_agent_checkpoint::Error> {
+        Ok(match input {
             Input::Register { connection, outbound, reply } => {
                 self.connection = connection;
                 self.outbound = None;
                 self.outgoing.clear();
                 self.reporter.close();
                 self.step(now, Event::MasterDisconnected);
+                // What it says leaves the process.
+                self.commit(now)?;
                 if reply.send(self.core.registration(now)).is_ok() {
                     self.outbound = Some(outbound);
                 }
@@ -284,7 +381,7 @@ impl EventLoop {
             }
             Input::Registered { connection, epoch } => {
                 if connection != self.connection {
-                    return None;
+                    return Ok(None);
                 }
                 self.reporter.open();
                 Some(Event::MasterConnected { epoch })
@@ -312,24 +409,44 @@ impl EventLoop {
             }
             Input::Disks { run, ready, result } => Some(self.take_disks(run, *ready, result)),
             Input::Launched { executor, result: Ok(running) } => {
-                let slots = self.executors.launched(&executor, *running)?;
-                Some(Event::ExecutorStarted { executor, slots })
+                self.executors.launched(&executor, *running).map(|slots| Event::ExecutorStarted { executor, slots })
             }
             Input::Launched { executor, result: Err(Failure { reason, message }) } => {
                 tracing::error!(%executor, "cannot be started: {message}");
                 self.executors.failed(&executor);
                 Some(Event::ExecutorFailed { executor, reason, message })
             }
-            Input::Said { executor, message, credit } => {
+            Input::Adopted { executor, result: Ok(running) } => {
+                self.executors.launched(&executor, *running).map(|slots| Event::ExecutorBack { executor, slots })
+            }
+            Input::Adopted { executor, result: Err(Gone { cause, oom }) } => {
+                tracing::warn!(%executor, "is not there any more: {cause}");
+                self.executors.failed(&executor);
+                Some(self.gone(now, executor, cause, oom))
+            }
+            Input::Said { executor, number, message, credit } => {
                 drop(credit);
-                Some(Event::Executor { executor, message })
+                Some(Event::Executor { executor, number, message })
             }
             Input::Exited { executor, cause, out_of_memory } => {
                 tracing::info!(%executor, "ended: {cause}");
                 self.executors.exited(&executor);
-                Some(Event::ExecutorExited { executor, cause, out_of_memory })
+                Some(self.gone(now, executor, cause, out_of_memory))
             }
+            Input::Drain { done } => {
+                self.drained = Some(done);
+                Some(Event::Drain)
+            }
+        })
+    }
+
+    /// An executor is gone. What it has written about its items, and could not say any more, counts.
+    fn gone(&mut self, now: Time, executor: ExecutorId, cause: String, out_of_memory: bool) -> Event {
+        for (run, report) in ledgers::read(&self.sandboxes, &self.core.leased_in(&executor)) {
+            let message = FromExecutor::Report { run, report };
+            self.step(now, Event::Executor { executor: executor.clone(), number: 0, message });
         }
+        Event::ExecutorExited { executor, cause, out_of_memory }
     }
 
     /// `None`: its disks are still to come.
@@ -373,9 +490,9 @@ impl EventLoop {
                     self.outgoing.extend(updates);
                 }
             }
-            Message::Prepare { run, key, spec, split_inputs, array, disk, slots } => {
+            Message::Prepare { run, key, spec, split_inputs, array, disk, slots, keep } => {
                 let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
-                let directory = match self.sandboxes.make(&key, array) {
+                let directory = match self.sandboxes.make(&key, array, keep) {
                     Ok(directory) => directory,
                     Err(e) => return self.again.push_back(failed(format!("cannot make the task's directory: {e}"))),
                 };
@@ -410,6 +527,7 @@ impl EventLoop {
             Message::SetSlotCpus { executor, slot, cpus } => self.executors.set_slot_cpus(&executor, slot, cpus),
             Message::SlotsIdle { run, slots } => self.executors.slots_idle(run, &slots),
             Message::SetExecutorMemory { executor, bytes } => self.executors.set_memory(&executor, bytes),
+            Message::ToExecutor { executor, message: ToExecutor::Confirm { number } } => drop(self.confirmed.insert(executor, number)),
             Message::ToExecutor { executor, message } => self.tell(now, &executor, message),
             Message::Ended { run, key } => {
                 self.wanted.remove(&run);
@@ -429,7 +547,7 @@ impl EventLoop {
                 Some(module) => FromExecutor::ModuleLoaded { module, failure },
                 None => FromExecutor::Outcome { run, exit_code: None, failure, usage: smalti_types::Usage::default(), result: None },
             };
-            self.again.push_back(Event::Executor { executor: executor.clone(), message });
+            self.again.push_back(Event::Executor { executor: executor.clone(), number: 0, message });
         }
     }
 
@@ -459,7 +577,7 @@ impl EventLoop {
             let facts = self.executors.facts(&view.id);
             (view, facts)
         });
-        if let Some(reports) = self.reporter.due(now, executors) {
+        if let Some(reports) = self.reporter.due(now, executors, self.core.losses()) {
             permit.send(v1::AgentToMaster { message: Some(v1::agent_to_master::Message::Executors(reports)) });
         }
     }
@@ -470,6 +588,7 @@ impl EventLoop {
         self.figures.frames_sent.store(sent, Ordering::Relaxed);
         self.figures.frames_received.store(received, Ordering::Relaxed);
         self.figures.items_finished.store(counters.items_finished, Ordering::Relaxed);
+        self.figures.executors_lost.store(counters.executors_lost, Ordering::Relaxed);
         self.figures.executor_ignored.store(counters.executor_ignored, Ordering::Relaxed);
     }
 }

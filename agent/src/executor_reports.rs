@@ -4,9 +4,9 @@
 //! text. Deliberately absent: finding the facts out (the launcher's), and deciding anything.
 
 use crate::launcher::Running;
-use smalti_agent_core::{ExecutorState, ExecutorView};
+use smalti_agent_core::{ExecutorState, ExecutorView, Loss};
 use smalti_proto::v1;
-use smalti_types::{DurationMs, Time};
+use smalti_types::{DurationMs, FrameworkId, Time};
 use std::collections::{BTreeMap, HashMap};
 
 /// No two reports are closer together than this.
@@ -64,6 +64,7 @@ fn report(view: ExecutorView, facts: Option<&Facts>) -> v1::ExecutorReport {
         kind: view.kind.name().to_owned(),
         state: match view.state {
             ExecutorState::Starting => "starting",
+            ExecutorState::Recovering => "recovering",
             ExecutorState::Up => "up",
             ExecutorState::Stopping => "stopping",
         }
@@ -77,6 +78,12 @@ fn report(view: ExecutorView, facts: Option<&Facts>) -> v1::ExecutorReport {
         memory_reset: facts.memory_reset,
         layers: facts.layers.into_iter().collect(),
     }
+}
+
+/// Executors that a framework has lost one after the other.
+fn lost(framework: &FrameworkId, loss: &Loss) -> v1::ExecutorLosses {
+    let cause = plain(&loss.cause, MAX_LAYER);
+    v1::ExecutorLosses { framework: framework.to_string(), count: loss.count, cause, not_before_us: loss.not_before.0 }
 }
 
 /// Says what is new, now and then.
@@ -110,13 +117,15 @@ impl Reporter {
         &mut self,
         now: Time,
         executors: impl Iterator<Item = (ExecutorView, Option<&'a Facts>)>,
+        losses: impl Iterator<Item = (&'a FrameworkId, &'a Loss)>,
     ) -> Option<v1::ExecutorReports> {
         if !self.open || now < self.not_before {
             return None;
         }
         self.not_before = now.after(PACE);
         let executors = executors.map(|(view, facts)| report(view, facts)).collect();
-        let fresh = v1::ExecutorReports { executors, overhead_memory: self.overhead_memory.clone() };
+        let losses = losses.map(|(framework, loss)| lost(framework, loss)).collect();
+        let fresh = v1::ExecutorReports { executors, overhead_memory: self.overhead_memory.clone(), losses };
         (self.said.as_ref() != Some(&fresh)).then(|| self.said.insert(fresh).clone())
     }
 }
@@ -124,7 +133,7 @@ impl Reporter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smalti_types::{Bytes, ExecutorId, FrameworkId};
+    use smalti_types::{Bytes, ExecutorId};
 
     fn view(busy: usize) -> ExecutorView {
         ExecutorView {
@@ -142,7 +151,7 @@ mod tests {
     fn what_is_new_is_said_once_a_second_and_to_everyone_who_is_new() {
         let mut reporter = Reporter::new(BTreeMap::from([("agent".to_owned(), 128)]));
         let due = |reporter: &mut Reporter, ms: u64, busy: usize| {
-            let sent = reporter.due(Time(ms * 1_000), [(view(busy), None)].into_iter());
+            let sent = reporter.due(Time(ms * 1_000), [(view(busy), None)].into_iter(), std::iter::empty());
             sent.map(|r| (r.executors[0].busy_slots, r.overhead_memory["agent"]))
         };
         assert_eq!(due(&mut reporter, 0, 0), None, "before the registration");

@@ -37,7 +37,8 @@ const END_AFTER_CLOSE: Duration = Duration::from_secs(5);
 struct Starting {
     task: AbortHandle,
     kind: ExecutorKind,
-    memory: Bytes,
+    /// Its memory limit; `None`: as it is.
+    memory: Option<Bytes>,
 }
 
 /// One that has said hello.
@@ -176,7 +177,22 @@ impl Executors {
             let result = start(&launcher, spec, &network, grant.as_deref(), component).await;
             let _ = inbox.send(Input::Launched { executor: name, result }).await;
         });
-        self.starting.insert(id, Starting { task: task.abort_handle(), kind, memory });
+        self.starting.insert(id, Starting { task: task.abort_handle(), kind, memory: Some(memory) });
+    }
+
+    /// Looks for one of an earlier life of this agent; the answer comes as [`Input::Adopted`].
+    pub(crate) fn adopt(&mut self, id: ExecutorId, kind: ExecutorKind, confirmed: u64) {
+        let (launcher, inbox, name) = (self.launcher.clone(), self.inbox.clone(), id.clone());
+        let task = tokio::spawn(async move {
+            let result = launcher.adopt(&name, confirmed).await.map(Box::new);
+            let _ = inbox.send(Input::Adopted { executor: name, result }).await;
+        });
+        self.starting.insert(id, Starting { task: task.abort_handle(), kind, memory: None });
+    }
+
+    /// What it said up to this number need not be said again.
+    pub(crate) fn confirm(&mut self, id: &ExecutorId, number: u64) {
+        self.say(id, to_executor::Message::Confirm(v1::Confirm { number }).into());
     }
 
     /// One is up: watches it, and returns its number of slots. `None`: nobody waits for it any more.
@@ -188,7 +204,9 @@ impl Executors {
         for warning in &running.warnings {
             tracing::warn!(executor = %id, "{warning}");
         }
-        if let Err(e) = running.group.set_memory(memory) {
+        if let Some(memory) = memory
+            && let Err(e) = running.group.set_memory(memory)
+        {
             tracing::error!(executor = %id, "its memory limit is not in force: {e}");
         }
         let slots = u32::try_from(running.hello.slots.len()).unwrap_or(u32::MAX);
@@ -316,13 +334,14 @@ impl Executors {
                 let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
                 wire::load_module(module, &kept.ready, fuel).map_err(|e| (run, e))?
             }
-            ToExecutor::StartTask { run, slot, module, key, launch } => {
+            ToExecutor::StartTask { run, slot, module, key, launch, lease_until } => {
                 self.begin(run, id, vec![slot]);
                 let environment = self.connect(id, run).map_err(|e| (run, e))?;
                 let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
                 let disk = kept.disks.first().map(|d| self.give(id, d)).transpose().map_err(|e| (run, e))?;
                 let outputs = self.sandboxes.create_task_outputs(&key).map_err(|e| (run, wire::Error::Outputs(e)))?;
-                wire::start_task(run, slot, module, &key, &launch, &kept.ready, (outputs, disk), environment, now).map_err(|e| (run, e))?
+                wire::start_task(run, slot, module, &key, &launch, &kept.ready, (outputs, disk), (environment, lease_until), now)
+                    .map_err(|e| (run, e))?
             }
             ToExecutor::StartArray { run, slots, segments, module, key, launch } => {
                 self.begin(run, id, slots.clone());
@@ -356,6 +375,8 @@ impl Executors {
             ToExecutor::UnloadModule { module } => (to_executor::Message::Unload(v1::UnloadModule { module: module.0 }), Vec::new()),
             ToExecutor::Unlease { run, most } => (to_executor::Message::Unlease(v1::Unlease { run: run.0, most }), Vec::new()),
             ToExecutor::EndArray { run, slots } => (to_executor::Message::EndArray(v1::EndArray { run: run.0, slots }), Vec::new()),
+            ToExecutor::Renew { run, until } => (to_executor::Message::Renew(v1::Renew { run: run.0, until_us: until.0 }), Vec::new()),
+            ToExecutor::Confirm { number } => (to_executor::Message::Confirm(v1::Confirm { number }), Vec::new()),
             ToExecutor::Kill { run, grace } => {
                 (to_executor::Message::Kill(v1::Kill { run: run.0, grace_us: wire::micros(grace) }), Vec::new())
             }
@@ -450,14 +471,15 @@ async fn read(id: ExecutorId, mut reader: LinkReader, process: ProcessHandle, in
             tokio::time::sleep(wait).await;
         }
         match heard {
-            Ok(Some(message)) => {
-                let Some(message) = wire::from_executor(message) else {
+            Ok(Some(said)) => {
+                let number = said.number;
+                let Some(message) = wire::from_executor(said.message) else {
                     tracing::warn!(executor = %id, "ending it: it says hello twice");
                     return process.kill();
                 };
                 let units = u32::try_from(1 + reader.last_length() / 1024).unwrap_or(CREDIT).min(CREDIT);
                 let Ok(credit) = credit.clone().acquire_many_owned(units).await else { return };
-                if inbox.send(Input::Said { executor: id.clone(), message, credit }).await.is_err() {
+                if inbox.send(Input::Said { executor: id.clone(), number, message, credit }).await.is_err() {
                     return;
                 }
             }

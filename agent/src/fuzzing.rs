@@ -153,7 +153,7 @@ impl World {
 }
 
 fn from(n: u32, message: FromExecutor) -> Event {
-    Event::Executor { executor: executor(n), message }
+    Event::Executor { executor: executor(n), number: 0, message }
 }
 
 /// A stream of bytes as an executor sends them, cut into reads of `chunk` bytes.
@@ -196,7 +196,7 @@ pub fn messages(data: &[u8]) -> Vec<u8> {
     let mut source = Source(data);
     let mut out = Vec::new();
     while !source.0.is_empty() && out.len() < 1 << 20 {
-        let message = v1::FromExecutor { message: Some(source.message()) };
+        let message = v1::FromExecutor { number: 0, message: Some(source.message()) };
         if let Ok(frame) = encode(&message, 0) {
             out.extend_from_slice(&frame);
         }
@@ -303,9 +303,9 @@ impl Source<'_> {
 /// When anything is found, or the temporary directory cannot be used.
 pub fn ledger(directory: &std::path::Path, data: &[u8]) {
     const MOST: usize = 1 << 20;
-    let (all, _collector) = Sandboxes::start(directory, Bytes::gib(1)).expect("a sandbox directory");
+    let (all, _collector) = Sandboxes::start(directory, Bytes::gib(1), &std::collections::BTreeMap::new()).expect("a sandbox directory");
     let key = key(1, "p");
-    let path = all.make(&key, true).expect("made");
+    let path = all.make(&key, true, false).expect("made");
     std::fs::write(path.join("slot-0.ledger"), data).expect("written");
     std::fs::write(path.join("slot-0.out"), b"some output").expect("written");
     let mut given = 0;

@@ -1,16 +1,20 @@
 //! Who this agent is: an id chosen at its first start and kept in its data directory, and one process per directory.
 //!
 //! Owns the files `agent_id` and `lock`. The id survives restarts; the incarnation (the start time) does not, and tells the master that
-//! earlier tasks are lost.
+//! its executors were started by an earlier life.
 
 use nix::fcntl::{Flock, FlockArg};
 use smalti_types::AgentId;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const ID_FILE: &str = "agent_id";
 const LOCK_FILE: &str = "lock";
+/// How long the lock of an agent that was killed may outlive it, and how often it is tried meanwhile.
+const TAKE_WITHIN: Duration = Duration::from_secs(2);
+const TAKE_AGAIN: Duration = Duration::from_millis(10);
 
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +67,7 @@ impl Identity {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(io("make the data directory", data_dir))?;
         let lock_path = data_dir.join(LOCK_FILE);
         let file = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io("write", &lock_path))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        let lock = take(file).map_err(|errno| match errno {
             nix::errno::Errno::EWOULDBLOCK => Error::InUse { path: data_dir.to_owned() },
             other => io("lock", &lock_path)(other.into()),
         })?;
@@ -78,6 +82,21 @@ impl Identity {
             Err(e) => return Err(io("read", &path)(e)),
         };
         Ok(Self { id, _lock: lock })
+    }
+}
+
+/// Takes the lock. What an agent that was killed had just forked holds it until it executes its program: that is waited for.
+fn take(mut file: File) -> Result<Flock<File>, nix::errno::Errno> {
+    let deadline = Instant::now() + TAKE_WITHIN;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((again, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                file = again;
+                std::thread::sleep(TAKE_AGAIN);
+            }
+            Err((_, errno)) => return Err(errno),
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! The agent: launches, feeds and watches the tasks of one node.
 //!
 //! `master_link` → `event_loop` → the core (`smalti-agent-core`, which decides) → `executors`, `prepare`, `sandbox` (which act).
-//! Owns one data directory and the executors below it. Everything of an earlier run is ended and removed at the start: the new
-//! incarnation tells the master that those tasks are lost.
+//! Owns one data directory and the executors below it. What an earlier life left is taken up again as its checkpoint says; what the
+//! checkpoint does not know is ended and removed.
 
 pub mod cgroup;
+mod checkpoint;
 pub mod compiler;
 pub mod detect;
 mod disk;
@@ -16,6 +17,7 @@ mod executors;
 pub mod fuzzing;
 pub mod identity;
 pub mod launcher;
+mod ledgers;
 mod leftovers;
 mod master_link;
 pub mod network;
@@ -35,8 +37,9 @@ pub use process_options::ProcessOptions;
 
 use anyhow::Context;
 use cgroup::Cgroups;
+use checkpoint::Checkpoint;
 use disk::Disks;
-use event_loop::{EventLoop, Figures};
+use event_loop::{Ending, EventLoop, Figures, Input};
 use executor_reports::Reporter;
 use executors::Executors;
 use identity::Identity;
@@ -46,13 +49,14 @@ use network::Network;
 use prepare::Preparer;
 use reads::Reads;
 use sandbox::Sandboxes;
-use smalti_agent_core::{Agent, Parameters};
-use smalti_types::{AgentId, AgentInfo, Bytes, Time};
+use smalti_agent_core::Parameters;
+use smalti_types::{AgentId, AgentInfo, Bytes, DurationMs, ExecutorId, MilliCpus, Time};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use uids::Users;
 
 /// How long the start may take to end what an earlier run left, and the end to remove groups.
@@ -73,23 +77,24 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let data_dir = std::fs::canonicalize(&options.data_dir).with_context(|| format!("resolving {}", options.data_dir.display()))?;
     let executors_dir = data_dir.join("executors");
     let (cgroups, mut isolation) = open_cgroups(&options, &id)?;
-    leftovers::end(&cgroups, &id, &data_dir, &executors_dir, CLEANUP_WITHIN).await?;
     let disks = Disks::open(options.disk_backend, &data_dir).context("making disks for tasks, as --disk-backend says")?;
     isolation.insert(disk::LAYER.to_owned(), disks.state());
     let detected = detect::resources(&options.overrides(), &data_dir)?;
     let detected = disk::advertise(&disks, (options.disk.is_some(), options.mem.is_some()), detected);
     disks.set_limit(detected.total.disk);
-    cgroups.set_total_cpus(detected.total.cpus).context("limiting the cpu time of all executors")?;
-    if options.lend_cpu {
-        let cores = std::thread::available_parallelism().context("counting processors")?.get();
-        match cgroups.lend_cpus(detected.total.cpus, cores) {
-            // Without groups nothing is limited either, which was said already.
-            Err(e @ cgroup::lend::Error::NoGroups) if options.isolation != cgroup::Mode::Required => tracing::warn!("{e}"),
-            result => result?,
-        }
-    }
-    let (sandboxes, collector) = Sandboxes::start(&data_dir, options.sandbox_budget)
-        .with_context(|| format!("emptying {}", data_dir.join("sandboxes").display()))?;
+    limit_cpus(&options, &cgroups, detected.total.cpus)?;
+    let parameters = Parameters {
+        disk_in_memory: disks.in_memory(),
+        slots_per_executor: options.slots_per_executor,
+        lend_cpu: options.lend_cpu,
+        ..Parameters::new(detected.total.clone())
+    };
+    let (checkpoint, core) = Checkpoint::open(&data_dir, options.process.apply(parameters))?;
+    let kept: Vec<ExecutorId> = core.to_find().cloned().collect();
+    let elsewhere = leftovers::end(&cgroups, &id, &data_dir, &executors_dir, &kept, CLEANUP_WITHIN).await?;
+    let attempts = core.attempts().map(|(key, ended, array)| (key.clone(), (ended, array))).collect();
+    let (sandboxes, collector) = Sandboxes::start(&data_dir, options.sandbox_budget, &attempts)
+        .with_context(|| format!("taking up {}", data_dir.join("sandboxes").display()))?;
     let collector = tokio::spawn(collector);
 
     let compile_command: Vec<OsString> = vec![std::env::current_exe().context("finding this program")?.into(), "compiler".into()];
@@ -126,45 +131,95 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let launcher = Launcher::new(launcher::Options {
         users,
         required: options.isolation == cgroup::Mode::Required,
+        recovery_timeout: options.recovery_timeout.to_std(),
         ..launcher::Options::new(executor_path, executors_dir, cgroups.clone())
     });
     // What tasks may have together, and as much again for executors beside their tasks: the core sets the real, lower limits.
     let most_memory = Bytes(info.total.mem.0.saturating_mul(2).saturating_add(info.overhead.mem.0));
     let executors = Executors::new(launcher, network, sandboxes.clone(), disks.clone(), inbox.clone(), most_memory);
-    let parameters = Parameters {
-        disk_in_memory: disks.in_memory(),
-        slots_per_executor: options.slots_per_executor,
-        lend_cpu: options.lend_cpu,
-        ..Parameters::new(info.total.clone())
-    };
-    let core = Agent::new(options.process.apply(parameters));
     let figures = Arc::new(Figures::default());
+    let (lease_wanted, wants_lease) = watch::channel(false);
     let reporter = Reporter::new(detect::overhead_parts(detected.overhead.mem, options.process.pool_memory()));
-    let event_loop = EventLoop::new(core, executors, preparer, sandboxes.clone(), figures.clone(), reporter);
+    let event_loop = EventLoop::new((checkpoint, core), executors, preparer, sandboxes.clone(), figures.clone(), reporter, lease_wanted);
 
-    let (ending, ended) = watch::channel(false);
-    let link = MasterLink { addr: options.master, info, inbox, reads: Reads::new(sandboxes), figures, shutdown: ended.clone() };
-    let mut link = tokio::spawn(link.run());
-    let mut for_loop = ended;
-    let event_loop = tokio::spawn(event_loop.run(events, prepared, async move { master_link::ended(&mut for_loop).await }));
-
-    let refused = tokio::select! {
-        () = shutdown => None,
-        result = &mut link => Some(result),
+    let (ending, ended) = watch::channel(Ending::No);
+    let (addr, reads, shutdown_link) = (options.master, Reads::new(sandboxes), ended.clone());
+    let link = MasterLink { addr, info, inbox: inbox.clone(), reads, figures, lease_wanted: wants_lease, shutdown: shutdown_link };
+    let (link, event_loop) = (tokio::spawn(link.run()), tokio::spawn(event_loop.run(events, prepared, ended)));
+    let stop = async {
+        shutdown.await;
+        if !options.keep_tasks {
+            drain(&inbox, options.drain_timeout).await;
+        }
     };
-    ending.send_replace(true);
-    let result = match refused {
-        Some(result) => result.context("the connection to the master")?.map_err(anyhow::Error::from),
-        None => link.await.context("the connection to the master")?.map_err(anyhow::Error::from),
-    };
-    let looped = event_loop.await.context("the event loop");
+    let (alone, result) = until_end(stop, options.keep_tasks, link, event_loop, ending).await;
     collector.abort();
-    leftovers::close(&work_groups, CLEANUP_WITHIN).await;
+    leftovers::close(&work_groups, &[], CLEANUP_WITHIN).await;
     drop(compiler_user);
-    leftovers::close(&cgroups, CLEANUP_WITHIN).await;
+    if alone {
+        tracing::info!(agent = %id, "stopped; its executors go on and wait for the next agent in {}", data_dir.display());
+    } else {
+        for groups in elsewhere.iter().chain([&cgroups]) {
+            leftovers::close(groups, &[], CLEANUP_WITHIN).await;
+        }
+    }
     drop(identity);
-    looped?;
     result
+}
+
+/// Runs link and loop until the agent is to stop or one of them cannot go on. Gives whether executors go on, and how it went.
+async fn until_end(
+    stop: impl Future<Output = ()>,
+    keep_tasks: bool,
+    mut link: JoinHandle<Result<(), master_link::Error>>,
+    mut event_loop: JoinHandle<Result<(), smalti_agent_checkpoint::Error>>,
+    ending: watch::Sender<Ending>,
+) -> (bool, anyhow::Result<()>) {
+    let (mut refused, mut broken) = (None, None);
+    tokio::select! {
+        () = stop => {}
+        result = &mut link => refused = Some(result),
+        // The checkpoint cannot be written: executors go on until somebody has seen to the disk.
+        result = &mut event_loop => broken = Some(result),
+    };
+    let alone = keep_tasks || broken.is_some();
+    ending.send_replace(if alone { Ending::Alone } else { Ending::WithExecutors });
+    let linked = match refused {
+        Some(result) => result,
+        None => link.await,
+    };
+    let looped = match broken {
+        Some(looped) => looped,
+        None => event_loop.await,
+    };
+    let linked = linked.context("the connection to the master").and_then(|r| r.map_err(anyhow::Error::from));
+    let looped = looped.context("the event loop").and_then(|r| r.map_err(anyhow::Error::from));
+    (alone, looped.and(linked))
+}
+
+/// Lets tasks come to their end, for up to `within`, or until somebody asks a second time.
+async fn drain(inbox: &mpsc::Sender<Input>, within: DurationMs) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (done, drained) = oneshot::channel();
+    if within.0 == 0 || inbox.send(Input::Drain { done }).await.is_err() {
+        return;
+    }
+    tracing::info!("ending: tasks have {} s to come to their end; a second signal ends them at once", within.0 / 1_000);
+    let again = async {
+        match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+            (Ok(mut interrupt), Ok(mut terminate)) => tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            },
+            // Without signals only the time ends it.
+            _ => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = drained => {}
+        () = again => tracing::warn!("ending at once"),
+        () = tokio::time::sleep(within.to_std()) => tracing::warn!("tasks did not come to their end in time; ending them"),
+    }
 }
 
 /// The outputs of an array part's slots are open at the same time, three a slot, until they are handed on: the usual soft limit of
@@ -178,6 +233,20 @@ fn allow_open_files() {
     if let Err(e) = raised {
         tracing::warn!("cannot raise the limit of open files: {e}");
     }
+}
+
+/// What all executors together may use, and whether they lend each other what they do not.
+fn limit_cpus(options: &Options, cgroups: &Cgroups, total: MilliCpus) -> anyhow::Result<()> {
+    cgroups.set_total_cpus(total).context("limiting the cpu time of all executors")?;
+    if options.lend_cpu {
+        let cores = std::thread::available_parallelism().context("counting processors")?.get();
+        match cgroups.lend_cpus(total, cores) {
+            // Without groups nothing is limited either, which was said already.
+            Err(e @ cgroup::lend::Error::NoGroups) if options.isolation != cgroup::Mode::Required => tracing::warn!("{e}"),
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// The kernel's limits, with a loud word about each that is missing.

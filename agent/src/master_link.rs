@@ -3,7 +3,7 @@
 //! Owns connecting, the heartbeat and the stream's first messages. Commands go to the event loop as they come, read requests to `reads`.
 //! Deliberately absent: what commands mean, and what to say about tasks.
 
-use crate::event_loop::{Figures, Input};
+use crate::event_loop::{Ending, Figures, Input};
 use crate::reads::Reads;
 use smalti_proto::convert::MAX_FRAME_LEN;
 use smalti_proto::v1::{self, agent_service_client::AgentServiceClient, agent_to_master, master_to_agent};
@@ -29,6 +29,11 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// How long an agent that ends waits for the master to take its goodbye.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
+/// What a lease is taken to be before the first one came, and the shortest by which renewals are timed.
+const FIRST_LEASE: Duration = Duration::from_secs(15);
+const SHORTEST_LEASE: Duration = Duration::from_millis(300);
+/// A lease is renewed this often in its time.
+const RENEWALS: u32 = 3;
 /// How long the master may take to answer a registration.
 const REGISTER_WITHIN: Duration = Duration::from_secs(30);
 
@@ -66,8 +71,10 @@ pub(crate) struct MasterLink {
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) reads: Reads,
     pub(crate) figures: Arc<Figures>,
-    /// Turns true when the agent ends: then it says goodbye.
-    pub(crate) shutdown: watch::Receiver<bool>,
+    /// Whether exclusive tasks need a lease.
+    pub(crate) lease_wanted: watch::Receiver<bool>,
+    /// When the agent ends: then it says goodbye, unless its executors go on.
+    pub(crate) shutdown: watch::Receiver<Ending>,
 }
 
 impl MasterLink {
@@ -172,6 +179,13 @@ impl MasterLink {
         })
     }
 
+    /// A sign of life. When the network is behind, what waits is sign of life enough.
+    fn beat(&self, outbound: &mpsc::Sender<v1::AgentToMaster>) {
+        let lease_asked_us = self.lease_wanted.borrow().then(boot_time_us);
+        let beat = v1::Heartbeat { time_us: Time::from(SystemTime::now()).0, counters: self.figures.counters(), lease_asked_us };
+        let _ = outbound.try_send(v1::AgentToMaster { message: Some(agent_to_master::Message::Heartbeat(beat)) });
+    }
+
     async fn talk(
         &mut self,
         connection: u64,
@@ -182,28 +196,39 @@ impl MasterLink {
     ) -> End {
         let mut heartbeat = tokio::time::interval(interval);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut lease, mut renewal) = (FIRST_LEASE, tokio::time::Instant::now());
         loop {
             tokio::select! {
                 message = stream.message() => match message {
                     Ok(Some(message)) => {
+                        if let Some(granted) = granted(&message) {
+                            lease = granted.clamp(SHORTEST_LEASE, FIRST_LEASE * 10);
+                        }
                         match self.take(connection, message, &outbound, &client).await {
                             Ok(()) => {}
                             // The event loop ended while this message came in.
-                            Err(End::Shutdown) => return goodbye(stream, outbound).await,
+                            Err(End::Shutdown) => return self.leave(stream, outbound).await,
                             Err(end) => return end,
                         }
                     }
                     Ok(None) => return End::Again("the master ended the connection".into()),
                     Err(status) => return End::Again(describe(&status)),
                 },
-                _ = heartbeat.tick() => {
-                    let beat = v1::Heartbeat { time_us: Time::from(SystemTime::now()).0, counters: self.figures.counters() };
-                    // When the network is behind, what waits is sign of life enough.
-                    let _ = outbound.try_send(v1::AgentToMaster { message: Some(agent_to_master::Message::Heartbeat(beat)) });
+                _ = heartbeat.tick() => self.beat(&outbound),
+                // The first exclusive task waits for its lease.
+                Ok(()) = self.lease_wanted.changed() => self.beat(&outbound),
+                () = tokio::time::sleep_until(renewal), if *self.lease_wanted.borrow() => {
+                    self.beat(&outbound);
+                    renewal = tokio::time::Instant::now() + lease / RENEWALS;
                 }
-                () = ended(&mut self.shutdown) => return goodbye(stream, outbound).await,
+                () = ended(&mut self.shutdown) => return self.leave(stream, outbound).await,
             }
         }
+    }
+
+    /// The agent ends: for good, or its executors wait for the next one.
+    async fn leave(&self, stream: Streaming<v1::MasterToAgent>, outbound: mpsc::Sender<v1::AgentToMaster>) -> End {
+        if *self.shutdown.borrow() == Ending::Alone { End::Shutdown } else { goodbye(stream, outbound).await }
     }
 
     async fn take(
@@ -239,6 +264,22 @@ impl MasterLink {
     }
 }
 
+/// The length of a lease, if the message has one.
+fn granted(message: &v1::MasterToAgent) -> Option<Duration> {
+    let Some(master_to_agent::Message::Commands(batch)) = &message.message else { return None };
+    batch.commands.iter().find_map(|c| match &c.command {
+        Some(v1::agent_command::Command::Lease(lease)) => Some(Duration::from_millis(lease.lease_ms)),
+        _ => None,
+    })
+}
+
+/// The machine's clock that goes on while it sleeps: what leases are measured by.
+fn boot_time_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanos) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
+    seconds.saturating_mul(1_000_000).saturating_add(nanos / 1_000)
+}
+
 /// Tells the master that the agent ends, and waits until it has read that: it then closes the stream.
 async fn goodbye(mut stream: Streaming<v1::MasterToAgent>, outbound: mpsc::Sender<v1::AgentToMaster>) -> End {
     let goodbye = v1::Deregister { reason: "the agent was stopped".into() };
@@ -254,9 +295,9 @@ async fn goodbye(mut stream: Streaming<v1::MasterToAgent>, outbound: mpsc::Sende
 }
 
 /// Resolves when the agent ends.
-pub(crate) async fn ended(shutdown: &mut watch::Receiver<bool>) {
+pub(crate) async fn ended(shutdown: &mut watch::Receiver<Ending>) {
     // A sender that is gone means the same.
-    let _ = shutdown.wait_for(|ended| *ended).await;
+    let _ = shutdown.wait_for(|ending| *ending != Ending::No).await;
 }
 
 fn describe(status: &tonic::Status) -> String {

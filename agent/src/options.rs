@@ -6,7 +6,7 @@ use crate::cgroup::Mode;
 use crate::detect::Overrides;
 use crate::process_options::ProcessOptions;
 use crate::uids::UidRange;
-use smalti_types::{Attributes, Bytes, MilliCpus, MilliUnits, PortSet};
+use smalti_types::{Attributes, Bytes, DurationMs, MilliCpus, MilliUnits, PortSet};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,6 +71,16 @@ pub struct Options {
     /// Which tasks get a process of their own.
     #[command(flatten)]
     pub process: ProcessOptions,
+    /// How long tasks may go on after SIGTERM or SIGINT: launches are refused, items that nobody has begun with go back, and what runs then is
+    /// ended. A second signal ends everything at once
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub drain_timeout: DurationMs,
+    /// Leave tasks running when the agent is stopped, as when it is killed: the next one takes them up again. For upgrades
+    #[arg(long)]
+    pub keep_tasks: bool,
+    /// How long executors go on without an agent before they end themselves
+    #[arg(long, value_name = "DURATION", default_value = "15min", value_parser = duration)]
+    pub recovery_timeout: DurationMs,
     /// Directories below which file:// bundles and inputs may lie (repeatable)
     #[arg(long, value_name = "DIR")]
     pub file_root: Vec<PathBuf>,
@@ -98,6 +108,22 @@ impl Options {
             pool_memory: self.process.pool_memory(),
         }
     }
+}
+
+/// Reads `500ms`, `30s`, `15min`, `1h`, or plain seconds.
+fn duration(text: &str) -> Result<DurationMs, String> {
+    let bad = || format!("`{text}` is not a span of time: write it like 500ms, 30s or 15min");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(factor).map(DurationMs).ok_or_else(bad)
 }
 
 /// Custom scalars as they are written on the command line.
@@ -148,6 +174,15 @@ impl std::str::FromStr for CustomResources {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_are_read_and_nonsense_is_named() {
+        let read = ["500ms", "30s", "15min", "2m", "1h", "7", "0s"].map(|text| duration(text).unwrap().0);
+        assert_eq!(read, [500, 30_000, 900_000, 120_000, 3_600_000, 7_000, 0]);
+        for bad in ["", "s", "5d", "-1s", "99999999999999999999s"] {
+            assert!(duration(bad).unwrap_err().contains("like 500ms"), "{bad}");
+        }
+    }
 
     #[test]
     fn custom_resources_are_read_and_nonsense_is_named() {

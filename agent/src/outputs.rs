@@ -331,8 +331,8 @@ mod tests {
     }
 
     fn sandboxes(dir: &Path) -> (Sandboxes, std::path::PathBuf) {
-        let (all, _) = Sandboxes::start(dir, Bytes::gib(1)).unwrap();
-        let path = all.make(&key(), true).unwrap();
+        let (all, _) = Sandboxes::start(dir, Bytes::gib(1), &BTreeMap::new()).unwrap();
+        let path = all.make(&key(), true, false).unwrap();
         (all, path)
     }
 

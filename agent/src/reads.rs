@@ -158,7 +158,7 @@ fn list(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::
 }
 
 fn send(to: &mpsc::Sender<v1::ReadReply>, item: Option<u64>, stream: v1::OutputStream, bytes: &[u8]) -> Result<(), Error> {
-    let chunk = v1::OutputChunk { item, stream: stream.into(), data: bytes::Bytes::copy_from_slice(bytes) };
+    let chunk = v1::OutputChunk { item, stream: stream.into(), data: bytes::Bytes::copy_from_slice(bytes), attempt: 0 };
     to.blocking_send(v1::ReadReply { message: Some(read_reply::Message::Chunk(chunk)) }).map_err(|_| Error::Closed)
 }
 
@@ -184,8 +184,8 @@ mod tests {
     #[test]
     fn a_reader_that_follows_gets_everything_until_the_end_of_the_task() {
         let dir = tempfile::tempdir().unwrap();
-        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1)).unwrap();
-        let path = all.make(&key(), false).unwrap();
+        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &std::collections::BTreeMap::new()).unwrap();
+        let path = all.make(&key(), false, false).unwrap();
         let (to, from) = mpsc::channel(QUEUE);
         let reader = std::thread::spawn({
             let all = all.clone();
@@ -202,8 +202,8 @@ mod tests {
     #[test]
     fn a_directory_is_listed() {
         let dir = tempfile::tempdir().unwrap();
-        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1)).unwrap();
-        let path = all.make(&key(), false).unwrap();
+        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &std::collections::BTreeMap::new()).unwrap();
+        let path = all.make(&key(), false, false).unwrap();
         std::fs::write(path.join("b"), "12").unwrap();
         std::fs::create_dir(path.join("a")).unwrap();
         let (to, from) = mpsc::channel(QUEUE);

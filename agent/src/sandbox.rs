@@ -8,7 +8,7 @@
 use crate::prepare::LAID_OUT;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
-use smalti_types::{Bytes, TaskKey};
+use smalti_types::{Bytes, FrameworkId, TaskId, TaskKey};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +18,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Ended tasks whose size is not counted yet; beyond it the event loop does not wait, and the next one that is counted catches up.
 const QUEUE: usize = 16_384;
+/// What was laid out for guests of an earlier life of the agent is called that with this behind it.
+const ASIDE: &str = ".before";
 /// Least room that a file or directory is counted with.
 const BLOCK: u64 = 4096;
 
@@ -72,20 +74,34 @@ pub(crate) enum Error {
 }
 
 impl Sandboxes {
-    /// Removes what an earlier run left and starts empty. The future is the collector: run it as a task.
+    /// Takes up what an earlier life of the agent left. `attempts`: those that it still knows, with whether they have ended and whether they
+    /// are array parts; all others have ended, the oldest first by their directories' times. The future is the collector: run it as a task.
     ///
     /// # Errors
-    /// When the directory cannot be emptied or made.
-    pub(crate) fn start(data_dir: &Path, budget: Bytes) -> std::io::Result<(Self, impl Future<Output = ()> + Send + use<>)> {
+    /// When the directory cannot be read or made.
+    pub(crate) fn start(
+        data_dir: &Path,
+        budget: Bytes,
+        attempts: &BTreeMap<TaskKey, (bool, bool)>,
+    ) -> std::io::Result<(Self, impl Future<Output = ()> + Send + use<>)> {
         let root = data_dir.join("sandboxes");
-        match std::fs::remove_dir_all(&root) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
         make_private(&root)?;
+        let mut state = State::default();
+        let mut left = Vec::new();
+        for (key, time) in left_behind(&root)? {
+            let known = attempts.get(&key);
+            let array = known.map_or_else(|| is_array(&root.join(relative(&key))), |(_, array)| *array);
+            let over = known.is_none_or(|(ended, _)| *ended);
+            state.live.insert(key.clone(), Entry { ended: watch::Sender::new(over), array });
+            if over {
+                left.push((time, key));
+            }
+        }
+        left.sort();
+        let left = left.into_iter().map(|(_, key)| key).collect();
         let (ended, inbox) = mpsc::channel(QUEUE);
-        let all = Self { base: Arc::new(File::open(&root)?), root, state: Arc::default(), ended };
-        let collector = collect(all.clone_for_collector(), inbox, budget);
+        let all = Self { base: Arc::new(File::open(&root)?), root, state: Arc::new(Mutex::new(state)), ended };
+        let collector = collect(all.clone_for_collector(), left, inbox, budget);
         Ok((all, collector))
     }
 
@@ -103,13 +119,26 @@ impl Sandboxes {
         self.root.join(relative(key))
     }
 
-    /// Makes a task's directory.
+    /// Makes a task's directory, empty unless it is to `keep` what is there: then only what was laid out for guests goes out of the way of what
+    /// will be, and guests that run go on with theirs.
     ///
     /// # Errors
     /// What the file system says.
-    pub(crate) fn make(&self, key: &TaskKey, array: bool) -> std::io::Result<PathBuf> {
+    pub(crate) fn make(&self, key: &TaskKey, array: bool, keep: bool) -> std::io::Result<PathBuf> {
         let path = self.task_directory(key);
+        let known = self.lock().live.contains_key(key);
+        if keep {
+            put_aside(&path)?;
+        } else if known {
+            match std::fs::remove_dir_all(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
         make_private(&path)?;
+        if keep && known {
+            return Ok(path);
+        }
         self.lock().live.insert(key.clone(), Entry { ended: watch::Sender::new(false), array });
         Ok(path)
     }
@@ -233,10 +262,51 @@ pub(crate) fn make_private(path: &Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Counts what has ended and removes the oldest beyond the budget.
-async fn collect((root, state): (PathBuf, Arc<Mutex<State>>), mut inbox: mpsc::Receiver<TaskKey>, budget: Bytes) {
-    let mut keys = Vec::new();
-    while inbox.recv_many(&mut keys, 256).await > 0 {
+/// What was laid out for guests that still run gets another name; those of an earlier time go.
+fn put_aside(path: &Path) -> std::io::Result<()> {
+    for name in LAID_OUT {
+        let (is, was) = (path.join(name), path.join(format!("{name}{ASIDE}")));
+        match std::fs::rename(&is, &was) {
+            // A second restart: the guests of the first one's time hold their files open.
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists) => {
+                std::fs::remove_dir_all(&was)?;
+                std::fs::rename(&is, &was)?;
+            }
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The sandboxes below `root`, with the times of their directories.
+fn left_behind(root: &Path) -> std::io::Result<Vec<(TaskKey, std::time::SystemTime)>> {
+    let mut found = Vec::new();
+    for framework in std::fs::read_dir(root)?.flatten() {
+        let Some(id) = framework.file_name().to_str().and_then(|name| FrameworkId::new(name).ok()) else { continue };
+        for entry in std::fs::read_dir(framework.path()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let parts = name.to_str().and_then(|name| name.rsplit_once('.'));
+            let key = parts.and_then(|(task, attempt)| {
+                Some(TaskKey { framework: id.clone(), task: TaskId::new(task).ok()?, attempt: attempt.parse().ok()? })
+            });
+            if let (Some(key), Ok(meta)) = (key, entry.metadata()) {
+                found.push((key, meta.modified().unwrap_or(std::time::UNIX_EPOCH)));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether outputs lie in slots' files there.
+fn is_array(path: &Path) -> bool {
+    let names = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.file_name());
+    names.into_iter().any(|name| name.to_str().is_some_and(|n| n.starts_with("slot-")))
+}
+
+/// Counts what has ended and removes the oldest beyond the budget, beginning with what ended before the agent was started.
+async fn collect((root, state): (PathBuf, Arc<Mutex<State>>), mut keys: Vec<TaskKey>, mut inbox: mpsc::Receiver<TaskKey>, budget: Bytes) {
+    while !keys.is_empty() || inbox.recv_many(&mut keys, 256).await > 0 {
         let (root, state) = (root.clone(), state.clone());
         let batch = std::mem::take(&mut keys);
         let work = move || {
@@ -277,7 +347,7 @@ fn take_excess(state: &mut State, budget: Bytes) -> Vec<TaskKey> {
 /// Removes what was only there for the guest. Inputs are hard links into the cache: when the cache had given them up to make room, nobody
 /// would count them any more.
 fn remove_laid_out(path: &Path) {
-    for name in LAID_OUT {
+    for name in LAID_OUT.into_iter().flat_map(|name| [name.to_owned(), format!("{name}{ASIDE}")]) {
         let path = path.join(name);
         let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         if let Err(e) = removed
@@ -308,8 +378,6 @@ fn size_of(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smalti_types::{FrameworkId, TaskId};
-
     fn key(n: u32) -> TaskKey {
         TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 }
     }
@@ -318,9 +386,9 @@ mod tests {
     fn outputs_are_made_once_and_only_for_the_agent_by_name() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1)).unwrap();
+        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
         assert!(all.create_task_outputs(&key(1)).is_err(), "there is no directory yet");
-        let path = all.make(&key(1), false).unwrap();
+        let path = all.make(&key(1), false, false).unwrap();
         assert_eq!(all.create_task_outputs(&key(1)).unwrap().len(), 2);
         assert!(all.create_task_outputs(&key(1)).is_err());
         assert_eq!(all.create_slot_outputs(&key(1), 7).unwrap().len(), 3);
@@ -340,8 +408,8 @@ mod tests {
     fn nothing_outside_of_the_sandbox_can_be_opened() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("secret"), "x").unwrap();
-        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1)).unwrap();
-        let path = all.make(&key(1), false).unwrap();
+        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
+        let path = all.make(&key(1), false, false).unwrap();
         std::fs::write(path.join("stdout"), "hello").unwrap();
         std::os::unix::fs::symlink("../../../secret", path.join("link")).unwrap();
         std::os::unix::fs::symlink("/etc", path.join("etc")).unwrap();
@@ -358,9 +426,9 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_ended_sandboxes_make_room() {
         let dir = tempfile::tempdir().unwrap();
-        let (all, collector) = Sandboxes::start(dir.path(), Bytes(100_000)).unwrap();
+        let (all, collector) = Sandboxes::start(dir.path(), Bytes(100_000), &BTreeMap::new()).unwrap();
         for n in 0..4 {
-            let path = all.make(&key(n), false).unwrap();
+            let path = all.make(&key(n), false, false).unwrap();
             std::fs::write(path.join("stdout"), vec![b'x'; 40_000]).unwrap();
         }
         // An input that is still in the cache, of a task that keeps its outputs.

@@ -3,10 +3,12 @@
 //! Owns the environment that guests see, and the checks of what executors send that do not need the core's state. Pure.
 
 use crate::prepare::{self, Ready};
-use smalti_agent_core::{ArrayReport, Failure, FromExecutor, ItemFailure, ModuleId, Run};
+use smalti_agent_core::{ArrayReport, Failure, FromExecutor, HeldPart, ItemFailure, ModuleId, Run};
 use smalti_executor_protocol::MAX_FDS;
 use smalti_executor_protocol::v1::{self, from_executor, to_executor};
-use smalti_types::{DurationMs, ItemRange, ItemSet, Launch, LaunchArray, Reason, Resources, Split, TaskKey, TaskSpec, Time, Usage};
+use smalti_types::{
+    BootTime, DurationMs, ItemRange, ItemSet, Launch, LaunchArray, Reason, Resources, Split, TaskKey, TaskSpec, Time, Usage,
+};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -74,7 +76,7 @@ pub(crate) fn start_task(
     launch: &Launch,
     ready: &Ready,
     (outputs, disk): (Vec<OwnedFd>, Option<Arc<OwnedFd>>),
-    environment: Vec<(String, String)>,
+    (environment, lease_until): (Vec<(String, String)>, Option<BootTime>),
     now: Time,
 ) -> Result<Outgoing, Error> {
     check(ready)?;
@@ -97,6 +99,7 @@ pub(crate) fn start_task(
         has_stdin: ready.stdin.is_some(),
         stdin_offset: ready.stdin.as_ref().map_or(0, |s| s.offset),
         stdin_length: ready.stdin.as_ref().map_or(0, |s| s.length),
+        lease_until_us: lease_until.map(|until| until.0),
         grace_us: micros(launch.spec.limits.grace),
     };
     Ok((to_executor::Message::Start(message), fds))
@@ -213,6 +216,8 @@ fn own_environment(key: &TaskKey, spec: &TaskSpec, resources: &Resources) -> Vec
     let mut own = vec![
         ("SMALTI_TASK_ID".to_owned(), key.task.to_string()),
         ("SMALTI_ATTEMPT".to_owned(), key.attempt.to_string()),
+        // Attempts of a task only grow: a store that has seen a higher number refuses this one.
+        ("SMALTI_FENCING_TOKEN".to_owned(), key.attempt.to_string()),
         ("SMALTI_CPUS".to_owned(), resources.cpus.to_string()),
         ("SMALTI_MEM".to_owned(), resources.mem.0.to_string()),
     ];
@@ -241,7 +246,13 @@ fn environment(given: &[(String, String)], own: Vec<(String, String)>) -> Vec<St
 pub(crate) fn from_executor(message: from_executor::Message) -> Option<FromExecutor> {
     use from_executor::Message;
     Some(match message {
+        // Taken when the connection is made.
         Message::Hello(_) => return None,
+        Message::Holds(m) => FromExecutor::Holds {
+            modules: m.modules.into_iter().map(ModuleId).collect(),
+            tasks: m.tasks.into_iter().map(Run).collect(),
+            parts: m.parts.into_iter().map(|p| HeldPart { run: Run(p.run), items: item_set(&p.items), slots: p.slots }).collect(),
+        },
         Message::Loaded(m) => FromExecutor::ModuleLoaded { module: ModuleId(m.module), failure: m.failure.map(core_failure) },
         Message::Started(m) => FromExecutor::Started { run: Run(m.run) },
         Message::Outcome(m) => FromExecutor::Outcome {

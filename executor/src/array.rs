@@ -7,10 +7,10 @@
 use crate::control::Control;
 use crate::inputs::SplitInputs;
 use crate::instance::Template;
-use crate::link::Link;
+use crate::link::{Link, Speech};
 use crate::output::SlotOutput;
 use crate::queue::{Item, Queue, Split};
-use crate::report::{Done, Pending};
+use crate::report::{Done, Pending, ranges};
 use crate::scratch::Scratch;
 use crate::streams::Source;
 use crate::ticker::Activity;
@@ -49,8 +49,8 @@ pub(crate) struct ArrayRun {
     state: Mutex<State>,
     /// Items came, or slots should leave.
     wake: Condvar,
-    /// Held from taking the outcomes until their report is sent, so that reports leave in order and a slot's end never
-    /// overtakes a report about its items.
+    /// Held from taking the outcomes until their report is queued, so that reports leave in order and a slot's end never
+    /// overtakes a report about its items. Room in the outbox is waited for before: who hears the agent takes this lock, too.
     sending: Mutex<()>,
 }
 
@@ -58,12 +58,11 @@ pub(crate) struct ArrayRun {
 struct State {
     queue: Queue,
     pending: Pending,
-    /// Slots that still belong to the part.
-    slots: BTreeSet<u32>,
+    /// Slots that still belong to the part, each with the item that it runs.
+    slots: BTreeMap<u32, Option<u64>>,
     /// Those that are to leave at their next item boundary.
     leaving: BTreeSet<u32>,
     killed: bool,
-    busy: u32,
     /// Report when so few items are left; `None` once that was done for the current lease.
     low_water: Option<u64>,
     interval: Duration,
@@ -71,16 +70,25 @@ struct State {
 }
 
 impl State {
-    /// After an outcome or an item taken.
-    fn report_is_due(&self, now: Instant) -> bool {
-        !self.pending.is_empty()
-            && (self.low_water.is_some_and(|mark| self.queue.len() <= mark) || self.pending.is_large() || self.interval_is_over(now))
+    /// After an outcome or an item taken. While nobody listens outcomes are collected, so that there is little to say afterwards.
+    fn report_is_due(&self, now: Instant, listening: bool) -> bool {
+        let early = listening && (self.low_water.is_some_and(|mark| self.queue.len() <= mark) || self.interval_is_over(now));
+        !self.pending.is_empty() && (early || self.pending.is_large())
     }
     fn interval_is_over(&self, now: Instant) -> bool {
         !self.pending.is_empty() && now.saturating_duration_since(self.last_report) >= self.interval
     }
     fn must_leave(&self, slot: u32) -> bool {
         self.killed || self.leaving.contains(&slot)
+    }
+    /// A slot takes an item, or has none any more.
+    fn set_item(&mut self, slot: u32, item: Option<u64>) {
+        if let Some(place) = self.slots.get_mut(&slot) {
+            *place = item;
+        }
+    }
+    fn busy(&self) -> u32 {
+        u32::try_from(self.slots.values().flatten().count()).unwrap_or(u32::MAX)
     }
     fn give_back_all(&mut self) {
         let all = self.queue.take_last(u64::MAX);
@@ -100,10 +108,9 @@ impl ArrayRun {
         let state = State {
             queue: Queue::default(),
             pending: Pending::default(),
-            slots: part.outputs.keys().copied().collect(),
+            slots: part.outputs.keys().map(|slot| (*slot, None)).collect(),
             leaving: BTreeSet::new(),
             killed: false,
-            busy: 0,
             low_water: None,
             interval: DEFAULT_REPORT_INTERVAL,
             last_report: now,
@@ -128,7 +135,7 @@ impl ArrayRun {
             let mut state = self.lock();
             if let Some(done) = done.take() {
                 state.pending.add(done);
-                state.busy = state.busy.saturating_sub(1);
+                state.set_item(slot, None);
             }
             if state.must_leave(slot) {
                 drop(state);
@@ -139,20 +146,20 @@ impl ArrayRun {
                 return None;
             }
             if let Some(item) = state.queue.pop() {
-                state.busy += 1;
-                let due = state.report_is_due(now);
+                state.set_item(slot, Some(item.item));
+                let due = state.report_is_due(now, self.part.link.is_listening());
                 drop(state);
                 if !active {
                     self.part.activity.begin();
                 }
                 if due {
-                    self.report(false);
+                    self.report_patiently();
                 }
                 return Some((item, waited));
             }
             if !state.pending.is_empty() {
                 drop(state);
-                self.report(false);
+                self.report_patiently();
                 continue;
             }
             if active {
@@ -167,7 +174,7 @@ impl ArrayRun {
     /// More items. They go back at once when nobody is left to run them.
     pub(crate) fn lease(&self, items: &ItemSet, attempt: u32, splits: Vec<Split>, report_when_left: u64, interval: Duration) {
         let mut state = self.lock();
-        let refused = state.killed || state.slots.iter().all(|s| state.leaving.contains(s));
+        let refused = state.killed || state.slots.keys().all(|s| state.leaving.contains(s));
         if refused || !state.queue.push(items, attempt, splits) {
             state.pending.give_back(items);
             drop(state);
@@ -194,7 +201,7 @@ impl ArrayRun {
     pub(crate) fn end(&self, slots: &[u32]) {
         let mut state = self.lock();
         if slots.is_empty() {
-            state.leaving = state.slots.clone();
+            state.leaving = state.slots.keys().copied().collect();
         } else {
             state.leaving.extend(slots);
         }
@@ -219,25 +226,32 @@ impl ArrayRun {
         for output in self.part.outputs.values() {
             output.tick(now);
         }
-        let due = self.lock().interval_is_over(now);
-        if due {
+        let due = self.part.link.is_listening() && self.lock().interval_is_over(now);
+        // Others have the clock, too: it does not wait for one agent.
+        if due && self.part.link.has_room() {
             self.report(false);
         }
     }
 
-    fn report(&self, even_if_empty: bool) {
-        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
-        self.report_in_order(even_if_empty);
+    /// For slots: they wait while the agent is behind.
+    fn report_patiently(&self) {
+        self.part.link.wait_for_room();
+        self.report(false);
     }
 
-    /// With `sending` held.
-    fn report_in_order(&self, even_if_empty: bool) {
+    fn report(&self, even_if_empty: bool) {
+        let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        self.report_in_order(&self.part.link.speak(), even_if_empty);
+    }
+
+    /// With `sending` held, and leave to speak from before the outcomes are taken until they are said.
+    fn report_in_order(&self, speech: &Speech<'_>, even_if_empty: bool) {
         let mut state = self.lock();
         if state.pending.is_empty() && !even_if_empty {
             return;
         }
         let mut pending = std::mem::take(&mut state.pending);
-        let (unstarted, busy) = (state.queue.len(), state.busy);
+        let (unstarted, busy) = (state.queue.len(), state.busy());
         if state.low_water.is_some_and(|mark| unstarted <= mark) {
             state.low_water = None;
         }
@@ -248,19 +262,33 @@ impl ArrayRun {
                 pending.spoil(&e.to_string());
             }
         }
-        self.part.link.send(Message::Report(pending.into_message(self.part.run, unstarted, busy)));
+        speech.say(Message::Report(pending.into_message(self.part.run, unstarted, busy)));
     }
 
     fn leave(&self, slot: u32) {
+        self.part.link.wait_for_room();
         let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let speech = self.part.link.speak();
         let mut state = self.lock();
         state.slots.remove(&slot);
         if state.slots.is_empty() {
             state.give_back_all();
         }
         drop(state);
-        self.report_in_order(false);
-        self.part.link.send(Message::ArrayEnded(v1::ArrayEnded { run: self.part.run, slots: vec![slot] }));
+        self.report_in_order(&speech, false);
+        speech.say(Message::ArrayEnded(v1::ArrayEnded { run: self.part.run, slots: vec![slot] }));
+    }
+
+    /// What it holds, while nobody speaks: leased items that no report has named, and slots. `None`: it is over, and that was said.
+    pub(crate) fn held(&self) -> Option<v1::HeldPart> {
+        let state = self.lock();
+        if state.slots.is_empty() {
+            return None;
+        }
+        let mut items = state.queue.items();
+        items.extend(&state.pending.items());
+        state.slots.values().flatten().for_each(|item| items.insert(*item));
+        Some(v1::HeldPart { run: self.part.run, items: ranges(&items), slots: state.slots.keys().copied().collect() })
     }
 
     /// Whether all slots have left.

@@ -34,12 +34,12 @@ impl BrokenPart {
         let failed = items.take_first(MAX_FAILED);
         let failed = failed.iter().map(|item| failed_item(item, attempt, None, self.failure.clone())).collect();
         let returned = items.ranges().iter().map(|r| v1::ItemRange { first: r.first, end: r.end }).collect();
-        self.link.send(Message::Report(v1::ArrayReport { run: self.run, failed, returned, ..Default::default() }));
+        self.link.say(Message::Report(v1::ArrayReport { run: self.run, failed, returned, ..Default::default() }));
     }
 
     /// Nothing is ever unstarted here.
     pub(crate) fn unlease(&self) {
-        self.link.send(Message::Report(v1::ArrayReport { run: self.run, ..Default::default() }));
+        self.link.say(Message::Report(v1::ArrayReport { run: self.run, ..Default::default() }));
     }
 
     /// Frees these slots, or all when none is named. True: no slot is left.
@@ -48,8 +48,14 @@ impl BrokenPart {
         let gone: Vec<u32> = slots.iter().copied().filter(|s| wanted.is_empty() || wanted.contains(s)).collect();
         slots.retain(|s| !gone.contains(s));
         if !gone.is_empty() {
-            self.link.send(Message::ArrayEnded(v1::ArrayEnded { run: self.run, slots: gone }));
+            self.link.say(Message::ArrayEnded(v1::ArrayEnded { run: self.run, slots: gone }));
         }
         slots.is_empty()
+    }
+
+    /// What it holds: slots, and never an item.
+    pub(crate) fn held(&self) -> v1::HeldPart {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        v1::HeldPart { run: self.run, items: Vec::new(), slots: slots.iter().copied().collect() }
     }
 }

@@ -4,7 +4,8 @@
 //! and this process, in the host's namespace, answers them: it makes the sockets and hands them in, and it binds and connects them
 //! itself, to addresses that it copied once and checked ([`rules`]). So nothing that the executor changes meanwhile counts, and no
 //! byte that is sent later passes here. One thread, one notification at a time, nothing else in it. It trusts the agent
-//! and nobody else; it ends with either of the two. Before the first rules it refuses everything.
+//! and nobody else. When the agent ends, its executor goes on, and so does this, by the rules that it has; nobody can change them any
+//! more. It ends with the executor. Before the first rules it refuses everything.
 
 mod calls;
 mod kernel;
@@ -42,12 +43,14 @@ fn step<E: Into<std::io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error 
     move |e| Error::Step { step, source: e.into() }
 }
 
-/// Serves one executor until the agent or the executor is gone. `agent` is the connection to the agent.
+/// Serves one executor to its end. `agent` is the connection to the agent.
 ///
 /// # Errors
 /// What the agent said that makes no sense, or what the kernel refuses.
 pub(crate) fn run(agent: impl AsFd) -> std::io::Result<()> {
     let agent = agent.as_fd().try_clone_to_owned()?;
+    // What ends an agent from a terminal must not end this. Where it fails this process leads a session already.
+    let _ = nix::unistd::setsid();
     give_up_power().and_then(|()| serve(agent)).map_err(std::io::Error::other)
 }
 
@@ -64,32 +67,35 @@ fn give_up_power() -> Result<(), Error> {
 
 /// What the agent has said so far.
 struct Agent {
-    stream: OwnedFd,
+    /// None: it is gone, and with it the end of this pipe for ever.
+    stream: Option<OwnedFd>,
     decoder: Decoder,
     rules: Rules,
     notifications: Option<Notifications>,
 }
 
 impl Agent {
-    /// Takes in all that is there. False: the agent is gone.
-    fn listen(&mut self) -> Result<bool, Error> {
+    /// Takes in all that is there.
+    fn listen(&mut self) -> Result<(), Error> {
         let mut buffer = [0; READ_BYTES];
-        loop {
-            let chunk = match blocking::receive(&self.stream, &mut buffer) {
-                Ok(chunk) => chunk,
-                Err(e) if e.is_timeout() => return Ok(true),
-                Err(e) if e.is_disconnect() => return Ok(false),
-                Err(e) => return Err(e.into()),
+        while let Some(stream) = &self.stream {
+            let chunk = match blocking::receive(stream, &mut buffer) {
+                Ok(chunk) if chunk.bytes > 0 => chunk,
+                Err(e) if e.is_timeout() => return Ok(()),
+                Err(e) if !e.is_disconnect() => return Err(e.into()),
+                _ => {
+                    // What it had begun to say it never will.
+                    (self.stream, self.decoder) = (None, Decoder::new());
+                    return Ok(());
+                }
             };
-            if chunk.bytes == 0 {
-                return Ok(false);
-            }
             self.decoder.push(&buffer[..chunk.bytes], chunk.fds)?;
             while let Some(frame) = self.decoder.next()? {
                 let (message, fds) = frame.decode::<ToBroker>()?;
                 self.take_in(message.message, fds)?;
             }
         }
+        Ok(())
     }
 
     fn take_in(&mut self, message: Option<Message>, fds: Vec<OwnedFd>) -> Result<(), Error> {
@@ -106,25 +112,30 @@ impl Agent {
     }
 }
 
-/// Answers until one of the two is gone.
+/// Answers until the executor is gone, or the agent before it has spoken of one.
 fn serve(stream: OwnedFd) -> Result<(), Error> {
     rustix::io::ioctl_fionbio(&stream, true).map_err(step("preparing the agent's connection"))?;
-    let mut agent = Agent { stream, decoder: Decoder::new(), rules: Rules::default(), notifications: None };
+    let mut agent = Agent { stream: Some(stream), decoder: Decoder::new(), rules: Rules::default(), notifications: None };
     loop {
         let executor = {
-            let mut fds = vec![PollFd::new(&agent.stream, PollFlags::IN)];
-            fds.extend(agent.notifications.as_ref().map(|n| PollFd::new(n, PollFlags::IN)));
+            let notifications = agent.notifications.as_ref().map(|n| PollFd::new(n, PollFlags::IN));
+            let stream = agent.stream.as_ref().map(|s| PollFd::new(s, PollFlags::IN));
+            let at = notifications.as_ref().map(|_| 0);
+            let mut fds: Vec<PollFd<'_>> = notifications.into_iter().chain(stream).collect();
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(step("waiting")(e)),
             }
-            fds.get(1).map_or(PollFlags::empty(), PollFd::revents)
+            at.and_then(|at: usize| fds.get(at)).map_or(PollFlags::empty(), PollFd::revents)
         };
         // First: the rules of a task are sent before the task is, so they are here when its first call is.
-        if !agent.listen()? {
-            return Ok(());
-        }
-        let Some(notifications) = &agent.notifications else { continue };
+        agent.listen()?;
+        let Some(notifications) = &agent.notifications else {
+            if agent.stream.is_none() {
+                return Ok(());
+            }
+            continue;
+        };
         if executor.contains(PollFlags::IN) {
             if let Some(call) = notifications.receive().map_err(step("taking a notification"))? {
                 calls::answer(notifications, &call, &agent.rules);

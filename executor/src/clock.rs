@@ -11,6 +11,12 @@ pub(crate) fn thread_cpu() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
+/// The clock that goes on while the machine sleeps, in microseconds since it booted: what leases are measured by. Should the kernel not
+/// say, it is the end of time: no lease lasts that long.
+pub(crate) fn boot_us() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(u64::MAX, |now| micros(now.into()))
+}
+
 /// Whole microseconds.
 pub(crate) fn micros(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)

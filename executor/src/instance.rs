@@ -19,7 +19,7 @@ use smalti_types::task_state::Reason;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime::{CallHook, Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiView};
 
@@ -85,6 +85,29 @@ enum Stop {
     Killed,
     #[error("the time limit was reached")]
     TimeLimit,
+    #[error("its lease has run out: the agent could not renew it in time")]
+    LeaseExpired,
+}
+
+impl Stop {
+    /// Why a run that was stopped from outside was.
+    fn of(control: &Control) -> Self {
+        if control.is_expired() { Self::LeaseExpired } else { Self::Killed }
+    }
+}
+
+/// Why a run must not begin any more, if so.
+pub(crate) fn forbidden(control: &Control) -> Option<Failure> {
+    if control.lease_is_over() {
+        control.expire();
+    }
+    if !control.is_stopped() {
+        return None;
+    }
+    Some(match Stop::of(control) {
+        Stop::LeaseExpired => Failure::new(Reason::LeaseExpired, "its lease had run out before it began"),
+        Stop::Killed | Stop::TimeLimit => Failure::new(Reason::KilledByRequest, "killed before it began"),
+    })
 }
 
 /// Runs one guest to its end. Never fails: what goes wrong is the outcome.
@@ -155,14 +178,28 @@ fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: 
     store.set_epoch_deadline(1);
     let control = template.control.clone();
     store.epoch_deadline_callback(move |_| {
+        if control.lease_is_over() {
+            control.expire();
+        }
         if control.is_stopped() {
-            return Err(Stop::Killed.into());
+            return Err(Stop::of(&control).into());
         }
         if deadline.is_some_and(|at| Instant::now() >= at) {
             return Err(Stop::TimeLimit.into());
         }
         Ok(UpdateDeadline::Continue(1))
     });
+    if template.control.lease_until().is_some() {
+        // A process that was stopped and goes on runs its guests before any timer can. What a guest does outside, it does by a call.
+        let control = template.control.clone();
+        store.call_hook(move |_, hook| {
+            if matches!(hook, CallHook::CallingHost) && control.lease_is_over() {
+                control.expire();
+                return Err(Stop::of(&control).into());
+            }
+            Ok(())
+        });
+    }
     Ok(store)
 }
 
@@ -188,7 +225,7 @@ async fn until_end(template: &Template, store: &mut Store<State>, deadline: Opti
     tokio::select! {
         biased;
         how = execute(&template.module.code, store) => how,
-        () = template.control.until_stopped() => How::Stopped(Stop::Killed),
+        () = template.control.until_stopped() => How::Stopped(Stop::of(&template.control)),
         () = time_limit => How::Stopped(Stop::TimeLimit),
     }
 }
@@ -271,6 +308,7 @@ fn stopped(stop: Stop) -> (Option<i32>, Option<Failure>) {
     let reason = match stop {
         Stop::Killed => Reason::KilledByRequest,
         Stop::TimeLimit => Reason::TimeLimit,
+        Stop::LeaseExpired => Reason::LeaseExpired,
     };
     (None, Some(Failure::new(reason, stop.to_string())))
 }
@@ -282,6 +320,7 @@ fn exited(code: i32, state: &State) -> (Option<i32>, Option<Failure>) {
         code if !(0..=125).contains(&code) => {
             (None, Some(Failure::new(Reason::Trap, format!("the exit code {code} is not within 0 to 125"))))
         }
+        code if state.control.is_expired() => (Some(code), Some(Failure::new(Reason::LeaseExpired, Stop::LeaseExpired.to_string()))),
         code if state.control.is_asked() => {
             (Some(code), Some(Failure::new(Reason::KilledByRequest, format!("ended with exit code {code} after it was asked to stop"))))
         }

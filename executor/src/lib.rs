@@ -7,7 +7,8 @@
 //! A library only so that `fuzz/` can link it: the program is [`main`].
 //!
 //! The worker: the main thread takes frames off the agent's connection (`worker`, `start`, `modules`); one thread per slot runs
-//! guests (`slot`, `task`, `array`, `instance`); one thread looks at the clock (`ticker`). Slots send for themselves (`link`).
+//! guests (`slot`, `task`, `array`, `instance`); one thread looks at the clock (`ticker`), one writes what the agent is slow to read (`link`;
+//! otherwise slots send for themselves), and one ends exclusive tasks (`leases`).
 
 mod accept;
 mod array;
@@ -26,11 +27,13 @@ mod gauge;
 mod host;
 mod inputs;
 mod instance;
+mod leases;
 mod limits;
 mod link;
 mod listing;
 mod modules;
 mod network;
+mod outbox;
 mod output;
 mod preview1;
 mod preview2;

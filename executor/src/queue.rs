@@ -79,6 +79,11 @@ impl Queue {
         Some(Item { item, attempt, split })
     }
 
+    /// All that wait.
+    pub(crate) fn items(&self) -> ItemSet {
+        self.chunks.iter().flat_map(|chunk| chunk.ranges.iter().copied()).filter(|range| range.first < range.end).collect()
+    }
+
     /// Takes up to `most` items away from the end.
     pub(crate) fn take_last(&mut self, most: u64) -> ItemSet {
         let mut left = most;

@@ -51,6 +51,14 @@ impl Pending {
         self.bytes >= MAX_BYTES || self.finished_len >= MAX_FINISHED
     }
 
+    /// Every item that it says something about.
+    pub(crate) fn items(&self) -> ItemSet {
+        let mut items = self.returned.clone();
+        self.finished.values().for_each(|finished| items.extend(finished));
+        self.failed.iter().for_each(|failed| items.insert(failed.item));
+        items
+    }
+
     /// Adds an outcome.
     pub(crate) fn add(&mut self, done: Done) {
         self.usage.add(&done.usage);
@@ -108,7 +116,8 @@ pub(crate) fn failed_item(item: u64, attempt: u32, exit_code: Option<i32>, failu
     v1::FailedItem { item, attempt, exit_code, failure: Some(failure.into()) }
 }
 
-fn ranges(items: &ItemSet) -> Vec<v1::ItemRange> {
+/// Items as they are sent.
+pub(crate) fn ranges(items: &ItemSet) -> Vec<v1::ItemRange> {
     items.ranges().iter().map(|r| v1::ItemRange { first: r.first, end: r.end }).collect()
 }
 

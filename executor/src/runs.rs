@@ -31,8 +31,14 @@ pub(crate) struct TaskHandle {
 }
 
 impl TaskHandle {
-    pub(crate) fn new(run: u64) -> Self {
-        Self { run, control: Arc::default(), progress: Arc::default(), gauge: Arc::default(), last_progress: Mutex::default() }
+    pub(crate) fn new(run: u64, lease_until_us: Option<u64>) -> Self {
+        Self {
+            run,
+            control: Arc::new(Control::new(lease_until_us)),
+            progress: Arc::default(),
+            gauge: Arc::default(),
+            last_progress: Mutex::default(),
+        }
     }
 
     fn tick(&self, now: Instant, link: &Link) {
@@ -46,10 +52,13 @@ impl TaskHandle {
         }
     }
 
-    /// Sends the progress that is still unsent, if any.
+    /// Sends the progress that is still unsent, if any, and an agent that hears it.
     pub(crate) fn send_progress(&self, link: &Link) -> bool {
+        if !link.is_listening() {
+            return false;
+        }
         let Some((permille, text)) = self.progress.take() else { return false };
-        link.send(Message::Progress(v1::Progress { run: self.run, permille, text }));
+        link.mention(Message::Progress(v1::Progress { run: self.run, permille, text }));
         true
     }
 }
@@ -69,6 +78,14 @@ impl Entry {
             Self::Task(task) => task.tick(now, link),
             Self::Array(array) => array.tick(now),
             Self::Broken(_) => {}
+        }
+    }
+    /// Adds it to what this executor holds. Nobody says anything meanwhile.
+    pub(crate) fn add_to(&self, holds: &mut v1::Holds) {
+        match self {
+            Self::Task(task) => holds.tasks.push(task.run),
+            Self::Array(array) => holds.parts.extend(array.held()),
+            Self::Broken(part) => holds.parts.push(part.held()),
         }
     }
     /// Asks the guests to stop, and stops them after `grace`. True: nothing is left that could end later.

@@ -176,6 +176,7 @@ fn run_item(
         ("SMALTI_ITEM", item.item.to_string()),
         ("SMALTI_ITEMS", array.part.total_items.to_string()),
         ("SMALTI_ATTEMPT", item.attempt.to_string()),
+        ("SMALTI_FENCING_TOKEN", item.attempt.to_string()),
     ];
     if let Some(timeout) = template.timeout {
         env.push(("SMALTI_DEADLINE_US", deadline_us(timeout).to_string()));

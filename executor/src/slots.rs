@@ -1,9 +1,10 @@
-//! All slots of this process with what they share: engines, runs, ticker.
+//! All slots of this process with what they share: engines, runs, ticker, leases, the thread that writes for the link.
 //!
 //! Owns the threads. They are started once, when the agent says how many, so that it can put each into its cgroup before
 //! the first guest runs.
 
 use crate::engine::Engines;
+use crate::leases::Leases;
 use crate::limits::handles_per_guest;
 use crate::link::Link;
 use crate::runs::Runs;
@@ -33,6 +34,8 @@ pub(crate) struct Slots {
     pub(crate) engines: Arc<Engines>,
     pub(crate) runs: Arc<Runs>,
     pub(crate) activity: Arc<Activity>,
+    /// Of exclusive tasks.
+    pub(crate) leases: Arc<Leases>,
     /// Most memory of one guest in bytes.
     pub(crate) max_memory: u64,
     /// Whether guests may have sockets.
@@ -42,6 +45,8 @@ pub(crate) struct Slots {
     pub(crate) warning: Option<String>,
     slots: Vec<Slot>,
     ticker: JoinHandle<()>,
+    link: Arc<Link>,
+    writer: JoinHandle<()>,
 }
 
 impl Slots {
@@ -84,7 +89,14 @@ impl Slots {
             let body = move || ticker::run(&activity, &engines, &runs, &link);
             thread::Builder::new().name("ticker".to_owned()).spawn(body).context("starting the ticker")?
         };
+        let writer = {
+            let link = link.clone();
+            thread::Builder::new().name("link".to_owned()).spawn(move || link.run()).context("starting the link's thread")?
+        };
         Ok(Self {
+            leases: Arc::new(Leases::new(engines.clone())),
+            link: link.clone(),
+            writer,
             engines,
             runs,
             activity,
@@ -109,6 +121,7 @@ impl Slots {
 
     /// Stops all guests at once and ends all threads.
     pub(crate) fn shutdown(self) {
+        self.link.close();
         for slot in &self.slots {
             // A full queue takes this job all the same.
             let _ = slot.jobs.push(Job::Quit);
@@ -119,8 +132,11 @@ impl Slots {
         for slot in self.slots {
             let _ = slot.thread.join();
         }
+        self.leases.quit();
         self.activity.quit();
         let _ = self.ticker.join();
+        self.link.end();
+        let _ = self.writer.join();
     }
 }
 

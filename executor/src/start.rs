@@ -4,6 +4,7 @@
 //! directories, then stdin or the split inputs; the outputs of an array's slots came before it.
 
 use crate::array::{ArrayRun, Part};
+use crate::clock::boot_us;
 use crate::control::Control;
 use crate::directories::View;
 use crate::failure::Failure;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What the executor says to each guest or item itself; the agent's own values of the same names give way.
-const OWN_ITEM_VARIABLES: [&str; 4] = ["SMALTI_ITEM", "SMALTI_ITEMS", "SMALTI_ATTEMPT", "SMALTI_DEADLINE_US"];
+const OWN_ITEM_VARIABLES: [&str; 5] = ["SMALTI_ITEM", "SMALTI_ITEMS", "SMALTI_ATTEMPT", "SMALTI_FENCING_TOKEN", "SMALTI_DEADLINE_US"];
 const OWN_TASK_VARIABLES: [&str; 1] = ["SMALTI_DEADLINE_US"];
 
 /// The loaded modules.
@@ -110,20 +111,29 @@ pub(crate) fn task(
     network: Option<Arc<Grants>>,
     mut fds: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
+    if start.lease_until_us.is_some_and(|until| boot_us() >= until) {
+        return Err(Failure::new(Reason::LeaseExpired, "its lease had run out before it was started"));
+    }
     let jobs = slots.jobs(start.slot).ok_or_else(|| refused(format!("there is no slot {}", start.slot)))?;
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
     let outputs = take_outputs(&mut fds)?;
     let scratch = take_disk(&guest, &mut fds)?;
     let rest = take_rest(&guest, &mut fds, usize::from(start.has_stdin))?;
-    let handle = Arc::new(TaskHandle::new(start.run));
+    let handle = Arc::new(TaskHandle::new(start.run, start.lease_until_us));
     let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone(), gauge: handle.gauge.clone(), network };
     let template = template(slots, modules, guest, fds, &OWN_TASK_VARIABLES, shared)?;
     let file = rest.into_iter().next().map(|fd| Arc::new(File::from(fd)));
     let stdin = file.map(|file| Source { file, offset: start.stdin_offset, length: start.stdin_length });
     insert(slots, start.run, Entry::Task(handle.clone()))?;
-    let task = TaskRun { handle, outputs, scratch, template, stdin, link: link.clone(), activity: slots.activity.clone() };
+    let leases = start.lease_until_us.map(|_| slots.leases.clone());
+    if let Some(Err(e)) = leases.as_ref().map(|leases| leases.hold(start.run, &handle.control)) {
+        slots.runs.remove(start.run);
+        return Err(refused(format!("there is no timer for its lease: {e}")));
+    }
+    let task = TaskRun { handle, outputs, scratch, template, stdin, link: link.clone(), activity: slots.activity.clone(), leases };
     jobs.push(Job::Task(Box::new(task))).map_err(|_| {
         slots.runs.remove(start.run);
+        slots.leases.forget(start.run);
         refused(format!("too many tasks wait for slot {}", start.slot))
     })
 }

@@ -5,6 +5,7 @@
 use crate::clock::{SlotClock, Stopwatch, deadline_us};
 use crate::failure::Failure;
 use crate::instance::{self, Ended, Run, Template};
+use crate::leases::Leases;
 use crate::link::Link;
 use crate::output::TaskFiles;
 use crate::report;
@@ -16,7 +17,6 @@ use crate::ticker::Activity;
 use smalti_executor_protocol::v1;
 use smalti_executor_protocol::v1::from_executor::Message;
 use smalti_types::status::Usage;
-use smalti_types::task_state::Reason;
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
@@ -30,17 +30,20 @@ pub(crate) struct TaskRun {
     pub(crate) stdin: Option<Source>,
     pub(crate) link: Arc<Link>,
     pub(crate) activity: Arc<Activity>,
+    /// Where its end is awaited, if it has a lease.
+    pub(crate) leases: Option<Arc<Leases>>,
 }
 
 /// Runs the task and says how it ended.
 pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs, clock: &Arc<SlotClock>) {
-    let TaskRun { handle, outputs, scratch, template, stdin, link, activity } = task;
+    let TaskRun { handle, outputs, scratch, template, stdin, link, activity, leases } = task;
+    link.wait_for_room();
     let mut watch = Stopwatch::start(clock);
     let mut usage_of_run = Usage::default();
-    let mut ended = if handle.control.is_stopped() {
-        Ended::failed(Failure::new(Reason::KilledByRequest, "killed before it began"))
+    let mut ended = if let Some(failure) = instance::forbidden(&handle.control) {
+        Ended::failed(failure)
     } else {
-        link.send(Message::Started(v1::Started { run: handle.run }));
+        link.say(Message::Started(v1::Started { run: handle.run }));
         activity.begin();
         // Only guests that are told who they are.
         let told = template.env.iter().any(|(name, _)| name.starts_with("SMALTI_"));
@@ -66,8 +69,13 @@ pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs, clock: &Arc<Slo
         scratch.clear(&template.view);
     }
     handle.send_progress(&link);
+    if let Some(leases) = leases {
+        leases.forget(handle.run);
+    }
+    link.wait_for_room();
+    let speech = link.speak();
     runs.remove(handle.run);
-    link.send(Message::Outcome(v1::Outcome {
+    speech.say(Message::Outcome(v1::Outcome {
         run: handle.run,
         exit_code: ended.exit_code,
         failure: ended.failure.take().map(Into::into),
@@ -87,5 +95,5 @@ pub(crate) fn directories(scratch: Option<&Scratch>, template: &Template) -> Res
 /// Says that a run never began.
 pub(crate) fn refuse(link: &Link, run: u64, failure: Failure) {
     let usage = Some(v1::Usage::default());
-    link.send(Message::Outcome(v1::Outcome { run, exit_code: None, failure: Some(failure.into()), usage, result: None }));
+    link.say(Message::Outcome(v1::Outcome { run, exit_code: None, failure: Some(failure.into()), usage, result: None }));
 }

@@ -19,12 +19,12 @@ use crate::task::refuse;
 use smalti_executor_protocol::supervision::ExecutorKind;
 use smalti_executor_protocol::v1::from_executor::Message;
 use smalti_executor_protocol::v1::{self, ToExecutor, to_executor::Message as To};
-use smalti_executor_protocol::{FrameError, PROTOCOL_VERSION, blocking};
+use smalti_executor_protocol::{FrameError, PROTOCOL_VERSION, Reader};
 use smalti_types::items::{ItemRange, ItemSet};
 use smalti_types::task_state::Reason;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -159,17 +159,18 @@ impl Worker {
         Self { walls: Some(walls), ..Self::new(false) }
     }
 
-    /// Serves one connection to its end. Runs go on after it.
+    /// Serves one connection to its end. Runs go on after it, and what they have to say is kept for the next agent.
     ///
     /// # Errors
     /// When the slots cannot be set up: there is nothing this process could do then.
     pub(crate) fn session(&mut self, stream: UnixStream) -> anyhow::Result<SessionEnd> {
-        let (mut reader, writer) = blocking::split(stream)?;
-        self.link.connect(writer);
+        let writing = stream.try_clone()?;
+        let mut reader = Reader::new(stream);
         let end = loop {
             match reader.recv::<ToExecutor>() {
                 Ok(Some((ToExecutor { message: Some(To::Shutdown(_)) }, _))) => break SessionEnd::Shutdown,
-                Ok(Some((ToExecutor { message: Some(message) }, fds))) => self.handle(message, fds)?,
+                Ok(Some((ToExecutor { message: Some(To::Welcome(welcome)) }, _))) => self.welcome(&welcome, writing.try_clone()?)?,
+                Ok(Some((ToExecutor { message: Some(message) }, fds))) => self.handle(message, fds),
                 // A kind of message that this version does not know.
                 Ok(Some((ToExecutor { message: None }, _))) => eprintln!("smalti-executor: ignored an unknown message"),
                 Ok(None) => break SessionEnd::Disconnected,
@@ -193,13 +194,10 @@ impl Worker {
         self.link.disconnect();
     }
 
-    fn handle(&mut self, message: To, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
-        if let To::Welcome(welcome) = message {
-            return self.welcome(welcome);
-        }
+    fn handle(&mut self, message: To, fds: Vec<OwnedFd>) {
         let Some(slots) = &self.slots else {
             eprintln!("smalti-executor: ignored a message that came before Welcome");
-            return Ok(());
+            return;
         };
         match message {
             To::Load(load) => self.load(&load, fds),
@@ -226,7 +224,7 @@ impl Worker {
             To::Unlease(unlease) => match slots.runs.get(unlease.run) {
                 Some(Entry::Array(array)) => array.unlease(unlease.most),
                 Some(Entry::Broken(part)) => part.unlease(),
-                _ => self.link.send(Message::Report(v1::ArrayReport { run: unlease.run, ..Default::default() })),
+                _ => self.link.say(Message::Report(v1::ArrayReport { run: unlease.run, ..Default::default() })),
             },
             To::EndArray(end) => match slots.runs.get(end.run) {
                 Some(Entry::Array(array)) => array.end(&end.slots),
@@ -240,13 +238,14 @@ impl Worker {
                     slots.runs.remove(kill.run);
                 }
             }
+            To::Confirm(confirm) => self.link.confirm(confirm.number),
+            To::Renew(renew) => slots.leases.renew(renew.run, renew.until_us),
             To::Welcome(_) | To::Shutdown(_) => {}
         }
-        Ok(())
     }
 
     /// The first one says how many slots there are; a later one comes from an agent that came back.
-    fn welcome(&mut self, welcome: v1::Welcome) -> anyhow::Result<()> {
+    fn welcome(&mut self, welcome: &v1::Welcome, stream: UnixStream) -> anyhow::Result<()> {
         if self.slots.is_none() {
             let engines = Slots::engines(welcome.slots, self.swap_off)?;
             let closed = self.walls.take().map(|walls| walls.close(engines.facts().reset)).transpose()?;
@@ -256,7 +255,6 @@ impl Worker {
         let Some(slots) = &self.slots else { return Ok(()) };
         let facts = slots.engines.facts();
         let notifications = self.closed.notifications.take();
-        let fds: Vec<BorrowedFd<'_>> = notifications.iter().map(AsFd::as_fd).collect();
         let hello = v1::Hello {
             protocol: PROTOCOL_VERSION,
             pid: std::process::id().cast_signed(),
@@ -266,14 +264,16 @@ impl Worker {
             warnings: facts.warnings.iter().chain(&self.closed.warnings).chain(&slots.warning).cloned().collect(),
             layers: self.closed.layers.clone().into_iter().collect(),
         };
-        // Once: an agent that comes back finds the broker at work.
-        self.link.send_with(Message::Hello(hello), &fds);
-        Ok(())
+        // What the last agent announced and did not start is not this one's.
+        (self.announced, self.network) = (Announced::default(), network::Announced::default());
+        // Notifications once: an agent that comes back finds the broker at work.
+        let hello = (hello, notifications.into_iter().collect());
+        Ok(self.link.connect(stream, welcome.confirmed, hello, || holds(&self.modules, slots))?)
     }
 
     fn load(&mut self, load: &v1::LoadModule, fds: Vec<OwnedFd>) {
         let failure = self.try_load(load, fds).err().map(Into::into);
-        self.link.send(Message::Loaded(v1::ModuleLoaded { module: load.module, failure }));
+        self.link.say(Message::Loaded(v1::ModuleLoaded { module: load.module, failure }));
     }
 
     fn try_load(&mut self, load: &v1::LoadModule, fds: Vec<OwnedFd>) -> Result<(), Failure> {
@@ -302,7 +302,7 @@ impl Worker {
                 return;
             }
         }
-        self.link.send(Message::Started(v1::Started { run }));
+        self.link.say(Message::Started(v1::Started { run }));
     }
 
     fn lease(&self, lease: v1::Lease, slots: &Slots) {
@@ -314,9 +314,16 @@ impl Worker {
             }
             Some(Entry::Broken(part)) => part.lease(items(), lease.attempt),
             // Items for a part that has ended meanwhile go back.
-            _ => self.link.send(Message::Report(v1::ArrayReport { run: lease.run, returned: lease.items, ..Default::default() })),
+            _ => self.link.say(Message::Report(v1::ArrayReport { run: lease.run, returned: lease.items, ..Default::default() })),
         }
     }
+}
+
+/// All that this executor has.
+fn holds(modules: &BTreeMap<u32, Arc<Loaded>>, slots: &Slots) -> v1::Holds {
+    let mut holds = v1::Holds { modules: modules.keys().copied().collect(), ..Default::default() };
+    slots.runs.all().iter().for_each(|entry| entry.add_to(&mut holds));
+    holds
 }
 
 fn complain(error: &FrameError) {

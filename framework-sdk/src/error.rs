@@ -1,5 +1,6 @@
 //! Why the library could not do what was asked.
 
+use crate::store::StoreError;
 use smalti_proto::client::ConnectError;
 use std::path::PathBuf;
 
@@ -28,6 +29,12 @@ pub enum Error {
     /// The subscription ended; the last event said why.
     #[error("the subscription has ended")]
     Closed,
+    /// A transaction that must not be: nothing of it happened, and its updates come again.
+    #[error("the transaction was refused: {0}")]
+    Transaction(String),
+    /// What must be kept could not be. The framework's connection ends.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A bundle could not be read.
     #[error("cannot read bundle {}: {source}", path.display())]
     ReadBundle {

@@ -57,17 +57,28 @@ pub struct Update {
 /// Acknowledges one update. Dropped without [`Ack::done`], the update counts as not taken and is delivered again later.
 #[derive(Debug)]
 pub struct Ack {
-    /// `None`: already said, or an update that needs none.
+    /// `None`: already said.
     id: Option<UpdateId>,
     acks: Arc<Acks>,
 }
 
 impl Ack {
     pub(crate) fn new(update: &StatusUpdate, acks: &Arc<Acks>) -> Self {
-        Self { id: (update.key.seq > 0).then(|| UpdateId::of(update)), acks: acks.clone() }
+        Self { id: Some(UpdateId::of(update)), acks: acks.clone() }
     }
 
-    /// The update has been taken: the agent may forget it. Cheap; acknowledgements travel in batches.
+    pub(crate) const fn id(&self) -> Option<&UpdateId> {
+        self.id.as_ref()
+    }
+
+    /// The loop has taken it with a transaction.
+    pub(crate) fn settled(mut self) {
+        self.id = None;
+    }
+
+    /// The update has been taken: the agent may forget it. Cheap; acknowledgements travel in batches, and with a store the
+    /// note of it becomes durable before, within a fraction of a second. To keep something of one's own at the same moment,
+    /// see [`crate::Transaction::take`].
     pub fn done(mut self) {
         if let Some(id) = self.id.take() {
             self.acks.push(id, true);

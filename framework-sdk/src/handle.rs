@@ -1,9 +1,10 @@
 //! What a handler asks of the master.
 
 use crate::error::Error;
+use crate::transaction::{Commit, Transaction};
 use smalti_types::protocol::Call;
 use smalti_types::{AgentId, DurationMs, Filters, ItemBatch, Offer, OfferId, Operation, TaskId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Sends calls. Cheap to clone. Waits while the queue to the master is full; an error means that the subscription ended.
 ///
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 #[derive(Debug, Clone)]
 pub struct Handle {
     pub(crate) calls: mpsc::Sender<Vec<Call>>,
+    pub(crate) commits: mpsc::Sender<Commit>,
 }
 
 impl Handle {
@@ -94,6 +96,17 @@ impl Handle {
     /// [`Error::Closed`] after the subscription has ended.
     pub async fn teardown(&self) -> Result<(), Error> {
         self.call(Call::Teardown).await
+    }
+
+    /// Does all that is in `transaction`, or nothing; returns once it is durable. Transactions that come at the same time
+    /// share one fsync. Also after the subscription has ended, as long as the handle lives: then its calls go nowhere.
+    ///
+    /// # Errors
+    /// When its updates are out of order, or the store fails.
+    pub async fn commit(&self, transaction: Transaction) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commits.send(Commit { transaction, reply }).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
     }
 
     /// Any call.

@@ -19,12 +19,14 @@
 //! ```
 //!
 //! The library reconnects by itself, subscribes again under the same id, reconciles every task that is not terminal,
-//! drops repeated updates and keeps kills and item assignments until they have taken effect. What it decides is in
-//! `smalti-framework-sdk-core`; this crate acts.
+//! drops repeated updates and keeps kills and item assignments until they have taken effect. With a [`store::Store`]
+//! ([`Options::with_store`]) all that outlives the process, and what a handler commits in a [`Transaction`] with an update
+//! it commits exactly once. What it decides is in `smalti-framework-sdk-core`; this crate acts.
 //!
-//! Deliberately absent: scheduling (that is the handler's), a durable store (comes with recovery), retries of tasks.
+//! Deliberately absent: scheduling (that is the handler's), retries of tasks.
 #![warn(missing_docs)]
 
+mod batch;
 mod bundle;
 mod error;
 mod events;
@@ -32,6 +34,8 @@ mod handle;
 mod link;
 mod options;
 mod run;
+pub mod store;
+mod transaction;
 
 pub use bundle::{push_bundle, push_bytes};
 pub use error::Error;
@@ -40,3 +44,4 @@ pub use handle::Handle;
 pub use options::Options;
 pub use run::Framework;
 pub use smalti_types as types;
+pub use transaction::Transaction;

@@ -1,19 +1,21 @@
 //! The loop that owns the core: takes in calls, acknowledgements and the master's events, gives out what the core decides.
 //!
-//! Everything that waits at the same time is one step's batch: acknowledgements of a batch leave as one call.
+//! Everything that waits at the same time is one batch, and with a store one transaction: what must be durable is, then
+//! messages leave. That an update was taken without a transaction waits for the next one, and not long.
 //! Bounds: while the handler is behind, the master is not read; while the master is behind, calls wait at the handle.
 
+use crate::batch::{Batch, Keeper};
 use crate::error::Error;
 use crate::events::{Ack, Acks, Event, Events, Update};
 use crate::handle::Handle;
 use crate::link::{Link, LinkEvent};
 use crate::options::Options;
+use crate::transaction::Commit;
 use smalti_framework_sdk_core::{Client, Delivery, Event as CoreEvent, Message};
 use smalti_proto::v1;
+use smalti_types::Time;
 use smalti_types::protocol::{Call, FrameworkEvent};
-use smalti_types::{Effects, Time};
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +26,8 @@ const EVENT_QUEUE: usize = 4096;
 const MOST_DELIVERIES: usize = 16_384;
 /// Batches of calls that wait for the loop.
 const CALL_QUEUE: usize = 256;
+/// Transactions that wait for the loop; all that do become one.
+const COMMIT_QUEUE: usize = 256;
 /// Calls that wait for the connection before no more are taken from the handler.
 const MOST_OUTGOING: usize = 4096;
 /// How long the connection may take to carry the last calls and acknowledgements after the end.
@@ -41,32 +45,55 @@ impl Framework {
     /// # Errors
     /// When there is no master (unless [`Options::wait_for_master`]), or it refuses this framework.
     pub async fn connect(options: Options) -> Result<(Handle, Events), Error> {
-        let (calls, call_queue) = mpsc::channel(CALL_QUEUE);
-        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
         let (ready, started) = oneshot::channel();
+        let framework = Self::begin(options, Some(ready))?;
+        started.await.map_err(|_| Error::Closed)??;
+        Ok(framework)
+    }
+
+    /// As [`Framework::connect`], but does not wait for a subscription: transactions are possible at once, and the first
+    /// event tells how it went. Waits for a master that is not there.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn start(options: Options) -> Result<(Handle, Events), Error> {
+        Self::begin(Options { wait_for_master: true, ..options }, None)
+    }
+
+    fn begin(options: Options, ready: Option<oneshot::Sender<Result<(), Error>>>) -> Result<(Handle, Events), Error> {
+        let (calls, call_queue) = mpsc::channel(CALL_QUEUE);
+        let (commits, commit_queue) = mpsc::channel(COMMIT_QUEUE);
+        let (events, receiver) = mpsc::channel(EVENT_QUEUE);
+        let (client, keeper) = Keeper::open(&options)?;
         let run = Loop {
-            client: Client::new(options.info, options.id),
+            client,
+            keeper,
+            batch: Batch::default(),
             link: Link::new(options.master.clone()),
             calls: call_queue,
+            commits: commit_queue,
             events,
             acks: Arc::default(),
             deliveries: VecDeque::new(),
             outgoing: VecDeque::new(),
-            ready: Some(ready),
+            ready,
             wait_for_master: options.wait_for_master,
             master: options.master,
             over: false,
         };
         tokio::spawn(run.run());
-        started.await.map_err(|_| Error::Closed)??;
-        Ok((Handle { calls }, Events { receiver }))
+        Ok((Handle { calls, commits }, Events { receiver }))
     }
 }
 
 struct Loop {
     client: Client,
+    keeper: Keeper,
+    /// What was decided since the last wake, until it is durable.
+    batch: Batch,
     link: Link,
     calls: mpsc::Receiver<Vec<Call>>,
+    commits: mpsc::Receiver<Commit>,
     events: mpsc::Sender<Event>,
     acks: Arc<Acks>,
     /// Decided, and not yet in the handler's channel.
@@ -85,6 +112,7 @@ struct Loop {
 enum Wake {
     Link(LinkEvent),
     Calls(Vec<Vec<Call>>),
+    Commits(Vec<Commit>),
     HandleGone,
     Acks,
     Delivered,
@@ -102,25 +130,34 @@ impl Loop {
             match self.wait(&mut ticks, handles).await {
                 Wake::Link(event) => self.link_event(event),
                 Wake::Calls(batches) => self.take_calls(batches),
+                Wake::Commits(commits) => self.take_commits(commits),
                 Wake::HandleGone => handles = false,
                 Wake::Tick => self.step(CoreEvent::Tick),
                 Wake::Acks | Wake::Delivered | Wake::Sent => {}
                 Wake::HandlerGone => break,
             }
             self.take_acks();
+            self.finish_batch();
             self.flush();
         }
+        self.keeper.hurry();
+        self.finish_batch();
+        self.flush();
         if self.link.calls().is_some() {
             self.link.finish(LAST_WORDS).await;
         }
+        let Self { client, keeper, commits, calls, events, acks, .. } = self;
+        drop((calls, events));
+        keeper.serve(client, commits, &acks).await;
     }
 
     async fn wait(&mut self, ticks: &mut tokio::time::Interval, handles: bool) -> Wake {
         let listening = self.deliveries.len() < MOST_DELIVERIES && !self.over;
         let taking = handles && self.outgoing.len() < MOST_OUTGOING && !self.over;
         let sender = self.link.calls().filter(|_| !self.outgoing.is_empty()).cloned();
-        let mut batches = Vec::new();
+        let (mut batches, mut commits) = (Vec::new(), Vec::new());
         tokio::select! {
+            n = self.commits.recv_many(&mut commits, COMMIT_QUEUE), if taking => if n == 0 { Wake::HandleGone } else { Wake::Commits(commits) },
             n = self.calls.recv_many(&mut batches, CALL_QUEUE), if taking => if n == 0 { Wake::HandleGone } else { Wake::Calls(batches) },
             () = self.acks.wait() => Wake::Acks,
             event = self.link.next(), if listening => Wake::Link(event),
@@ -200,30 +237,50 @@ impl Loop {
         }
     }
 
+    fn take_commits(&mut self, commits: Vec<Commit>) {
+        // What the handler said before, in its order.
+        self.take_acks();
+        for commit in commits {
+            self.batch.take(&mut self.client, now(), commit);
+        }
+    }
+
     fn take_acks(&mut self) {
         let said = self.acks.take();
-        if !said.handled.is_empty() {
-            self.step(CoreEvent::Handled(said.handled));
-        }
         if !said.not_handled.is_empty() {
             self.step(CoreEvent::NotHandled(said.not_handled));
+        }
+        if !said.handled.is_empty() {
+            self.keeper.take(now(), self.client.step(now(), CoreEvent::Handled(said.handled)));
         }
     }
 
     fn step(&mut self, event: CoreEvent) {
-        let effects: Effects<_, _> = self.client.step(now(), event);
-        // Records become durable here once there is a store to keep them in.
-        let messages = effects.commit(|_records| Ok::<_, Infallible>(())).unwrap_or_else(|never| match never {});
-        for message in messages {
-            match message {
-                Message::Subscribe(subscription) => self.link.open(subscription.into()),
-                Message::ToMaster(call) => {
-                    let last = matches!(call, Call::Teardown);
-                    self.outgoing.push_back(call.into());
-                    self.over |= last;
-                }
-                Message::Deliver(delivery) => self.deliver(delivery),
+        self.batch.effects.merge(self.client.step(now(), event));
+    }
+
+    /// What was decided becomes durable, then it is told. A store that fails ends everything: what cannot be kept must not
+    /// be done.
+    fn finish_batch(&mut self) {
+        match self.keeper.commit(std::mem::take(&mut self.batch), now()) {
+            Ok(messages) => messages.into_iter().for_each(|message| self.act(message)),
+            Err(reason) => {
+                tracing::error!(reason, "the framework ends: what cannot be kept must not be told");
+                self.link.lose();
+                self.deliver(Delivery::Error(reason));
             }
+        }
+    }
+
+    fn act(&mut self, message: Message) {
+        match message {
+            Message::Subscribe(subscription) => self.link.open(subscription.into()),
+            Message::ToMaster(call) => {
+                let last = matches!(call, Call::Teardown);
+                self.outgoing.push_back(call.into());
+                self.over |= last;
+            }
+            Message::Deliver(delivery) => self.deliver(delivery),
         }
     }
 

@@ -1,84 +1,13 @@
 //! The client over real gRPC against a master that says what the test wants.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod master;
+
+use master::{launch, master, offer, update};
 use smalti_framework_sdk::types::protocol::{Call, FrameworkEvent};
-use smalti_framework_sdk::types::{
-    Attributes, BundleRef, Bytes, Digest, Filters, FrameworkId, Launch, MasterEpoch, MilliCpus, Offer, OfferId, Operation, Reason,
-    Resources, Role, StatusUpdate, TaskId, TaskKey, TaskSpec, TaskState, Time,
-};
+use smalti_framework_sdk::types::{Filters, MasterEpoch, TaskState};
 use smalti_framework_sdk::{Error, Event, Framework, Options};
 use smalti_proto::v1;
-use smalti_proto::v1::framework_service_server::{FrameworkService, FrameworkServiceServer};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Request, Response, Status, Streaming};
-
-type Reply = Result<v1::Event, Status>;
-
-/// Hands every connection to the test.
-struct FakeMaster(mpsc::Sender<Peer>);
-
-struct Peer {
-    calls: Streaming<v1::Call>,
-    events: mpsc::Sender<Reply>,
-}
-
-#[tonic::async_trait]
-impl FrameworkService for FakeMaster {
-    type SubscribeStream = ReceiverStream<Reply>;
-    async fn subscribe(&self, request: Request<Streaming<v1::Call>>) -> Result<Response<Self::SubscribeStream>, Status> {
-        let (events, receiver) = mpsc::channel(64);
-        let peer = Peer { calls: request.into_inner(), events };
-        self.0.send(peer).await.map_err(|_| Status::unavailable("test over"))?;
-        Ok(Response::new(ReceiverStream::new(receiver)))
-    }
-}
-
-impl Peer {
-    async fn say(&self, event: FrameworkEvent) {
-        self.events.send(Ok(event.into())).await.unwrap();
-    }
-
-    async fn call(&mut self) -> v1::call::Call {
-        loop {
-            let call = self.calls.message().await.unwrap().expect("the client is there").call.unwrap();
-            // The question for all that the master knows, with which every life begins.
-            if !matches!(&call, v1::call::Call::Reconcile(r) if r.tasks.is_empty()) {
-                return call;
-            }
-        }
-    }
-
-    async fn subscribed(&mut self, epoch: u64) -> v1::SubscribeCall {
-        let v1::call::Call::Subscribe(s) = self.call().await else { panic!("the first call must subscribe") };
-        self.say(FrameworkEvent::Subscribed { framework: id(), epoch: MasterEpoch(epoch) }).await;
-        s
-    }
-}
-
-fn id() -> FrameworkId {
-    FrameworkId::new("F1-1").unwrap()
-}
-
-async fn master() -> (Options, mpsc::Receiver<Peer>) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let (sender, peers) = mpsc::channel(8);
-    let server = tonic::transport::Server::builder().add_service(FrameworkServiceServer::new(FakeMaster(sender)));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    (Options::new(address, "test"), peers)
-}
-
-fn update(task: &str, seq: u64, state: TaskState) -> StatusUpdate {
-    let key = TaskKey { framework: id(), task: TaskId::new(task).unwrap(), attempt: 0 };
-    StatusUpdate::new(key, seq, state, Reason::None, "", Time(0))
-}
-
-fn launch(task: &str) -> Operation {
-    let spec = TaskSpec::new(BundleRef { digest: Digest::of(b"x"), uri: None });
-    let resources = Resources::new(MilliCpus(100), Bytes::mib(16));
-    Operation::Launch(Launch { task: TaskId::new(task).unwrap(), attempt: 0, resources, spec })
-}
 
 #[tokio::test]
 async fn a_lost_connection_is_made_again_under_the_same_id_and_open_tasks_are_reconciled() {
@@ -89,16 +18,7 @@ async fn a_lost_connection_is_made_again_under_the_same_id_and_open_tasks_are_re
     let (handle, mut events) = connecting.await.unwrap().unwrap();
     assert!(matches!(events.recv().await, Some(Event::Subscribed { .. })));
 
-    let offer = Offer {
-        id: OfferId { epoch: MasterEpoch(1), number: 1 },
-        framework: id(),
-        role: Role::default(),
-        agent: "a1".parse().unwrap(),
-        hostname: "h".into(),
-        resources: Resources::new(MilliCpus(1000), Bytes::gib(1)),
-        attributes: Attributes::default(),
-    };
-    peer.say(FrameworkEvent::Offers(vec![offer])).await;
+    peer.say(FrameworkEvent::Offers(vec![offer(1)])).await;
     let Some(Event::Offers(offers)) = events.recv().await else { panic!("offers expected") };
     handle.accept(vec![offers[0].id], vec![launch("t")], Filters::default()).await.unwrap();
     assert!(matches!(peer.call().await, v1::call::Call::Accept(_)));

@@ -10,6 +10,9 @@ pub struct Me {
     pub task_id: Option<String>,
     /// Which attempt, from 0.
     pub attempt: Option<u32>,
+    /// Grows with every attempt of this task or item. A store that keeps the highest one that it has seen, and refuses what comes with a
+    /// lower one, is safe from an earlier attempt that nobody could reach any more and that still runs.
+    pub fencing_token: Option<u64>,
     /// For items of a task array: the index, from 0.
     pub item: Option<u64>,
     /// For items: how many items the array has.
@@ -40,6 +43,7 @@ impl Me {
         Self {
             task_id: get("SMALTI_TASK_ID"),
             attempt: number(get("SMALTI_ATTEMPT")),
+            fencing_token: number(get("SMALTI_FENCING_TOKEN")),
             item: number(get("SMALTI_ITEM")),
             items: number(get("SMALTI_ITEMS")),
             round: number(get("SMALTI_ROUND")),
@@ -57,10 +61,18 @@ mod tests {
 
     #[test]
     fn the_environment_says_who_i_am() {
-        let vars = [("SMALTI_TASK_ID", "j1.m0.0"), ("SMALTI_ITEM", "7"), ("SMALTI_ITEMS", "9"), ("PORT0", "31000"), ("PORT1", "31001")];
+        let vars = [
+            ("SMALTI_TASK_ID", "j1.m0.0"),
+            ("SMALTI_FENCING_TOKEN", "3"),
+            ("SMALTI_ITEM", "7"),
+            ("SMALTI_ITEMS", "9"),
+            ("PORT0", "31000"),
+            ("PORT1", "31001"),
+        ];
         let me = Me::read(|name| vars.iter().find(|(k, _)| *k == name).map(|(_, v)| (*v).to_owned()));
         assert_eq!(me.task_id.as_deref(), Some("j1.m0.0"));
         assert_eq!((me.item, me.items), (Some(7), Some(9)));
+        assert_eq!((me.attempt, me.fencing_token), (None, Some(3)));
         assert_eq!(me.ports, [31000, 31001]);
     }
 

@@ -10,6 +10,7 @@ use crate::outbound::{Outbound, Queue, queue};
 use crate::sandbox_relay::Relay;
 use smalti_master_core::{Conn, Event};
 use smalti_proto::{v1, version};
+use smalti_types::BootTime;
 use smalti_types::protocol::Registration;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -122,8 +123,13 @@ impl Reader {
                 Ok(updates) => self.handle.send(Input::Event(Event::AgentUpdates { conn, updates })).await?,
                 Err(e) => return Ok(Err(smalti_proto::convert::ConvertError::to_string(&e))),
             },
-            Some(Message::Heartbeat(heartbeat)) if heartbeat.counters.is_empty() => {}
             Some(Message::Heartbeat(heartbeat)) => {
+                if let Some(asked) = heartbeat.lease_asked_us.map(BootTime) {
+                    self.handle.send(Input::Event(Event::AgentLease { conn, asked })).await?;
+                }
+                if heartbeat.counters.is_empty() {
+                    return Ok(Ok(()));
+                }
                 let short = heartbeat.counters.into_iter().filter(|(name, _)| name.len() <= MAX_COUNTER_NAME).take(MAX_COUNTERS);
                 self.handle.send(Input::Counters { conn, counters: short.collect() }).await?;
             }

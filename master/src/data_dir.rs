@@ -1,7 +1,7 @@
 //! The master's directory: made at the start, locked for one master, and the epoch, which must rise with every life.
 //!
-//! Deliberately absent for now: the registry of agents and frameworks. The core already emits its records; they will be
-//! written here.
+//! The epoch is kept here beside the registry, so that it rises for a master without one, too. What else must be remembered is in
+//! [`crate::registry`].
 
 use crate::StartError;
 use smalti_types::{MasterEpoch, Time};

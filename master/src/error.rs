@@ -35,6 +35,9 @@ pub enum StartError {
     /// Another master uses the data directory.
     #[error("master: data directory {} is in use by another master; stop it, or name another with --data-dir", .0.display())]
     InUse(PathBuf),
+    /// The registry cannot be used.
+    #[error(transparent)]
+    Registry(#[from] crate::RegistryError),
     /// The bundle store cannot be opened.
     #[error("master: cannot open the bundle store {url}: {cause}; --bundle-store takes a directory, file:///DIR or s3://BUCKET/PREFIX")]
     BundleStore {

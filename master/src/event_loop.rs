@@ -5,11 +5,12 @@ use crate::clock::Clock;
 use crate::frames::{AgentFrame, FrameworkFrame};
 use crate::outbound::Queue;
 use crate::peers::Peers;
-use smalti_master_core::{Config, Conn, Effects, Event, Master, Message, Record};
+use crate::registry::{Registry, RegistryError};
+use smalti_master_core::{Conn, Effects, Event, Master, Message};
 use smalti_proto::convert::HEARTBEAT_INTERVAL_MS;
 use smalti_proto::v1;
 use smalti_types::protocol::{FrameworkEvent, Registration, Subscription};
-use smalti_types::{AgentId, FrameworkId, MasterEpoch, TaskKey};
+use smalti_types::{AgentId, FrameworkId, TaskKey};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -120,30 +121,43 @@ pub(crate) struct EventLoop {
     clock: Clock,
     peers: Peers,
     inbox: mpsc::Receiver<Input>,
+    registry: Box<dyn Registry>,
     frameworks_made: u64,
     heartbeat: Instant,
 }
 
 impl EventLoop {
-    pub(crate) fn new(config: Config, epoch: MasterEpoch, mut clock: Clock) -> (Self, Handle) {
+    /// A loop around `master`, which was recovered from what is in `registry`.
+    pub(crate) fn new(master: Master, registry: Box<dyn Registry>, clock: Clock) -> (Self, Handle) {
         let (tx, inbox) = mpsc::channel(INBOX);
-        let master = Master::new(config, epoch, clock.now());
-        let this = Self { master, clock, peers: Peers::default(), inbox, frameworks_made: 0, heartbeat: Instant::now() };
+        let this = Self { master, clock, peers: Peers::default(), inbox, registry, frameworks_made: 0, heartbeat: Instant::now() };
         (this, Handle { inbox: tx, conns: Arc::default() })
     }
 
-    /// Runs until `stop`.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Runs until `stop`; then every stream ends with a word that says to connect again, and the registry is closed.
+    ///
+    /// # Errors
+    /// When the registry cannot be written: what was decided in that batch is told to nobody.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
+        let ended = self.turn(&stop).await;
+        self.peers.end_all(match &ended {
+            Ok(()) => "the master is stepping down; connect again",
+            Err(_) => "the master cannot write its registry and stops; connect again",
+        });
+        ended
+    }
+
+    async fn turn(&mut self, stop: &CancellationToken) -> Result<(), RegistryError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let mut effects = Effects::default();
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return Ok(()),
                 n = self.inbox.recv_many(&mut batch, BATCH) => {
                     if n == 0 {
-                        return;
+                        return Ok(());
                     }
                 }
                 _ = tick.tick() => {
@@ -155,7 +169,7 @@ impl EventLoop {
                 effects.merge(self.take(input));
             }
             effects.merge(self.step(Event::BatchEnd));
-            self.deliver(effects);
+            self.deliver(effects)?;
         }
     }
 
@@ -231,14 +245,14 @@ impl EventLoop {
 
     /// Persist, then send. A peer that cannot take its frames is a disconnected peer, which may free resources, which
     /// makes more messages: until nothing is left to say.
-    fn deliver(&mut self, effects: Effects) {
+    fn deliver(&mut self, effects: Effects) -> Result<(), RegistryError> {
         let mut effects = effects;
         loop {
-            let Ok(messages) = effects.commit(persist);
+            let messages = effects.commit(|records| self.registry.write(records))?;
             messages.into_iter().for_each(|message| self.peers.add(message));
             let lost = self.peers.flush();
             if lost.is_empty() {
-                return;
+                return Ok(());
             }
             effects = Effects::default();
             for event in lost {
@@ -257,11 +271,55 @@ impl EventLoop {
     }
 }
 
-/// The registry on disk takes its place here; until then a master learns everything again from those who register.
-#[expect(clippy::unnecessary_wraps, clippy::needless_pass_by_value, reason = "the shape that writing to disk will have")]
-fn persist(records: Vec<Record>) -> Result<(), std::convert::Infallible> {
-    for record in &records {
-        tracing::debug!(?record, "record");
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbound::queue;
+    use futures::StreamExt;
+    use smalti_master_core::{Config, Record, Stored};
+    use smalti_types::{AgentInfo, Attributes, Bytes, MasterEpoch, MilliCpus, Resources, Time};
+
+    #[derive(Debug)]
+    struct FullDisk;
+
+    impl Registry for FullDisk {
+        fn load(&mut self) -> Result<Stored, RegistryError> {
+            Ok(Stored::default())
+        }
+
+        fn next_epoch(&mut self, floor: MasterEpoch) -> Result<MasterEpoch, RegistryError> {
+            Ok(floor)
+        }
+
+        fn write(&mut self, records: Vec<Record>) -> Result<(), RegistryError> {
+            let cause = std::io::ErrorKind::StorageFull.into();
+            if records.is_empty() { Ok(()) } else { Err(RegistryError::Io { doing: "write to", path: "registry".into(), cause }) }
+        }
     }
-    Ok(())
+
+    #[tokio::test]
+    async fn what_cannot_be_written_down_is_told_to_nobody() {
+        let master = Master::new(Config::default(), MasterEpoch(1), Time(1));
+        let (event_loop, handle) = EventLoop::new(master, Box::new(FullDisk), Clock::default());
+        let (queue, outbound, _stop) = queue();
+        let info = AgentInfo {
+            id: AgentId::new("a1").unwrap(),
+            hostname: "a1".into(),
+            total: Resources::new(MilliCpus(1_000), Bytes::gib(1)),
+            overhead: Resources::default(),
+            attributes: Attributes::default(),
+            isolation: BTreeMap::new(),
+            boot_id: "boot".into(),
+            incarnation: 1,
+        };
+        let registration = Registration { info, tasks: vec![], unacknowledged: vec![] };
+        let conn = handle.next_conn();
+        handle.send(Input::AgentArrived { conn, queue, registration }).await.unwrap();
+        let error = event_loop.run(CancellationToken::new()).await.unwrap_err().to_string();
+        assert!(error.contains("free space") && error.contains("write to the registry"), "{error}");
+        let told: Vec<Result<v1::MasterToAgent, tonic::Status>> = outbound.collect().await;
+        let only_the_end = matches!(&told[..], [Err(status)] if status.message().contains("cannot write its registry"));
+        assert!(only_the_end, "{told:?}");
+        assert_eq!(handle.send(Input::Gone(conn)).await, Err(Stopped), "it takes nothing any more");
+    }
 }

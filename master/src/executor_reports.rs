@@ -39,6 +39,11 @@ pub(crate) fn bounded(mut reports: v1::ExecutorReports) -> v1::ExecutorReports {
     }
     let parts = reports.overhead_memory.into_iter().filter(|(name, _)| name.len() <= MAX_TEXT);
     reports.overhead_memory = parts.take(MAX_ENTRIES).collect::<HashMap<_, _>>();
+    reports.losses.truncate(MAX_ENTRIES);
+    for loss in &mut reports.losses {
+        truncate(&mut loss.framework, MAX_TEXT);
+        truncate(&mut loss.cause, MAX_TEXT);
+    }
     reports
 }
 
@@ -52,8 +57,10 @@ mod tests {
         let layers: HashMap<String, String> =
             (0..100).map(|n| (n.to_string(), long.clone())).chain([(long.clone(), String::new())]).collect();
         let one = v1::ExecutorReport { id: long.clone(), allocator: long.clone(), layers, pid: 7, ..Default::default() };
+        let losses = vec![v1::ExecutorLosses { cause: long.clone(), ..Default::default() }; 100];
         let overhead_memory = HashMap::from([("agent".to_owned(), 5), (long, 6)]);
-        let reports = bounded(v1::ExecutorReports { executors: vec![one; 600], overhead_memory });
+        let reports = bounded(v1::ExecutorReports { executors: vec![one; 600], overhead_memory, losses });
+        assert_eq!((reports.losses.len(), reports.losses[0].cause.len()), (MAX_ENTRIES, MAX_TEXT));
         assert_eq!(reports.executors.len(), MAX_EXECUTORS);
         let first = &reports.executors[0];
         assert_eq!((first.pid, first.id.len(), first.allocator.len(), first.layers.len()), (7, MAX_TEXT, MAX_TEXT, MAX_ENTRIES));

@@ -4,7 +4,7 @@
 use smalti_proto::convert::HEARTBEAT_INTERVAL_MS;
 use smalti_proto::{v1, version};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent};
-use smalti_types::{ItemBatch, MasterEpoch, StatusUpdate, TaskSpec, Time};
+use smalti_types::{ItemBatch, MasterEpoch, TaskSpec, Time};
 
 /// Neighbouring values are joined into one frame up to about this many bytes: far below the wire's limit, and enough that
 /// frames cost nothing.
@@ -52,7 +52,10 @@ impl AgentFrame {
                     spec_weight(&launch.template.spec) + launch.template.split_inputs.len() * BASE_BYTES + batch_weight(&launch.batch)
                 }
                 AgentCommand::AssignItems { batch, .. } => batch_weight(batch),
-                AgentCommand::ReturnItems { .. } | AgentCommand::Kill { .. } | AgentCommand::Acknowledge(_) => 0,
+                AgentCommand::ReturnItems { .. }
+                | AgentCommand::Kill { .. }
+                | AgentCommand::Acknowledge(_)
+                | AgentCommand::Lease { .. } => 0,
             };
         Self::Commands(vec![command], weight)
     }
@@ -62,7 +65,7 @@ impl FrameworkFrame {
     pub(crate) fn event(event: FrameworkEvent) -> Self {
         let weight = BASE_BYTES
             + match &event {
-                FrameworkEvent::Updates(updates) => updates.iter().map(|(_, u)| update_weight(u)).sum(),
+                FrameworkEvent::Updates(updates) => updates.iter().map(|(_, u)| u.weight()).sum(),
                 FrameworkEvent::Offers(offers) => offers.iter().map(|o| (2 + o.attributes.0.len()) * BASE_BYTES).sum(),
                 FrameworkEvent::Rescind(offers) => offers.len() * 16,
                 FrameworkEvent::Refused { message, .. } => message.len(),
@@ -87,15 +90,6 @@ fn spec_weight(spec: &TaskSpec) -> usize {
 
 fn batch_weight(batch: &ItemBatch) -> usize {
     batch.splits.len() * 32 + batch.items.ranges().len() * 16
-}
-
-fn update_weight(update: &StatusUpdate) -> usize {
-    let array = update.array.as_ref().map_or(0, |delta| {
-        let failed: usize = delta.failed.iter().map(|f| 64 + f.message.len()).sum();
-        let results: usize = delta.results.iter().map(|(_, value)| 16 + value.len()).sum();
-        failed + results + (delta.finished.ranges().len() + delta.returned.ranges().len()) * 16
-    });
-    BASE_BYTES + update.message.len() + update.result.as_ref().map_or(0, Vec::len) + array
 }
 
 impl Frame for AgentFrame {

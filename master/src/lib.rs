@@ -5,6 +5,7 @@
 //!
 //! * [`server`](mod@server): listener, limits, routes;
 //! * `event_loop`: the one task that owns the core; `peers`, `outbound`: what goes out, bounded;
+//! * `registry`: what survives a restart, behind a trait; `data_dir`: where it lies, locked for one master;
 //! * one file per gRPC service, `bundle_store` and `bundles_http` for bundles, `sandbox_relay` for reads on agents.
 
 mod agent_service;
@@ -23,10 +24,12 @@ mod operator_service;
 mod options;
 mod outbound;
 mod peers;
+mod registry;
 mod sandbox_relay;
 mod server;
 mod views;
 
 pub use error::StartError;
 pub use options::Options;
+pub use registry::RegistryError;
 pub use server::{Server, run};

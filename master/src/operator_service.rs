@@ -22,8 +22,8 @@ impl v1::operator_service_server::OperatorService for Operators {
     type ReadSandboxStream = ReadStream;
 
     async fn cluster(&self, _: Request<v1::Empty>) -> Result<Response<v1::ClusterInfo>, Status> {
-        let view = self.handle.ask(|master, _| master.cluster_view()).await?;
-        Ok(Response::new(views::cluster(view)))
+        let (view, counters) = self.handle.ask(|master, peers| (master.cluster_view(), peers.cluster_counters())).await?;
+        Ok(Response::new(views::cluster(view, counters)))
     }
 
     async fn list_agents(&self, _: Request<v1::Empty>) -> Result<Response<v1::AgentList>, Status> {

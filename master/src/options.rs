@@ -20,6 +20,10 @@ pub struct Options {
     /// Default: `bundles` below the data directory.
     #[arg(long, value_name = "URL")]
     pub bundle_store: Option<String>,
+    /// Where agents, frameworks and fail-over deadlines are kept over restarts: redb:PATH, or memory for a master that forgets them
+    /// when it stops. Default: `registry.redb` in the data directory.
+    #[arg(long, value_name = "redb:PATH|memory")]
+    pub registry: Option<String>,
     /// Largest bundle that is taken in.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub max_bundle: Bytes,
@@ -46,6 +50,7 @@ impl Default for Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 5050)),
             data_dir: None,
             bundle_store: None,
+            registry: None,
             max_bundle: Bytes::gib(1),
             insecure_listen: false,
             agent_timeout: DurationMs(75_000),

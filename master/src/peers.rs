@@ -55,6 +55,8 @@ pub(crate) struct Peers {
     touched: BTreeSet<Conn>,
     /// Connections that end after the current batch.
     closing: BTreeMap<Conn, String>,
+    /// Connections that were ended because their peer did not read.
+    too_slow: u64,
 }
 
 impl Peers {
@@ -69,6 +71,14 @@ impl Peers {
     /// Forgets a connection; gives the event that tells the core, if the connection was there.
     pub(crate) fn remove(&mut self, conn: Conn) -> Option<Event> {
         self.end(conn, Status::unavailable("the connection ended"))
+    }
+
+    /// Ends every connection after what is queued for it: the master stops.
+    pub(crate) fn end_all(&mut self, why: &str) {
+        let conns: Vec<Conn> = self.agents.keys().chain(self.frameworks.keys()).copied().collect();
+        for conn in conns {
+            self.end(conn, Status::unavailable(why));
+        }
     }
 
     fn end(&mut self, conn: Conn, status: Status) -> Option<Event> {
@@ -112,6 +122,11 @@ impl Peers {
         counters.insert("master_frames_sent".to_owned(), peer.sent);
         counters.insert("master_frames_received".to_owned(), peer.received);
         counters
+    }
+
+    /// What bounds made the master do to its peers.
+    pub(crate) fn cluster_counters(&self) -> BTreeMap<String, u64> {
+        BTreeMap::from([("slow_readers_disconnected".to_owned(), self.too_slow)])
     }
 
     pub(crate) fn read(&mut self, conn: Conn, request: v1::ReadRequest) -> bool {
@@ -163,6 +178,7 @@ impl Peers {
             let Some(flushed) = agent.or_else(|| self.frameworks.get_mut(&conn).map(Peer::flush)) else { continue };
             let status = match (flushed, self.closing.remove(&conn)) {
                 (Err(NotQueued::TooSlow), _) => {
+                    self.too_slow += 1;
                     tracing::warn!(%conn, "peer does not read what it is sent; its connection is ended");
                     Status::resource_exhausted("you do not read fast enough; connect again")
                 }

@@ -8,19 +8,21 @@ use crate::data_dir::DataDir;
 use crate::event_loop::{EventLoop, Handle};
 use crate::framework_service::Frameworks;
 use crate::operator_service::Operators;
+use crate::registry::Registry;
 use crate::sandbox_relay::Relay;
-use crate::{Options, StartError, bundles_http, listener};
+use crate::{Options, StartError, bundles_http, listener, registry};
 use anyhow::Context as _;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use smalti_master_core::Config;
+use smalti_master_core::{Config, Master};
 use smalti_proto::convert::MAX_FRAME_LEN;
 use smalti_proto::v1;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -46,6 +48,7 @@ pub struct Server {
     addr: SocketAddr,
     data: DataDir,
     store: BundleStore,
+    registry: Box<dyn Registry>,
 }
 
 /// Runs a master until `shutdown`, after one line on stdout that says where it listens.
@@ -55,7 +58,26 @@ pub struct Server {
 pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
     let server = Server::bind(options).await?;
     println!("ready: master {}", server.local_addr());
-    server.serve(shutdown).await
+    server
+        .serve(async {
+            shutdown.await;
+            leave_at_next_signal();
+            tracing::info!("stepping down; a second signal stops at once");
+        })
+        .await
+}
+
+/// Somebody who asks twice does not want to wait. The registry is whole at every moment, so nothing is lost.
+fn leave_at_next_signal() {
+    // Listens before it is awaited, so that a signal that comes at once is not missed.
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+    tokio::spawn(async move {
+        let number = tokio::select! {
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = terminate.recv() => SignalKind::terminate(),
+        };
+        std::process::exit(128 + number.as_raw_value());
+    });
 }
 
 impl Server {
@@ -75,10 +97,11 @@ impl Server {
         }
         let data = DataDir::open(&options.data_dir())?;
         let store = BundleStore::open(options.bundle_store.as_deref(), &data.path, options.max_bundle.0)?;
+        let registry = registry::open(options.registry.as_deref(), &data.path)?;
         let fail = |cause| StartError::listen(options.listen, cause);
         let listener = TcpListener::bind(options.listen).await.map_err(fail)?;
         let addr = listener.local_addr().map_err(fail)?;
-        Ok(Self { options, listener, addr, data, store })
+        Ok(Self { options, listener, addr, data, store, registry })
     }
 
     /// Where it listens.
@@ -90,13 +113,16 @@ impl Server {
     /// Serves until `shutdown`.
     ///
     /// # Errors
-    /// When the epoch cannot be written, or the server fails.
-    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+    /// When the registry or the epoch cannot be read or written, or the server fails.
+    pub async fn serve(mut self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
         let mut clock = Clock::default();
-        let epoch = self.data.next_epoch(clock.now())?;
+        let stored = self.registry.load()?;
+        let epoch = self.registry.next_epoch(self.data.next_epoch(clock.now())?)?;
+        tracing::info!(agents = stored.agents.len(), frameworks = stored.frameworks.len(), "the registry is read");
         let config = Config { agent_timeout: self.options.agent_timeout, offer_timeout: self.options.offer_timeout, ..Config::default() };
         let stop = CancellationToken::new();
-        let (event_loop, handle) = EventLoop::new(config, epoch, clock);
+        let master = Master::recover(config, epoch, clock.now(), stored);
+        let (event_loop, handle) = EventLoop::new(master, self.registry, clock);
         let mut looping = tokio::spawn(event_loop.run(stop.clone()));
         let routes = routes(&self.options, handle, self.store);
         let incoming = listener::incoming(self.listener, self.options.max_connections);
@@ -105,7 +131,12 @@ impl Server {
         tracing::info!(addr = %self.addr, epoch = epoch.0, "master serves");
         let served = tokio::select! {
             served = &mut serving => served,
-            ended = &mut looping => return ended.context("the event loop ended"),
+            ended = &mut looping => {
+                // Nobody is told anything any more; what was queued, and why it ends, still reaches the peers.
+                stop.cancel();
+                let _ = tokio::time::timeout(DRAIN, serving).await;
+                return Ok(ended.context("the event loop ended")??);
+            }
             () = shutdown => {
                 stop.cancel();
                 // Streams end when the loop lets go of them; whoever does not leave by then is left behind.
@@ -113,7 +144,8 @@ impl Server {
             }
         };
         stop.cancel();
-        looping.await?;
+        looping.await.context("the event loop ended")??;
+        tracing::info!("master has stepped down");
         Ok(served?)
     }
 }

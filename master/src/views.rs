@@ -4,7 +4,8 @@ use smalti_master_core::{AgentState, AgentView, ClusterView, FrameworkState, Fra
 use smalti_proto::{v1, version};
 use std::collections::BTreeMap;
 
-pub(crate) fn cluster(view: ClusterView) -> v1::ClusterInfo {
+pub(crate) fn cluster(view: ClusterView, mut counters: BTreeMap<String, u64>) -> v1::ClusterInfo {
+    counters.extend(view.counters.iter().map(|(name, n)| ((*name).to_owned(), *n)));
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     v1::ClusterInfo {
         version: Some(version::current()),
@@ -12,6 +13,7 @@ pub(crate) fn cluster(view: ClusterView) -> v1::ClusterInfo {
         agents: count(view.agents),
         frameworks: count(view.frameworks),
         services: view.services.into_iter().collect(),
+        counters: counters.into_iter().collect(),
     }
 }
 
@@ -20,6 +22,7 @@ pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>, executors:
     let state = match view.state {
         AgentState::Active => "active",
         AgentState::Disconnected => "disconnected",
+        AgentState::Unreachable => "unreachable",
     };
     v1::AgentStatus {
         info: Some(view.info.into()),
@@ -32,6 +35,8 @@ pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>, executors:
         counters: counters.into_iter().collect(),
         executors: executors.executors,
         overhead_memory: executors.overhead_memory,
+        away_since_us: view.away_since.map(|t| t.0),
+        executor_losses: executors.losses,
     }
 }
 
@@ -49,5 +54,7 @@ pub(crate) fn framework(view: FrameworkView) -> v1::FrameworkStatus {
         dominant_share: view.dominant_share,
         tasks: u32::try_from(view.tasks).unwrap_or(u32::MAX),
         registered_us: view.registered.0,
+        failover_deadline_us: view.failover_deadline.map(|t| t.0),
+        pending_bytes: view.pending_bytes as u64,
     }
 }

@@ -202,3 +202,70 @@ async fn a_master_that_cannot_start_says_why_in_one_line() {
     assert!(Server::bind(store).await.unwrap_err().to_string().contains("ftp://x"));
     master.stop().await;
 }
+
+#[tokio::test]
+async fn a_master_that_restarts_says_so_and_knows_who_was_there() {
+    let master = Master::start().await;
+    let agent = FakeAgent::register(&master, "a1", res(4, 4)).await;
+    let framework = FakeFramework::subscribe(&master, "one").await;
+    let id = framework.id.clone();
+    let epoch = master.operators().await.cluster(v1::Empty {}).await.unwrap().into_inner().epoch;
+    let (master, agent_told, framework_told) = tokio::join!(master.restart(), agent.end(), framework.end());
+    for told in [agent_told, framework_told] {
+        assert_eq!((told.code(), told.message()), (tonic::Code::Unavailable, "the master is stepping down; connect again"));
+    }
+    let mut operators = master.operators().await;
+    let cluster = operators.cluster(v1::Empty {}).await.unwrap().into_inner();
+    assert!(cluster.epoch > epoch && (cluster.agents, cluster.frameworks) == (1, 1), "{cluster:?}");
+    assert_eq!(cluster.counters["refused_updates"], 0);
+    let there = operators.list_agents(v1::Empty {}).await.unwrap().into_inner().agents.remove(0);
+    assert!(there.state == "disconnected" && there.away_since_us.is_some(), "{there:?}");
+    let known = operators.list_frameworks(v1::Empty {}).await.unwrap().into_inner().frameworks.remove(0);
+    assert!(known.state == "disconnected" && known.failover_deadline_us.is_some(), "{known:?}");
+
+    let mut framework = FakeFramework::subscribe_as(&master, "one", Some(id.clone())).await;
+    assert_eq!(framework.id, id);
+    let _agent = FakeAgent::register(&master, "a1", res(4, 4)).await;
+    assert_eq!(framework.offer().await.id.epoch.0, cluster.epoch);
+    master.wait_until(|agents| agents[0].state == "active" && agents[0].away_since_us.is_none()).await;
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_scheduler_under_one_id_fences_the_first_out() {
+    let master = Master::start().await;
+    let mut first = FakeFramework::subscribe(&master, "one").await;
+    let second = FakeFramework::subscribe_as(&master, "one", Some(first.id.clone())).await;
+    let FrameworkEvent::Error(why) = first.event().await else { panic!("an error expected") };
+    assert!(why.contains("another scheduler took over"), "{why}");
+    assert_eq!(second.id, first.id);
+    assert_eq!(first.end().await.code(), tonic::Code::Aborted);
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_lease_is_granted_over_the_heartbeat() {
+    let master = Master::start().await;
+    let mut agent = FakeAgent::register(&master, "a1", res(4, 4)).await;
+    agent.ask_for_a_lease(77).await;
+    assert_eq!(agent.command().await, AgentCommand::Lease { asked: BootTime(77), lease: DurationMs(15_000) });
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_registry_that_cannot_be_used_ends_the_start_with_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = |registry: &str| Options {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        data_dir: Some(dir.path().join("data")),
+        registry: Some(registry.to_owned()),
+        ..Options::default()
+    };
+    let file = dir.path().join("other.redb");
+    std::fs::write(&file, "no database").unwrap();
+    let damaged = Server::bind(options(&format!("redb:{}", file.display()))).await.unwrap_err();
+    assert!(matches!(&damaged, StartError::Registry(_)) && damaged.to_string().contains("move it away"), "{damaged}");
+    let wrong = Server::bind(options("zk://somewhere")).await.unwrap_err().to_string();
+    assert!(wrong.starts_with("master: --registry zk://somewhere") && !wrong.contains('\n'), "{wrong}");
+    assert!(Server::bind(options("memory")).await.is_ok());
+}

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod convert;
+pub mod registry;
 pub mod version;
 
 /// Generated from `proto/smalti/v1/*.proto`.

@@ -1,15 +1,15 @@
-//! The task that owns the core. It drains its inbox in batches: step each event, one commit, then one send per framework;
-//! then questions about the new state are answered.
+//! The task that owns the core. It drains its inbox in batches: step each event, then one transaction per framework, with what
+//! changed, the updates that changed it, and the calls that follow; then questions about the new state are answered.
 
 use crate::cluster::Cluster;
 use crate::frameworks::Frameworks;
 use crate::options::Options;
 use crate::rounds;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::watchers::{Watch, Watchers};
-use smalti_framework_sdk::Ack;
+use smalti_framework_sdk::{Ack, Transaction};
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, Message, Record, Scheduler};
-use smalti_types::protocol::{Call, FrameworkEvent};
+use smalti_types::protocol::FrameworkEvent;
 use smalti_types::{Effects, Role, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -38,6 +38,8 @@ pub(crate) enum Input {
     Ask(Question),
     /// Views of a job from now on.
     Watch { job: JobId, reply: oneshot::Sender<Option<Watch>> },
+    /// The framework of this role has ended for good.
+    Ended { role: Role, reason: String },
 }
 
 impl std::fmt::Debug for Input {
@@ -47,8 +49,22 @@ impl std::fmt::Debug for Input {
             Self::Submit { .. } => "Submit",
             Self::Ask(_) => "Ask",
             Self::Watch { .. } => "Watch",
+            Self::Ended { .. } => "Ended",
         })
     }
+}
+
+/// Why the loop ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoopError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("what must be kept could not be: {0}")]
+    Commit(#[from] smalti_framework_sdk::Error),
+    #[error(
+        "the framework of role {role} has ended: {reason}; its tasks run on. One scheduler at a time may use this data directory,          or a copy of it: stop the other, and start this one again"
+    )]
+    Ended { role: Role, reason: String },
 }
 
 /// Too many jobs.
@@ -102,7 +118,6 @@ impl Handle {
 /// The owner of all state.
 pub(crate) struct EventLoop {
     core: Scheduler,
-    store: Store,
     frameworks: Frameworks,
     watchers: Watchers,
     cluster: Cluster,
@@ -111,7 +126,9 @@ pub(crate) struct EventLoop {
     /// Of updates that were given to the core, in that order.
     acks: VecDeque<Ack>,
     /// What may be lost and is kept with the next commit.
-    noted: BTreeSet<Record>,
+    noted: BTreeSet<JobId>,
+    /// Whose framework commits what belongs to no role.
+    role: Role,
 }
 
 /// What a batch leaves to do once it is durable.
@@ -125,24 +142,26 @@ struct Batch {
 
 impl EventLoop {
     /// A loop that goes on where the store left off.
-    pub(crate) fn new(options: &Options, store: Store, cluster: Cluster, address: String) -> anyhow::Result<(Handle, Self)> {
+    pub(crate) fn new(options: &Options, store: &Store, cluster: Cluster, address: String) -> anyhow::Result<(Handle, Self)> {
         let stored = store.load()?;
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender.clone() };
         let core = Scheduler::restore(now(), stored.next_number, stored.jobs);
-        let mut frameworks = Frameworks::new(options.master.clone(), options.name.clone(), address, sender, stored.frameworks);
+        let role = options.role()?;
+        let mut frameworks =
+            Frameworks::new(options.master.clone(), options.name.clone(), address, sender, store.shared(), stored.frameworks);
         // The default role is there from the start, so that the master can name the job API.
-        frameworks.connect(&options.role()?);
-        core.roles().for_each(|role| frameworks.connect(role));
+        frameworks.connect(&role)?;
+        core.roles().try_for_each(|role| frameworks.connect(role))?;
         let watchers = Watchers::default();
         Ok((
             handle.clone(),
-            Self { core, store, frameworks, watchers, cluster, handle, inbox, acks: VecDeque::new(), noted: BTreeSet::new() },
+            Self { core, frameworks, watchers, cluster, handle, inbox, acks: VecDeque::new(), noted: BTreeSet::new(), role },
         ))
     }
 
     /// Runs for ever, or until the store fails: what cannot be kept must not be done.
-    pub(crate) async fn run(mut self) -> Result<(), StoreError> {
+    pub(crate) async fn run(mut self) -> Result<(), LoopError> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut inputs = Vec::with_capacity(BATCH);
@@ -159,18 +178,13 @@ impl EventLoop {
         }
     }
 
-    fn take(&mut self, input: Input, batch: &mut Batch) -> Result<(), StoreError> {
+    fn take(&mut self, input: Input, batch: &mut Batch) -> Result<(), LoopError> {
         match input {
             Input::Event { event, ack } => {
-                // What the master itself made up is not acknowledged: the core says nothing of it.
-                let numbered =
-                    matches!(&event, Event::Framework { event: FrameworkEvent::Updates(u), .. } if u.iter().all(|(_, u)| u.key.seq > 0));
-                self.acks.extend(ack.filter(|_| numbered));
-                if let Event::Framework { role, event: FrameworkEvent::Subscribed { framework, .. } } = &event
-                    && self.frameworks.learn(role, framework)
-                {
-                    self.store.put_framework(role, framework)?;
-                }
+                debug_assert!(
+                    ack.is_none() || matches!(&event, Event::Framework { event: FrameworkEvent::Updates(u), .. } if u.len() == 1)
+                );
+                self.acks.extend(ack);
                 batch.effects.merge(self.core.step(now(), event));
             }
             Input::Submit { job, reply } => {
@@ -179,6 +193,7 @@ impl EventLoop {
             }
             Input::Ask(question) => batch.questions.push(question),
             Input::Watch { job, reply } => batch.watches.push((job, reply)),
+            Input::Ended { role, reason } => return Err(LoopError::Ended { role, reason }),
         }
         Ok(())
     }
@@ -196,17 +211,20 @@ impl EventLoop {
         }
     }
 
-    async fn finish(&mut self, batch: Batch) -> Result<(), StoreError> {
-        let (core, store, noted) = (&self.core, &self.store, &mut self.noted);
-        let messages = batch.effects.commit(|mut records| {
-            if records.iter().all(|r| matches!(r, Record::Noted(_))) {
-                noted.extend(records);
-                return Ok(());
-            }
-            records.extend(std::mem::take(noted));
-            tokio::task::block_in_place(|| store.write(core, &records))
+    async fn finish(&mut self, batch: Batch) -> Result<(), LoopError> {
+        // Records become writes here, and durable in the transactions below: nothing leaves before, calls included.
+        let mut records = Vec::new();
+        let messages = batch.effects.commit(|r| {
+            records = r;
+            Ok::<_, StoreError>(())
         })?;
-        self.act(messages).await;
+        let mut transactions: BTreeMap<Role, Transaction> = BTreeMap::new();
+        self.write(records, &mut transactions)?;
+        let later = self.sort(messages, &mut transactions);
+        for (role, transaction) in transactions {
+            self.frameworks.commit(&role, transaction).await?;
+        }
+        self.act(later)?;
         for (reply, result) in batch.submitted {
             // A client that has gone asks again with the same request id.
             let _ = reply.send(result);
@@ -218,34 +236,68 @@ impl EventLoop {
         Ok(())
     }
 
-    async fn act(&mut self, messages: Vec<Message>) {
-        let mut calls: BTreeMap<Role, Vec<Call>> = BTreeMap::new();
+    /// What the records write, by the framework whose transaction writes it.
+    fn write(&mut self, records: Vec<Record>, transactions: &mut BTreeMap<Role, Transaction>) -> Result<(), StoreError> {
+        let role_of = |core: &Scheduler, id| core.job(id).map(|job| job.spec.role.clone());
+        let mut by_role: BTreeMap<Role, Vec<Record>> = BTreeMap::new();
+        for record in records {
+            let (Record::Submitted(id) | Record::Changed(id) | Record::Noted(id) | Record::Forgotten(id)) = record;
+            if matches!(record, Record::Noted(_)) {
+                self.noted.insert(id);
+            } else {
+                by_role.entry(role_of(&self.core, id).unwrap_or_else(|| self.role.clone())).or_default().push(record);
+            }
+        }
+        for (role, mut records) in by_role {
+            let noted = self.noted.extract_if(.., |id| role_of(&self.core, *id).is_none_or(|r| r == role));
+            records.extend(noted.map(Record::Noted));
+            transactions.entry(role).or_default().write(store::writes(&self.core, &records)?);
+        }
+        Ok(())
+    }
+
+    /// Puts calls and acknowledgements into the transactions; what is left follows them. An acknowledgement without a
+    /// transaction is of an update whose loss would be no loss: the library commits it when it is convenient.
+    fn sort(&mut self, messages: Vec<Message>, transactions: &mut BTreeMap<Role, Transaction>) -> Vec<Message> {
+        let mut later = Vec::new();
+        let mut handled: Vec<(Role, Ack)> = Vec::new();
+        for message in messages {
+            match message {
+                Message::Call { role, call } => transactions.entry(role).or_default().call(call),
+                Message::Handled { role, .. } => handled.extend(self.acks.pop_front().map(|ack| (role, ack))),
+                other => later.push(other),
+            }
+        }
+        for (role, ack) in handled {
+            match transactions.get_mut(&role) {
+                Some(transaction) => transaction.take(ack),
+                None => ack.done(),
+            }
+        }
+        later
+    }
+
+    fn act(&mut self, messages: Vec<Message>) -> Result<(), LoopError> {
         let mut changed: Vec<JobId> = Vec::new();
         for message in messages {
             match message {
-                Message::Connect(role) => self.frameworks.connect(&role),
-                Message::Call { role, call } => calls.entry(role).or_default().push(call),
-                Message::Handled { .. } => {
-                    if let Some(ack) = self.acks.pop_front() {
-                        ack.done();
-                    }
-                }
+                Message::Connect(role) => self.frameworks.connect(&role)?,
                 Message::Changed(job) => changed.push(job),
                 Message::StoreOutput { job, round, agent, task, attempt } => {
                     let framework = self.core.job(job).and_then(|j| j.state.framework.clone());
                     let what = rounds::Source { job, round, framework, agent, task, attempt };
                     tokio::spawn(rounds::store_output(self.cluster.clone(), self.handle.clone(), what));
                 }
+                // Gone with the transactions.
+                Message::Call { .. } | Message::Handled { .. } => {}
             }
-        }
-        for (role, calls) in calls {
-            self.frameworks.send(&role, calls).await;
         }
         changed.sort_unstable();
         changed.dedup();
         for job in changed {
             self.watchers.changed(job, self.core.job(job));
         }
+        Ok(())
     }
 }
 

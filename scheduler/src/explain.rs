@@ -33,7 +33,7 @@ impl Needs {
     }
 
     fn request(&self) -> Request<'_> {
-        Request { resources: &self.resources, ports: self.ports, constraints: &self.constraints }
+        Request { resources: &self.resources, ports: self.ports, constraints: &self.constraints, avoided: &[] }
     }
 
     /// Why this agent can never take it; `None` when it could if it were empty.
@@ -72,7 +72,8 @@ fn places(job: &Job) -> Vec<String> {
             p.finished.len()
         )
     });
-    run.chain(before).chain(waiting).chain(parts).take(MOST_AGENTS).collect()
+    let avoided = if job.state.outcome.is_none() { job.avoids() } else { Vec::new() };
+    run.chain(before).chain(waiting).chain(parts).chain(avoided).take(MOST_AGENTS).collect()
 }
 
 fn resources(wire: Option<smalti_proto::v1::Resources>) -> Resources {

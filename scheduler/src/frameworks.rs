@@ -1,21 +1,25 @@
-//! Connections of the frameworks, one per role, each through `framework-sdk`.
+//! Frameworks of this scheduler, one per role, each through `framework-sdk`, all with their records in the scheduler's store.
 
 use crate::event_loop::{Inbox, Input};
-use smalti_framework_sdk::{Ack, Event, Events, Framework, Handle, Options};
+use crate::store::framework_table;
+use smalti_framework_sdk::store::RedbStore;
+use smalti_framework_sdk::{Ack, Error, Event, Events, Framework, Handle, Options, Transaction};
 use smalti_proto::v1::jobs_server::SERVICE_NAME as JOBS_SERVICE;
 use smalti_scheduler_core::Event as CoreEvent;
-use smalti_types::protocol::{Call, FrameworkEvent};
+use smalti_types::protocol::{FrameworkEvent, REMOVED_FRAMEWORK};
 use smalti_types::{FrameworkId, Role};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::Mutex;
 
-/// Batches of calls that wait for the connection.
-const CALL_QUEUE: usize = 1024;
 /// Events of the master that become one batch for the event loop.
 const EVENT_BATCH: usize = 1024;
 /// After a refusal the framework tries again, in case the master changes its mind.
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
+
+/// The handle that a role's framework has at present.
+type Present = Arc<Mutex<Handle>>;
 
 /// All frameworks of this scheduler.
 #[derive(Debug)]
@@ -24,19 +28,28 @@ pub(crate) struct Frameworks {
     name: String,
     address: String,
     inbox: Inbox,
+    store: Arc<RedbStore>,
+    /// Ids from before the library kept them.
     known: BTreeMap<Role, FrameworkId>,
-    calls: BTreeMap<Role, mpsc::Sender<Vec<Call>>>,
+    present: BTreeMap<Role, Present>,
 }
 
 impl Frameworks {
-    pub(crate) fn new(master: String, name: String, address: String, inbox: Inbox, known: BTreeMap<Role, FrameworkId>) -> Self {
-        Self { master, name, address, inbox, known, calls: BTreeMap::new() }
+    pub(crate) fn new(
+        master: String,
+        name: String,
+        address: String,
+        inbox: Inbox,
+        store: Arc<RedbStore>,
+        known: BTreeMap<Role, FrameworkId>,
+    ) -> Self {
+        Self { master, name, address, inbox, store, known, present: BTreeMap::new() }
     }
 
     /// Subscribes a framework for this role, now and whenever it breaks.
-    pub(crate) fn connect(&mut self, role: &Role) {
-        if self.calls.contains_key(role) {
-            return;
+    pub(crate) fn connect(&mut self, role: &Role) -> Result<(), Error> {
+        if self.present.contains_key(role) {
+            return Ok(());
         }
         let mut options = Options::new(
             &self.master,
@@ -45,66 +58,74 @@ impl Frameworks {
         options.info.role = role.clone();
         options.info.services.insert(JOBS_SERVICE.into(), self.address.clone());
         options.id = self.known.get(role).cloned();
-        options.wait_for_master = true;
-        let (sender, calls) = mpsc::channel(CALL_QUEUE);
-        self.calls.insert(role.clone(), sender);
-        tokio::spawn(keep_subscribed(options, role.clone(), calls, self.inbox.clone()));
+        options.table = framework_table(role);
+        let options = options.with_store(self.store.clone());
+        let (handle, events) = Framework::start(options.clone())?;
+        let present = Arc::new(Mutex::new(handle));
+        self.present.insert(role.clone(), present.clone());
+        tokio::spawn(keep_subscribed(options, role.clone(), events, present, self.inbox.clone()));
+        Ok(())
     }
 
-    /// Sends calls of one batch.
-    pub(crate) async fn send(&mut self, role: &Role, calls: Vec<Call>) {
-        if let Some(sender) = self.calls.get(role) {
-            // It ends only with this process.
-            let _ = sender.send(calls).await;
-        }
-    }
-
-    /// Whether the id is new and must be kept.
-    pub(crate) fn learn(&mut self, role: &Role, framework: &FrameworkId) -> bool {
-        self.known.insert(role.clone(), framework.clone()).as_ref() != Some(framework)
+    /// Commits what one batch decided for the framework of this role.
+    pub(crate) async fn commit(&mut self, role: &Role, transaction: Transaction) -> Result<(), Error> {
+        self.connect(role)?;
+        let Some(present) = self.present.get(role) else { return Err(Error::Closed) };
+        present.lock().await.commit(transaction).await
     }
 }
 
-async fn keep_subscribed(mut options: Options, role: Role, mut calls: mpsc::Receiver<Vec<Call>>, inbox: Inbox) {
+/// Relays events, and subscribes again when the master does not want the framework any more.
+async fn keep_subscribed(mut options: Options, role: Role, mut events: Events, present: Present, inbox: Inbox) {
     loop {
-        match Framework::connect(options.clone()).await {
-            Ok((handle, events)) => {
-                let error = relay(&role, handle, events, &mut calls, &inbox).await;
-                let Some(error) = error else { return };
-                tracing::error!(%role, error, "the master ended the subscription");
-            }
-            Err(error) => tracing::error!(%role, %error, "cannot subscribe"),
+        let Some(End { reason, subscribed }) = relay(&role, &mut events, &inbox).await else { return };
+        let removed = reason.contains(REMOVED_FRAMEWORK);
+        if subscribed && !removed {
+            // Another scheduler has taken over, or the store has failed: to go on would be to fight it, or to forget.
+            // The loop may be gone already.
+            let _ = inbox.send(Input::Ended { role, reason }).await;
+            return;
         }
-        // An id that the master has removed is of no use any more.
-        options.id = None;
+        tracing::error!(%role, reason, "the master refuses the subscription");
+        options.anew = removed;
         tokio::time::sleep(AFTER_REFUSAL).await;
+        // Nobody commits meanwhile: the next life reads what the last has kept.
+        let mut handle = present.lock().await;
+        match Framework::start(options.clone()) {
+            Ok(next) => (*handle, events) = next,
+            Err(error) => {
+                let _ = inbox.send(Input::Ended { role, reason: error.to_string() }).await;
+                return;
+            }
+        }
     }
 }
 
-/// Passes events in and calls out until the subscription ends: why, or `None` when this process ends.
-async fn relay(role: &Role, handle: Handle, mut events: Events, calls: &mut mpsc::Receiver<Vec<Call>>, inbox: &Inbox) -> Option<String> {
+/// How a subscription ended.
+struct End {
+    reason: String,
+    /// Whether it ever stood.
+    subscribed: bool,
+}
+
+/// Passes events in until the subscription ends: how, or `None` when this process ends.
+async fn relay(role: &Role, events: &mut Events, inbox: &Inbox) -> Option<End> {
     let mut batch = Vec::with_capacity(EVENT_BATCH);
-    let mut reason = String::from("the subscription ended");
+    let mut end = End { reason: "the subscription ended".into(), subscribed: false };
     loop {
         tokio::select! {
-            n = events.recv_many(&mut batch, EVENT_BATCH) => {
-                if n == 0 {
-                    return Some(reason);
-                }
-                for event in batch.drain(..) {
-                    if let Event::Error(text) = &event {
-                        reason.clone_from(text);
-                    }
-                    if let Some((event, ack)) = translate(event) {
-                        let event = CoreEvent::Framework { role: role.clone(), event };
-                        inbox.send(Input::Event { event, ack }).await.ok()?;
-                    }
-                }
+            n = events.recv_many(&mut batch, EVENT_BATCH) => if n == 0 { return Some(end) },
+            () = inbox.closed() => return None,
+        }
+        for event in batch.drain(..) {
+            match &event {
+                Event::Error(text) => end.reason.clone_from(text),
+                Event::Subscribed { .. } => end.subscribed = true,
+                _ => {}
             }
-            calls = calls.recv() => {
-                if let Err(error) = handle.calls(calls?).await {
-                    return Some(error.to_string());
-                }
+            if let Some((event, ack)) = translate(event) {
+                let event = CoreEvent::Framework { role: role.clone(), event };
+                inbox.send(Input::Event { event, ack }).await.ok()?;
             }
         }
     }

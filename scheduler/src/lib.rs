@@ -25,7 +25,12 @@ use event_loop::EventLoop;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long frameworks may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Runs a scheduler until `shutdown` completes. Prints one line on stdout when clients can come.
 ///
@@ -37,7 +42,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + '
     let listener = server::listen(options.listen).await?;
     let address = listener.local_addr().context("reading the address of the listening socket")?;
     let cluster = Cluster::new(options.master.clone());
-    let (handle, event_loop) = EventLoop::new(&options, store, cluster.clone(), announced(address))?;
+    let (handle, event_loop) = EventLoop::new(&options, &store, cluster.clone(), announced(address))?;
     let service = service::JobService::new(handle, cluster, options.role()?);
     let mut event_loop = tokio::spawn(event_loop.run());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -50,13 +55,29 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + '
         ended = &mut event_loop => return ended.context("the event loop panicked")?.context("the scheduler's event loop ended"),
         ended = &mut server => return ended.context("the server panicked")?.context("serving the job API"),
     }
+    leave_at_next_signal();
+    tracing::info!("stopping: tasks run on; a second signal stops at once");
     // Streams that follow a job would keep the server up: tasks run on, and clients connect again.
     drop(stop);
     let _ = tokio::time::timeout(server::DRAIN, server).await;
     event_loop.abort();
-    // Until it is gone it holds the store.
     let _ = event_loop.await;
+    // Frameworks say their last words (acknowledgements above all), and let go of the store.
+    store.released(LAST_WORDS).await;
     Ok(())
+}
+
+/// Somebody who asks twice does not want to wait. The store is whole at every moment, so nothing is lost.
+fn leave_at_next_signal() {
+    // Listens before it is awaited, so that a signal that comes at once is not missed.
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+    tokio::spawn(async move {
+        let number = tokio::select! {
+            _ = interrupt.recv() => SignalKind::interrupt(),
+            _ = terminate.recv() => SignalKind::terminate(),
+        };
+        std::process::exit(128 + number.as_raw_value());
+    });
 }
 
 /// What the master is told: an address that others can dial.

@@ -136,7 +136,7 @@ async fn spec(wire: Option<v1::TaskSpec>, resolver: &Resolver) -> Result<TaskSpe
 /// A cluster that can never run the job says so at once. One without agents may get some.
 async fn fits_somewhere(spec: &JobSpec, cluster: &Cluster) -> Result<(), Status> {
     let constraints = spec.policy.constraints.as_slice();
-    let request = |resources, ports| Needs::of(&Request { resources, ports, constraints });
+    let request = |resources, ports| Needs::of(&Request { resources, ports, constraints, avoided: &[] });
     let needs = match &spec.work {
         Work::Single(single) => vec![("the task", request(&single.resources, single.ports))],
         Work::Map(map) => {

@@ -3,7 +3,7 @@
 use crate::nodes::bundle;
 use crate::rng::Rng;
 use crate::script::Answers;
-use smalti_framework_sdk_core::{Delivery, UpdateId};
+use smalti_framework_sdk_core::Delivery;
 use smalti_scheduler_core::spec::ReduceSpec;
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, JobState, MapSpec, Message, Policy, Record, Scheduler, SingleSpec, Work};
 use smalti_types::protocol::FrameworkEvent;
@@ -24,8 +24,6 @@ pub(crate) struct Batch {
     /// Durable.
     next_number: u64,
     submitted: u64,
-    /// Changes that are kept with the next one that must be; lost with the process.
-    noted: BTreeSet<JobId>,
     /// Answers of the cluster's store that are on their way.
     stored: Vec<(Time, Event)>,
 }
@@ -65,14 +63,13 @@ fn job(id: JobId, rng: &mut Rng) -> JobSpec {
 
 impl Batch {
     pub(crate) fn new() -> Self {
-        Self { core: Scheduler::new(), store: BTreeMap::new(), next_number: 1, submitted: 0, noted: BTreeSet::new(), stored: Vec::new() }
+        Self { core: Scheduler::new(), store: BTreeMap::new(), next_number: 1, submitted: 0, stored: Vec::new() }
     }
 
     /// The process starts again from its store.
     pub(crate) fn restarted(&mut self, now: Time) {
         self.core = Scheduler::restore(now, self.next_number, self.store.values().cloned().collect());
         self.stored.clear();
-        self.noted.clear();
     }
 
     pub(crate) fn unsettled(&self) -> Option<String> {
@@ -125,26 +122,16 @@ impl Batch {
 
     fn commit(&mut self, now: Time, effects: Effects<Record, Message>, rng: &mut Rng, answers: &mut Answers) {
         let persist = |records: Vec<Record>| {
-            let mut must = false;
+            let mut changed = BTreeSet::new();
             for record in records {
                 match record {
-                    Record::Submitted(id) | Record::Changed(id) => {
-                        self.noted.insert(id);
-                        must = true;
-                    }
-                    Record::Noted(id) => {
-                        self.noted.insert(id);
-                    }
-                    Record::Forgotten(id) => {
-                        self.store.remove(&id);
-                    }
+                    Record::Submitted(id) | Record::Changed(id) | Record::Noted(id) => drop(changed.insert(id)),
+                    Record::Forgotten(id) => drop(self.store.remove(&id)),
                 }
             }
-            if must || rng.chance(20) {
-                for id in std::mem::take(&mut self.noted) {
-                    if let Some((spec, state)) = self.core.record(id) {
-                        self.store.insert(id, (spec.clone(), state.clone()));
-                    }
+            for id in changed {
+                if let Some((spec, state)) = self.core.record(id) {
+                    self.store.insert(id, (spec.clone(), state.clone()));
                 }
             }
             self.next_number = self.core.next_number();
@@ -154,16 +141,14 @@ impl Batch {
         for message in messages {
             match message {
                 Message::Call { call, .. } => answers.calls.push(call),
-                Message::Handled { key, .. } => {
-                    answers.handled.push(UpdateId { task: key.task.task, attempt: key.task.attempt, seq: key.seq });
-                }
                 Message::StoreOutput { job, round, .. } => {
                     let state = Input { guest_path: None, uri: None, digest: Some(bundle(99)), length: 1, etag: None };
                     let result = if rng.chance(5) { Err("the agent is gone".into()) } else { Ok(state) };
                     let at = Time(now.0 + rng.between(1_000, 300_000));
                     self.stored.push((at, Event::OutputStored { job, round, result }));
                 }
-                Message::Connect(_) | Message::Changed(_) => {}
+                // All that is delivered counts as taken with the transaction.
+                Message::Handled { .. } | Message::Connect(_) | Message::Changed(_) => {}
             }
         }
     }

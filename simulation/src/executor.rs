@@ -1,261 +1,336 @@
-//! A model of an executor process: loads modules, runs tasks and items for random times with random outcomes, obeys.
+//! A model of an executor process: loads modules, runs tasks and items for random times with random outcomes, obeys, and goes on
+//! while its agent is away.
 //!
-//! It says what a real one says, when a real one says it: reports at low water, when nothing is left, when asked, and at
-//! the latest after the interval that came with the lease.
+//! It says what a real one says, when a real one says it. What an agent must not miss is numbered and kept until it is confirmed;
+//! a new connection begins with what was not, and with a list of what is here. The ledger of its items outlives it.
+
+mod array;
 
 use crate::rng::Rng;
-use smalti_agent_core::{ArrayReport, Failure, FromExecutor, ItemFailure, ModuleId, Run, ToExecutor};
-use smalti_types::{DurationMs, Isolation, Reason, TaskKey, Usage};
+use array::Array;
+use smalti_agent_core::{Failure, FromExecutor, HeldPart, ItemFailure, ModuleId, Run, ToExecutor};
+use smalti_types::{BootTime, DurationMs, ExecutorId, Isolation, Reason, TaskKey, Usage};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What happens inside an executor.
 #[derive(Debug)]
 pub(crate) enum Inside {
-    Told(ToExecutor),
     ModuleLoaded(ModuleId),
     TaskStarted(Run),
     TaskEnded(Run),
     TaskKilled(Run),
-    ItemEnded { run: Run, slot: u32, item: u64, us: u64 },
-    ReportDue { run: Run, round: u64 },
+    /// The lease of an exclusive task may have run out.
+    LeaseEnds(Run),
+    ItemEnded {
+        run: Run,
+        slot: u32,
+        item: u64,
+        us: u64,
+    },
+    ReportDue {
+        run: Run,
+        round: u64,
+    },
     ArrayKilled(Run),
 }
 
-/// What an executor does next: say something, or let something happen after so many microseconds.
+/// What an executor does next.
 #[derive(Debug)]
 pub(crate) enum Action {
-    Say(FromExecutor),
+    /// Say something; what is numbered is in the outbox, too.
+    Say(u64, FromExecutor),
+    /// Let something happen after so many microseconds.
     After(u64, Inside),
-    /// A guest begins: the world counts how often.
-    Starts(TaskKey),
+    /// Let something happen when `CLOCK_BOOTTIME` shows this.
+    At(BootTime, Inside),
+    /// The guest of a task begins, exclusive or not: the world counts how often.
+    Starts(TaskKey, bool),
+    /// The guest of a task is over.
+    Stops(TaskKey),
+    /// An item of a part begins, in this execution of it.
+    StartsItem(TaskKey, u64, u32),
 }
 
 #[derive(Debug)]
-struct Array {
-    /// What each slot runs.
-    slots: BTreeMap<u32, Option<u64>>,
-    queue: VecDeque<u64>,
-    report: ArrayReport,
-    report_when_left: u64,
-    interval_us: u64,
-    ending: bool,
-    killed: bool,
-    /// Counts reports: a timer of an earlier one is stale.
-    round: u64,
-    timer: bool,
-    /// How long its items take, in microseconds.
-    pace: u64,
+struct Single {
+    slot: u32,
+    key: TaskKey,
+    /// Of an exclusive one: when its guest is stopped.
+    until: Option<BootTime>,
+}
+
+/// One line of an item ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) run: Run,
+    pub(crate) item: u64,
+    pub(crate) attempt: u32,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) failed: bool,
 }
 
 /// One executor process.
 #[derive(Debug)]
 pub(crate) struct Executor {
-    slots: u32,
+    pub(crate) id: ExecutorId,
+    pub(crate) slots: u32,
+    /// Had the only task of its life.
+    pub(crate) bound: bool,
     modules: BTreeSet<ModuleId>,
-    /// Which slot each task runs in.
-    tasks: BTreeMap<Run, u32>,
+    unloaded: BTreeSet<ModuleId>,
+    tasks: BTreeMap<Run, Single>,
     arrays: BTreeMap<Run, Array>,
+    said: u64,
+    /// Numbered and not confirmed.
+    outbox: VecDeque<(u64, FromExecutor)>,
+    /// Outcomes of items, in the order in which they were written.
+    ledger: Vec<Entry>,
 }
 
 impl Executor {
-    pub(crate) fn new(slots: u32) -> Self {
-        Self { slots, modules: BTreeSet::new(), tasks: BTreeMap::new(), arrays: BTreeMap::new() }
+    pub(crate) fn new(id: ExecutorId, slots: u32) -> Self {
+        Self {
+            id,
+            slots,
+            bound: false,
+            modules: BTreeSet::new(),
+            unloaded: BTreeSet::new(),
+            tasks: BTreeMap::new(),
+            arrays: BTreeMap::new(),
+            said: 0,
+            outbox: VecDeque::new(),
+            ledger: Vec::new(),
+        }
     }
 
-    /// Lets something happen. Errors are orders that make no sense: the agent's mistake.
-    pub(crate) fn happen(&mut self, inside: Inside, rng: &mut Rng) -> Result<Vec<Action>, String> {
+    /// Whether it runs nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.tasks.is_empty() && self.arrays.is_empty()
+    }
+
+    /// The guests that run, for when it dies.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &TaskKey> {
+        self.tasks.values().map(|t| &t.key)
+    }
+
+    /// What became of items, as its ledgers say.
+    pub(crate) fn ledger(&self) -> &[Entry] {
+        &self.ledger
+    }
+
+    /// What is said up to this number has taken effect.
+    pub(crate) fn confirm(&mut self, number: u64) {
+        while self.outbox.front().is_some_and(|(n, _)| *n <= number) {
+            self.outbox.pop_front();
+        }
+    }
+
+    /// What a new connection begins with.
+    pub(crate) fn unconfirmed(&self) -> impl Iterator<Item = &(u64, FromExecutor)> {
+        self.outbox.iter()
+    }
+
+    /// What it has, exact against everything that it has said.
+    pub(crate) fn holds(&self) -> FromExecutor {
+        let parts = self.arrays.iter().map(|(run, a)| HeldPart { run: *run, items: a.unreported(), slots: a.slots() });
+        FromExecutor::Holds {
+            modules: self.modules.iter().copied().collect(),
+            tasks: self.tasks.keys().copied().collect(),
+            parts: parts.collect(),
+        }
+    }
+
+    fn say(&mut self, message: FromExecutor, out: &mut Vec<Action>) {
+        self.said += 1;
+        self.outbox.push_back((self.said, message.clone()));
+        out.push(Action::Say(self.said, message));
+    }
+
+    /// Lets something happen.
+    pub(crate) fn happen(&mut self, now: BootTime, inside: Inside, rng: &mut Rng) -> Vec<Action> {
         let mut out = Vec::new();
         match inside {
-            Inside::Told(message) => self.told(message, rng, &mut out)?,
             Inside::ModuleLoaded(module) => {
                 let failure = rng.chance(3).then(|| Failure::new(Reason::MissingImport, "it imports what nobody has"));
                 if failure.is_none() {
                     self.modules.insert(module);
                 }
-                out.push(Action::Say(FromExecutor::ModuleLoaded { module, failure }));
+                self.say(FromExecutor::ModuleLoaded { module, failure }, &mut out);
             }
-            Inside::TaskStarted(run) if self.tasks.contains_key(&run) => out.push(Action::Say(FromExecutor::Started { run })),
-            Inside::TaskEnded(run) if self.tasks.remove(&run).is_some() => {
+            Inside::TaskStarted(run) if self.tasks.contains_key(&run) => self.say(FromExecutor::Started { run }, &mut out),
+            Inside::TaskEnded(run) => {
                 let (exit_code, failure) = match rng.below(20) {
                     0 => (None, Some(Failure::new(Reason::Trap, "unreachable"))),
                     1 | 2 => (Some(3), None),
                     _ => (Some(0), None),
                 };
-                out.push(Action::Say(outcome(run, exit_code, failure)));
+                self.end_task(run, exit_code, failure, &mut out);
             }
-            Inside::TaskKilled(run) if self.tasks.remove(&run).is_some() => {
-                out.push(Action::Say(outcome(run, None, Some(Failure::new(Reason::KilledByRequest, "killed")))));
+            Inside::TaskKilled(run) => {
+                self.end_task(run, None, Some(Failure::new(Reason::KilledByRequest, "killed")), &mut out);
             }
-            Inside::TaskStarted(_) | Inside::TaskEnded(_) | Inside::TaskKilled(_) => {}
-            Inside::ItemEnded { run, slot, item, us } => {
-                if let Some(array) = self.arrays.get_mut(&run) {
-                    array.item_ended(run, slot, item, us, rng, &mut out);
-                }
-            }
+            Inside::LeaseEnds(run) => self.lease_ends(now, run, &mut out),
+            Inside::TaskStarted(_) => {}
+            Inside::ItemEnded { run, slot, item, us } => self.item_ended(run, slot, item, us, rng, &mut out),
             Inside::ReportDue { run, round } => {
-                if let Some(array) = self.arrays.get_mut(&run).filter(|a| a.round == round) {
-                    array.say(run, &mut out);
+                if self.arrays.get(&run).is_some_and(|a| a.is_round(round)) {
+                    self.report(run, &mut out);
                 }
             }
             Inside::ArrayKilled(run) => {
                 if let Some(array) = self.arrays.get_mut(&run) {
-                    array.kill(run, &mut out);
+                    array.kill();
+                    self.leave(run, &mut out);
                 }
             }
         }
-        self.arrays.retain(|_, a| !a.slots.is_empty());
-        Ok(out)
+        out
     }
 
-    fn told(&mut self, message: ToExecutor, rng: &mut Rng, out: &mut Vec<Action>) -> Result<(), String> {
+    fn end_task(&mut self, run: Run, exit_code: Option<i32>, failure: Option<Failure>, out: &mut Vec<Action>) {
+        if let Some(single) = self.tasks.remove(&run) {
+            out.push(Action::Stops(single.key));
+            let usage = Usage { cpu_us: 10, wall_us: 20, ..Usage::default() };
+            self.say(FromExecutor::Outcome { run, exit_code, failure, usage, result: None }, out);
+        }
+    }
+
+    fn lease_ends(&mut self, now: BootTime, run: Run, out: &mut Vec<Action>) {
+        match self.tasks.get(&run).and_then(|t| t.until) {
+            Some(until) if until <= now => {
+                let failure = Failure::new(Reason::LeaseExpired, "its lease ran out");
+                self.end_task(run, None, Some(failure), out);
+            }
+            Some(until) => out.push(Action::At(until, Inside::LeaseEnds(run))),
+            None => {}
+        }
+    }
+
+    /// Takes an order. Errors are orders that make no sense: the agent's mistake.
+    pub(crate) fn told(&mut self, now: BootTime, message: ToExecutor, rng: &mut Rng) -> Result<Vec<Action>, String> {
+        let mut out = Vec::new();
         match message {
             ToExecutor::LoadModule { module, .. } => out.push(Action::After(rng.between(200, 20_000), Inside::ModuleLoaded(module))),
             ToExecutor::UnloadModule { module } => {
-                if !self.modules.remove(&module) {
+                // An agent that comes back hears of a module twice, and unloads it twice.
+                if !self.modules.remove(&module) && !self.unloaded.contains(&module) {
                     return Err(format!("{module:?} is to be unloaded and is not loaded"));
                 }
+                self.unloaded.insert(module);
             }
-            ToExecutor::StartTask { run, slot, module, key, .. } => {
+            ToExecutor::StartTask { run, slot, module, key, launch, lease_until } => {
                 self.check(module, &[slot])?;
-                self.tasks.insert(run, slot);
-                out.push(Action::Starts(key));
+                if launch.spec.exclusive && lease_until.is_none() {
+                    return Err(format!("{key} is exclusive and is to start without a lease"));
+                }
+                if lease_until.is_some_and(|until| until <= now) {
+                    let failure = Some(Failure::new(Reason::LeaseExpired, "its lease has run out"));
+                    let usage = Usage::default();
+                    self.say(FromExecutor::Outcome { run, exit_code: None, failure, usage, result: None }, &mut out);
+                    return Ok(out);
+                }
+                self.tasks.insert(run, Single { slot, key: key.clone(), until: lease_until });
+                out.push(Action::Starts(key, launch.spec.exclusive));
+                if let Some(until) = lease_until {
+                    out.push(Action::At(until, Inside::LeaseEnds(run)));
+                }
                 out.push(Action::After(rng.between(10, 500), Inside::TaskStarted(run)));
-                let long = if rng.chance(10) { 5_000_000 } else { 300_000 };
+                let long = if launch.spec.exclusive { 8_000_000 } else { 300_000 };
+                let long = if rng.chance(10) { 5_000_000 } else { long };
                 out.push(Action::After(rng.between(600, long), Inside::TaskEnded(run)));
             }
             ToExecutor::StartArray { run, slots, module, key, launch, .. } => {
                 self.check(module, &slots)?;
                 // In class `process` each item's executor is told.
                 if launch.template.spec.isolation == Isolation::Instance {
-                    out.push(Action::Starts(key));
+                    out.push(Action::Starts(key.clone(), false));
                 }
                 let pace = if rng.chance(30) { 200_000 } else { 5_000 };
-                self.arrays.insert(run, Array::new(slots, pace));
+                self.arrays.insert(run, Array::new(key, slots, pace));
             }
-            ToExecutor::Lease { run, items, report_when_left, report_interval_us, .. } => {
+            ToExecutor::Lease { run, items, attempt, report_when_left, report_interval_us, .. } => {
                 if let Some(array) = self.arrays.get_mut(&run) {
-                    array.queue.extend(items.iter());
-                    (array.report_when_left, array.interval_us) = (report_when_left, report_interval_us);
-                    array.fill_slots(run, rng, out);
+                    array.lease(&items, attempt, report_when_left, report_interval_us);
+                    array.fill_slots(run, rng, &mut out);
+                    self.leave(run, &mut out);
                 }
             }
             ToExecutor::Unlease { run, most } => {
                 if let Some(array) = self.arrays.get_mut(&run) {
-                    for _ in 0..most {
-                        let Some(item) = array.queue.pop_back() else { break };
-                        array.report.returned.insert(item);
-                    }
-                    array.say(run, out);
+                    array.unlease(most);
+                    self.report(run, &mut out);
                 }
             }
             ToExecutor::EndArray { run, .. } => {
                 if let Some(array) = self.arrays.get_mut(&run) {
                     array.ending = true;
-                    array.leave(run, out);
+                    self.leave(run, &mut out);
                 }
             }
+            ToExecutor::Renew { run, until } => {
+                if let Some(single) = self.tasks.get_mut(&run) {
+                    single.until = single.until.max(Some(until));
+                }
+            }
+            ToExecutor::Confirm { number } => self.confirm(number),
             ToExecutor::Kill { run, grace } => {
                 let after = rng.below(DurationMs(grace.0.min(300)).0 * 1_000 + 100);
                 let what = if self.arrays.contains_key(&run) { Inside::ArrayKilled(run) } else { Inside::TaskKilled(run) };
                 out.push(Action::After(after, what));
             }
         }
-        Ok(())
+        Ok(out)
     }
 
     fn check(&self, module: ModuleId, slots: &[u32]) -> Result<(), String> {
         if !self.modules.contains(&module) {
             return Err(format!("{module:?} is to run and is not loaded"));
         }
-        let taken = |s: &u32| self.tasks.values().any(|t| t == s) || self.arrays.values().any(|a| a.slots.contains_key(s));
+        let taken = |s: &u32| self.tasks.values().any(|t| t.slot == *s) || self.arrays.values().any(|a| a.has_slot(*s));
         if slots.iter().any(|s| *s >= self.slots || taken(s)) {
             return Err(format!("slots {slots:?} of {} are to run and do not exist or are taken", self.slots));
         }
         Ok(())
     }
-}
-
-fn outcome(run: Run, exit_code: Option<i32>, failure: Option<Failure>) -> FromExecutor {
-    let usage = Usage { cpu_us: 10, wall_us: 20, ..Usage::default() };
-    FromExecutor::Outcome { run, exit_code, failure, usage, result: None }
-}
-
-impl Array {
-    fn new(slots: Vec<u32>, pace: u64) -> Self {
-        Self {
-            slots: slots.into_iter().map(|s| (s, None)).collect(),
-            queue: VecDeque::new(),
-            report: ArrayReport::default(),
-            report_when_left: 0,
-            interval_us: 0,
-            ending: false,
-            killed: false,
-            round: 0,
-            timer: false,
-            pace,
-        }
-    }
-
-    fn fill_slots(&mut self, run: Run, rng: &mut Rng, out: &mut Vec<Action>) {
-        for (slot, runs) in &mut self.slots {
-            if runs.is_none() && !self.killed {
-                let Some(item) = self.queue.pop_front() else { break };
-                *runs = Some(item);
-                let us = rng.between(50, self.pace);
-                out.push(Action::After(us, Inside::ItemEnded { run, slot: *slot, item, us }));
-            }
-        }
-        self.leave(run, out);
-    }
 
     fn item_ended(&mut self, run: Run, slot: u32, item: u64, us: u64, rng: &mut Rng, out: &mut Vec<Action>) {
-        let Some(runs) = self.slots.get_mut(&slot).filter(|s| **s == Some(item)) else { return };
-        *runs = None;
-        if rng.chance(4) {
-            self.report.failed.push(ItemFailure { item, exit_code: Some(1), failure: None });
+        let Some(array) = self.arrays.get_mut(&run) else { return };
+        let Some(attempt) = array.take_out(slot, item) else { return };
+        let failed = rng.chance(4);
+        // The ledger is written before anybody is told.
+        self.ledger.push(Entry { run, item, attempt, exit_code: Some(i32::from(failed)), failed });
+        if failed {
+            array.report.failed.push(ItemFailure { item, exit_code: Some(1), failure: None });
         } else {
-            self.report.finished.insert(item);
+            array.report.finished.insert(item);
         }
-        self.report.usage.add(&Usage { cpu_us: us, wall_us: us, ..Usage::default() });
-        self.fill_slots(run, rng, out);
-        let left = self.queue.len() as u64;
-        if left == 0 || left <= self.report_when_left {
-            self.say(run, out);
-        } else if !self.timer {
-            self.timer = true;
-            out.push(Action::After(self.interval_us, Inside::ReportDue { run, round: self.round }));
+        array.report.usage.add(&Usage { cpu_us: us, wall_us: us, ..Usage::default() });
+        array.fill_slots(run, rng, out);
+        self.leave(run, out);
+        let Some(array) = self.arrays.get_mut(&run) else { return };
+        if array.should_report() {
+            self.report(run, out);
+        } else {
+            array.set_timer(run, out);
         }
     }
 
-    fn say(&mut self, run: Run, out: &mut Vec<Action>) {
-        let mut report = std::mem::take(&mut self.report);
-        report.unstarted = self.queue.len() as u64;
-        report.busy = u32::try_from(self.slots.values().flatten().count()).unwrap_or(u32::MAX);
-        self.round += 1;
-        self.timer = false;
-        out.push(Action::Say(FromExecutor::Report { run, report }));
+    fn report(&mut self, run: Run, out: &mut Vec<Action>) {
+        if let Some(array) = self.arrays.get_mut(&run) {
+            let report = array.take_report();
+            self.say(FromExecutor::Report { run, report }, out);
+        }
     }
 
     /// Slots that find nothing after the end was announced are free, once everything about their items is said.
     fn leave(&mut self, run: Run, out: &mut Vec<Action>) {
-        let idle: Vec<u32> = self.slots.iter().filter(|(_, item)| item.is_none()).map(|(slot, _)| *slot).collect();
-        if !self.ending || !self.queue.is_empty() || idle.is_empty() {
-            return;
+        let Some(array) = self.arrays.get_mut(&run) else { return };
+        let Some(slots) = array.leave() else { return };
+        let report = array.take_report();
+        if array.slots().is_empty() {
+            self.arrays.remove(&run);
         }
-        self.say(run, out);
-        self.slots.retain(|_, item| item.is_some());
-        out.push(Action::Say(FromExecutor::Ended { run, slots: idle }));
-    }
-
-    fn kill(&mut self, run: Run, out: &mut Vec<Action>) {
-        self.killed = true;
-        self.ending = true;
-        let waiting: Vec<u64> = self.queue.drain(..).collect();
-        waiting.into_iter().for_each(|item| self.report.returned.insert(item));
-        for item in self.slots.values_mut().filter_map(Option::take) {
-            let failure = Some(Failure::new(Reason::KilledByRequest, "killed"));
-            self.report.failed.push(ItemFailure { item, exit_code: None, failure });
-        }
-        self.leave(run, out);
+        self.say(FromExecutor::Report { run, report }, out);
+        self.say(FromExecutor::Ended { run, slots }, out);
     }
 }

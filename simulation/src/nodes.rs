@@ -6,9 +6,9 @@ mod master;
 
 pub(crate) use agent::{AgentNode, bundle};
 pub(crate) use framework::FrameworkNode;
-pub(crate) use master::MasterNode;
+pub(crate) use master::{LEASE, MasterNode};
 
-use crate::network::{ToMaster, ToPeer};
+use crate::network::{ToMaster, ToPeer, Way};
 use crate::world::{Happening, Node, Peer, World};
 
 impl World {
@@ -17,15 +17,18 @@ impl World {
         if self.life(Node::Peer(peer)) != Some(life) || self.connection_of(peer).is_some() {
             return Ok(());
         }
-        if self.master.core.is_none() {
+        let conn = self.master.core.is_some().then(|| self.network.open(peer, self.now)).flatten();
+        let Some(conn) = conn else {
             let us = self.rng.between(20_000, 400_000);
             self.after(us, Happening::Connect(peer, life));
             return Ok(());
-        }
-        let conn = self.network.open(peer, self.now);
+        };
         match peer {
             Peer::Agent(i) => {
                 let registration = self.agents[i].connected(conn, self.now);
+                for update in &registration.unacknowledged {
+                    self.checks.say(update)?;
+                }
                 self.say_to_master(conn, ToMaster::Register(registration));
                 Ok(())
             }
@@ -43,8 +46,10 @@ impl World {
         }
     }
 
+    /// A peer takes its connection for lost.
     pub(crate) fn peer_notices(&mut self, conn: u64) -> Result<(), String> {
         let Some(peer) = self.network.connections.get(&conn).map(|c| c.peer) else { return Ok(()) };
+        self.network.close(conn, Way::ToPeer);
         if self.connection_of(peer) != Some(conn) {
             return Ok(());
         }
@@ -70,9 +75,7 @@ impl World {
         }
         match (peer, message) {
             (_, ToPeer::Closed) => {
-                if let Some(connection) = self.network.connections.get_mut(&conn) {
-                    connection.up = false;
-                }
+                self.network.close(conn, Way::ToMaster);
                 self.peer_notices(conn)
             }
             (Peer::Agent(i), ToPeer::Agent(message)) => self.agent_hears(i, message),

@@ -1,13 +1,14 @@
 //! What a run takes and gives.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// What decides everything random in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seed(pub u64);
 
 /// The size of the world.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// How many agents.
     pub agents: usize,
@@ -15,18 +16,57 @@ pub struct Config {
     pub frameworks: usize,
     /// How many things happen before the faults stop.
     pub steps: u64,
-    /// Keep every line of the log.
-    pub keep_log: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { agents: 3, frameworks: 2, steps: 4_000, keep_log: false }
+        Self { agents: 3, frameworks: 2, steps: 4_000 }
+    }
+}
+
+/// One run, as the first line of its log says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Which.
+    pub seed: Seed,
+    /// How large.
+    pub config: Config,
+}
+
+impl fmt::Display for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { agents, frameworks, steps } = self.config;
+        write!(f, "smalti-simulation --seed {} --agents {agents} --frameworks {frameworks} --steps {steps}", self.seed.0)
+    }
+}
+
+impl FromStr for Header {
+    type Err = String;
+
+    fn from_str(line: &str) -> Result<Self, String> {
+        let mut words = line.split_whitespace();
+        let wrong = || format!("the first line is not that of a log of the simulation: `{line}`");
+        if words.next() != Some("smalti-simulation") {
+            return Err(wrong());
+        }
+        let mut header = Self { seed: Seed(0), config: Config::default() };
+        while let (Some(key), Some(value)) = (words.next(), words.next()) {
+            let number: u64 = value.parse().map_err(|_| wrong())?;
+            let size = usize::try_from(number).map_err(|_| wrong())?;
+            match key {
+                "--seed" => header.seed = Seed(number),
+                "--agents" => header.config.agents = size,
+                "--frameworks" => header.config.frameworks = size,
+                "--steps" => header.config.steps = number,
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(header)
     }
 }
 
 /// A run in which everything held.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
     /// Things that happened.
     pub steps: u64,
@@ -34,14 +74,14 @@ pub struct Report {
     pub faults: u64,
     /// Attempts that an executor began with.
     pub starts: u64,
+    /// Items that a slot began with.
+    pub items: u64,
     /// Virtual time in microseconds.
     pub time_us: u64,
     /// Lines of the log.
     pub lines: u64,
     /// Hash of the whole log: equal for equal seeds.
     pub hash: u64,
-    /// The log, when it was kept.
-    pub log: Vec<String>,
 }
 
 /// A run in which something did not hold.
@@ -55,8 +95,6 @@ pub struct Failure {
     pub problem: String,
     /// The last lines of the log.
     pub tail: Vec<String>,
-    /// The log, when it was kept.
-    pub log: Vec<String>,
 }
 
 impl fmt::Display for Failure {
@@ -69,3 +107,16 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_of_a_log_says_which_run_it_is() {
+        let header = Header { seed: Seed(7), config: Config { agents: 5, frameworks: 4, steps: 9 } };
+        assert_eq!(header.to_string().parse(), Ok(header));
+        assert!("something else".parse::<Header>().is_err());
+        assert!("smalti-simulation --seed x".parse::<Header>().is_err());
+    }
+}

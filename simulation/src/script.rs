@@ -9,7 +9,7 @@ use smalti_types::{
     AgentId, ArrayTemplate, BundleRef, Bytes, DurationMs, Filters, Isolation, ItemBatch, ItemSet, Launch, LaunchArray, MilliCpus, Offer,
     Operation, PortRange, Reason, Resources, StatusUpdate, TaskId, TaskSpec, TaskState,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Where a single task is.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,6 +25,7 @@ enum Phase {
 struct Single {
     resources: Resources,
     attempt: u32,
+    exclusive: bool,
     phase: Phase,
 }
 
@@ -34,15 +35,16 @@ struct Part {
     outstanding: ItemSet,
     slots: u32,
     open: bool,
-    /// The updates taken: repeats after a crash are no news.
-    taken: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
 struct Array {
     total: u64,
     slot: Resources,
-    ready: ItemSet,
+    /// By the number of their next attempt.
+    ready: BTreeMap<u32, ItemSet>,
+    /// How often an item was started for nothing, where that is not never.
+    tries: BTreeMap<u64, u32>,
     done: ItemSet,
     parts: BTreeMap<TaskId, Part>,
     next_part: u32,
@@ -62,6 +64,8 @@ pub(crate) struct Script {
     arrays: BTreeMap<u64, Array>,
     /// Has not said yet to this life's master what it has.
     restored: bool,
+    /// The first update that cannot be.
+    wrong: Option<String>,
 }
 
 /// Every fourth one in a process of its own.
@@ -97,17 +101,17 @@ impl Script {
                 let first = u16::try_from(rng.between(31_000, 31_009)).unwrap_or(31_000);
                 resources.ports = vec![PortRange { first, last: first + 1 }].into();
             }
-            (task(format!("single-{n}")), Single { resources, attempt: 0, phase: Phase::Wanted })
+            (task(format!("single-{n}")), Single { resources, attempt: 0, exclusive: rng.chance(25), phase: Phase::Wanted })
         });
         let singles = singles.collect();
         let arrays = (0..rng.between(1, 3)).map(|n| {
             let total = rng.between(1, 300);
             let slot = Resources::new(MilliCpus(rng.between(1, 10) * 100), Bytes::mib(rng.between(16, 256)));
-            let ready = ItemSet::range(0, total);
-            (n, Array { total, slot, ready, done: ItemSet::default(), parts: BTreeMap::new(), next_part: 0 })
+            let ready = BTreeMap::from([(0, ItemSet::range(0, total))]);
+            (n, Array { total, slot, ready, tries: BTreeMap::new(), done: ItemSet::default(), parts: BTreeMap::new(), next_part: 0 })
         });
         let arrays = arrays.collect();
-        Self { singles, arrays, restored: false }
+        Self { singles, arrays, restored: false, wrong: None }
     }
 
     /// The process starts again from its store.
@@ -126,10 +130,14 @@ impl Script {
 
     /// Each item is in one place.
     pub(crate) fn check(&self) -> Result<(), String> {
+        if let Some(wrong) = &self.wrong {
+            return Err(wrong.clone());
+        }
         for (n, a) in &self.arrays {
             let out: u64 = a.parts.values().map(|p| p.outstanding.len()).sum();
-            if a.ready.len() + a.done.len() + out != a.total {
-                return Err(format!("array {n}: {} ready, {} done and {out} handed out of {}", a.ready.len(), a.done.len(), a.total));
+            let ready: u64 = a.ready.values().map(ItemSet::len).sum();
+            if ready + a.done.len() + out != a.total {
+                return Err(format!("array {n}: {ready} ready, {} done and {out} handed out of {}", a.done.len(), a.total));
             }
         }
         Ok(())
@@ -142,9 +150,6 @@ impl Script {
             Delivery::Subscribed { .. } if std::mem::take(&mut self.restored) => self.resume(calls),
             Delivery::Offers(offers) => offers.into_iter().for_each(|o| self.offered(&o, rng, calls)),
             Delivery::Update { update, .. } => {
-                if update.key.seq > 0 {
-                    answers.handled.push(UpdateId::of(&update));
-                }
                 let before = self.wants();
                 self.updated(&update, rng, calls);
                 if self.wants() && !before {
@@ -188,10 +193,15 @@ impl Script {
             }
         }
         let mut again = Vec::new();
-        for (id, part) in self.arrays.values().flat_map(|a| &a.parts) {
+        for (array, (id, part)) in self.arrays.values().flat_map(|a| a.parts.iter().map(move |p| (a, p))) {
             known.push((id.clone(), 0, Some(part.agent.clone())));
-            let batch = ItemBatch { items: part.outstanding.clone(), ..ItemBatch::default() };
-            again.push(Call::AssignItems { task: id.clone(), attempt: 0, batch, open: part.open });
+            for (attempt, items) in array.by_attempt(&part.outstanding) {
+                let batch = ItemBatch { items, attempt, ..ItemBatch::default() };
+                again.push(Call::AssignItems { task: id.clone(), attempt: 0, batch, open: true });
+            }
+            if !part.open {
+                again.push(Call::AssignItems { task: id.clone(), attempt: 0, batch: ItemBatch::default(), open: false });
+            }
         }
         if !known.is_empty() {
             calls.push(Call::Reconcile(known));
@@ -223,7 +233,7 @@ impl Script {
                 task: id.clone(),
                 attempt: single.attempt,
                 resources: single.resources.clone(),
-                spec: spec(rng.below(5)),
+                spec: TaskSpec { exclusive: single.exclusive, ..spec(rng.below(5)) },
             }));
         }
     }
@@ -236,11 +246,11 @@ impl Script {
             }
             let Some(rest) = array.slot.checked_mul(slots).ok().and_then(|r| left.checked_sub(&r).ok()) else { continue };
             *left = rest;
-            let items = array.ready.take_first(rng.between(1, u64::from(slots) * 4));
+            let (attempt, items) = take_first(&mut array.ready, rng.between(1, u64::from(slots) * 4));
             let open = rng.chance(80);
             let id = task(format!("array-{n}-part-{}", array.next_part));
             array.next_part += 1;
-            let part = Part { agent: offer.agent.clone(), outstanding: items.clone(), slots, open, taken: BTreeSet::new() };
+            let part = Part { agent: offer.agent.clone(), outstanding: items.clone(), slots, open };
             array.parts.insert(id.clone(), part);
             operations.push(Operation::LaunchArray(LaunchArray {
                 task: id,
@@ -248,7 +258,7 @@ impl Script {
                 slot_resources: array.slot.clone(),
                 slots,
                 template: ArrayTemplate { spec: spec(*n), total_items: array.total, split_inputs: Vec::new() },
-                batch: ItemBatch { items, ..ItemBatch::default() },
+                batch: ItemBatch { items, attempt, ..ItemBatch::default() },
                 open,
             }));
         }
@@ -269,8 +279,10 @@ impl Script {
         let Some(n) = self.arrays.iter().find(|(_, a)| a.parts.contains_key(id)).map(|(n, _)| *n) else {
             return kill_stray(update, calls);
         };
-        if let Some(array) = self.arrays.get_mut(&n) {
-            array.updated(id, update);
+        if let Some(array) = self.arrays.get_mut(&n)
+            && let Err(problem) = array.updated(id, update)
+        {
+            self.wrong.get_or_insert(problem);
         }
         self.feed(n, rng, calls);
     }
@@ -279,16 +291,20 @@ impl Script {
     fn feed(&mut self, n: u64, rng: &mut Rng, calls: &mut Vec<Call>) {
         let Some(array) = self.arrays.get_mut(&n) else { return };
         for (id, part) in array.parts.iter_mut().filter(|(_, p)| p.open) {
-            let assign =
-                |items, open| Call::AssignItems { task: id.clone(), attempt: 0, batch: ItemBatch { items, ..ItemBatch::default() }, open };
+            let assign = |items, attempt, open| Call::AssignItems {
+                task: id.clone(),
+                attempt: 0,
+                batch: ItemBatch { items, attempt, ..ItemBatch::default() },
+                open,
+            };
             if !array.ready.is_empty() && part.outstanding.len() <= u64::from(part.slots) {
-                let items = array.ready.take_first(rng.between(1, u64::from(part.slots.max(1)) * 3));
+                let (attempt, items) = take_first(&mut array.ready, rng.between(1, u64::from(part.slots.max(1)) * 3));
                 part.outstanding.extend(&items);
                 part.open = rng.chance(95);
-                calls.push(assign(items, part.open));
+                calls.push(assign(items, attempt, part.open));
             } else if array.ready.is_empty() && rng.chance(30) {
                 part.open = false;
-                calls.push(assign(ItemSet::default(), false));
+                calls.push(assign(ItemSet::default(), 0, false));
             } else if rng.chance(5) {
                 calls.push(Call::ReturnItems { task: id.clone(), attempt: 0, most: rng.between(1, 5) });
             }
@@ -296,26 +312,58 @@ impl Script {
     }
 }
 
+/// Up to `n` items that have the same number of attempts behind them, the most tried ones first.
+fn take_first(ready: &mut BTreeMap<u32, ItemSet>, n: u64) -> (u32, ItemSet) {
+    let Some(mut last) = ready.last_entry() else { return (0, ItemSet::default()) };
+    let taken = (*last.key(), last.get_mut().take_first(n));
+    if last.get().is_empty() {
+        last.remove();
+    }
+    taken
+}
+
 impl Array {
-    fn updated(&mut self, id: &TaskId, update: &StatusUpdate) {
-        let Some(part) = self.parts.get_mut(id) else { return };
-        if update.key.seq > 0 && !part.taken.insert(update.key.seq) {
-            return;
+    /// Items by the number of their attempt.
+    fn by_attempt(&self, items: &ItemSet) -> BTreeMap<u32, ItemSet> {
+        let mut classes: BTreeMap<u32, ItemSet> = BTreeMap::new();
+        for item in items.iter() {
+            classes.entry(self.tries.get(&item).copied().unwrap_or(0)).or_default().insert(item);
         }
+        classes
+    }
+
+    /// Items that are to be handed out again; `started`: each may have run.
+    fn again(&mut self, items: &ItemSet, started: bool) {
+        for item in items.iter().filter(|_| started) {
+            *self.tries.entry(item).or_default() += 1;
+        }
+        for (attempt, items) in self.by_attempt(items) {
+            self.ready.entry(attempt).or_default().extend(&items);
+        }
+    }
+
+    fn updated(&mut self, id: &TaskId, update: &StatusUpdate) -> Result<(), String> {
+        let Some(part) = self.parts.get_mut(id) else { return Ok(()) };
         if let Some(delta) = &update.array {
-            let again: ItemSet = delta.failed.iter().filter(|f| f.reason.is_infrastructure()).map(|f| f.item).collect();
-            let again = again.union(&delta.returned).intersection(&part.outstanding);
+            let lost: ItemSet = delta.failed.iter().filter(|f| f.reason.is_infrastructure()).map(|f| f.item).collect();
             let failed: ItemSet = delta.failed.iter().filter(|f| !f.reason.is_infrastructure()).map(|f| f.item).collect();
-            let ended = failed.union(&delta.finished).intersection(&part.outstanding).difference(&again);
-            part.outstanding = part.outstanding.difference(&again).difference(&ended);
+            let ended = failed.union(&delta.finished);
+            let all = ended.union(&lost).union(&delta.returned);
+            if !part.outstanding.contains_all(&all) {
+                let what = all.difference(&part.outstanding);
+                return Err(format!("{}: of items {what} something is said that was said before", update.key.task));
+            }
+            part.outstanding = part.outstanding.difference(&all);
             part.slots = part.slots.min(delta.slots);
-            self.ready.extend(&again);
             self.done.extend(&ended);
+            self.again(&lost, true);
+            self.again(&delta.returned, false);
         }
         if update.state.is_terminal()
             && let Some(part) = self.parts.remove(id)
         {
-            self.ready.extend(&part.outstanding);
+            self.again(&part.outstanding, true);
         }
+        Ok(())
     }
 }

@@ -1,11 +1,12 @@
 //! The world: virtual time, what will happen when, the nodes, and the order in which everything takes effect.
 //!
-//! One thing happens at a time; what it causes is scheduled. Nothing here decides what a node does: the cores do.
+//! One thing happens at a time; what it causes is scheduled. Nothing here decides what a node does: the cores do. What breaks is in
+//! `faults`.
 
 use crate::checks::Checks;
 use crate::executor::Inside;
 use crate::log::Log;
-use crate::network::{Network, ToMaster, ToPeer};
+use crate::network::{Network, Packet, ToMaster, ToPeer, Way};
 use crate::nodes::{AgentNode, FrameworkNode, MasterNode};
 use crate::report::Config;
 use crate::rng::Rng;
@@ -14,9 +15,11 @@ use smalti_types::{ExecutorId, Time};
 use std::collections::BTreeMap;
 
 /// Time-outs of cores hang on ticks about this often, in microseconds.
-const TICK_US: u64 = 100_000;
+pub(crate) const TICK_US: u64 = 100_000;
+/// Agents up to which each ticks that often; ticks of more are farther apart, so that a large world is not only ticks.
+const AGENTS_AT_FULL_PACE: u64 = 500;
 /// Virtual time that the world has to settle in after the last fault, in microseconds.
-const SETTLE_US: u64 = 120_000_000;
+const SETTLE_US: u64 = 300_000_000;
 
 /// Somebody who connects to the master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +28,7 @@ pub(crate) enum Peer {
     Framework(usize),
 }
 
-/// A process that can crash.
+/// A process that can crash, on a machine of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Node {
     Master,
@@ -35,14 +38,16 @@ pub(crate) enum Node {
 /// Something that will happen.
 #[derive(Debug)]
 pub(crate) enum Happening {
-    /// Something arrives at the master.
-    ToMaster(u64, ToMaster),
-    /// Something arrives at a peer.
-    ToPeer(u64, ToPeer),
+    /// A message comes to the end of its way: on which connection, which one.
+    Arrives(u64, u64, Packet),
     /// The master notices that a connection is broken.
     MasterNotices(u64),
     /// The peer notices.
     PeerNotices(u64),
+    /// An end has heard nothing since this partition began.
+    Silence(u64, Way, u64),
+    /// A partition is over.
+    Heals(u64),
     /// A peer in this life tries to connect.
     Connect(Peer, u64),
     /// Time passes for a node in this life.
@@ -51,8 +56,14 @@ pub(crate) enum Happening {
     BatchEnd(u64),
     /// Something outside of its core reaches an agent in this life.
     Agent(usize, u64, agent::Event),
-    /// Something happens in an executor of an agent in this life.
-    Executor(usize, u64, ExecutorId, Inside),
+    /// A new life of an agent looks for an executor of the last one.
+    Find(usize, u64, ExecutorId),
+    /// An agent's order reaches one of its executor processes.
+    Told(usize, u64, agent::ToExecutor),
+    /// What an executor process says reaches the agent in this life: its number, what.
+    Said(usize, u64, u64, u64, agent::FromExecutor),
+    /// Something happens in an executor process.
+    Inside(usize, u64, Inside),
     /// The handler of a framework in this life looks at its inbox.
     Handle(usize, u64),
     /// Something breaks.
@@ -78,19 +89,21 @@ pub(crate) struct World {
     scheduled: u64,
     pub(crate) steps: u64,
     pub(crate) faults: u64,
+    tick_us: u64,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, config: &Config) -> Self {
+    pub(crate) fn new(seed: u64, config: &Config, log: Log) -> Self {
         let mut rng = Rng::new(seed);
+        let master = MasterNode::new(config.agents, &mut rng);
         let agents = (0..config.agents).map(|i| AgentNode::new(i, &mut rng)).collect();
         let frameworks = (0..config.frameworks).map(|i| FrameworkNode::new(i, &mut rng)).collect();
         let mut world = Self {
             now: Time(1_000_000),
             rng,
-            log: Log::new(config.keep_log),
+            log,
             network: Network::default(),
-            master: MasterNode::default(),
+            master,
             agents,
             frameworks,
             checks: Checks::default(),
@@ -99,6 +112,7 @@ impl World {
             scheduled: 0,
             steps: 0,
             faults: 0,
+            tick_us: TICK_US * (config.agents as u64 / AGENTS_AT_FULL_PACE).max(1),
         };
         world.after(0, Happening::Start(Node::Master));
         for peer in world.peers() {
@@ -114,21 +128,26 @@ impl World {
         agents.chain((0..self.frameworks.len()).map(Peer::Framework)).collect()
     }
 
-    /// Runs until `steps` things have happened, then without faults until everything has settled.
-    pub(crate) fn run(&mut self, steps: u64) -> Result<(), String> {
+    /// Runs until `steps` things have happened, then without faults until everything has settled; or until `until`.
+    pub(crate) fn run(&mut self, steps: u64, until: u64) -> Result<(), String> {
         while self.steps < steps {
             self.next()?;
+            if self.steps >= until {
+                return Ok(());
+            }
         }
-        self.calm = true;
-        self.log.add(format_args!("{} calm", self.now.0));
+        self.be_calm()?;
         let deadline = Time(self.now.0 + SETTLE_US);
         let mut next_look = self.now;
         while self.now < deadline {
             self.next()?;
+            if self.steps >= until {
+                return Ok(());
+            }
             if self.now >= next_look {
-                next_look = Time(self.now.0 + TICK_US);
+                next_look = Time(self.now.0 + self.tick_us);
                 if self.unsettled().is_none() {
-                    return Ok(());
+                    return self.check_end();
                 }
             }
         }
@@ -150,27 +169,46 @@ impl World {
 
     pub(crate) fn at(&mut self, time: Time, happening: Happening) {
         self.scheduled += 1;
-        self.queue.insert((time, self.scheduled), happening);
+        self.queue.insert((time.max(self.now), self.scheduled), happening);
+    }
+
+    /// Writes a line about what happens now.
+    pub(crate) fn note(&mut self, line: std::fmt::Arguments<'_>) {
+        self.log.add(format_args!("{} {} {line}", self.steps, self.now.0));
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), String> {
         if !matches!(happening, Happening::Tick(..) | Happening::BatchEnd(_) | Happening::Handle(..)) {
-            self.log.add(format_args!("{} {happening:?}", self.now.0));
+            self.note(format_args!("{happening:?}"));
         }
         match happening {
-            Happening::ToMaster(conn, message) if self.network.is_up(conn) => self.master_hears(conn, message),
-            Happening::ToPeer(conn, message) if self.network.is_up(conn) => self.peer_hears(conn, message),
-            Happening::ToMaster(..) | Happening::ToPeer(..) => Ok(()),
+            Happening::Arrives(conn, number, packet) => match self.network.arrive(conn, number, packet) {
+                Some(packet) => self.heard(conn, packet),
+                None => Ok(()),
+            },
             Happening::MasterNotices(conn) => self.master_notices(conn),
             Happening::PeerNotices(conn) => self.peer_notices(conn),
+            Happening::Silence(conn, end, partition) => self.silence(conn, end, partition),
+            Happening::Heals(partition) => self.heal(partition),
             Happening::Connect(peer, life) => self.connect(peer, life),
             Happening::Tick(node, life) => self.tick(node, life),
             Happening::BatchEnd(life) => self.batch_end(life),
             Happening::Agent(i, life, event) => self.agent_event(i, life, event),
-            Happening::Executor(i, life, id, inside) => self.executor_happens(i, life, id, inside),
+            Happening::Find(i, life, id) => self.find_executor(i, life, id),
+            Happening::Told(i, process, message) => self.executor_told(i, process, message),
+            Happening::Said(i, life, process, number, message) => self.executor_said(i, life, process, number, message),
+            Happening::Inside(i, process, inside) => self.executor_happens(i, process, inside),
             Happening::Handle(i, life) => self.handle(i, life),
             Happening::Fault => self.fault(),
             Happening::Start(node) => self.start(node),
+        }
+    }
+
+    /// A message is heard at its end.
+    pub(crate) fn heard(&mut self, conn: u64, packet: Packet) -> Result<(), String> {
+        match packet {
+            Packet::ToMaster(message) => self.master_hears(conn, message),
+            Packet::ToPeer(message) => self.peer_hears(conn, message),
         }
     }
 
@@ -178,10 +216,11 @@ impl World {
         if self.life(node) != Some(life) {
             return Ok(());
         }
-        self.after(TICK_US, Happening::Tick(node, life));
+        let us = if matches!(node, Node::Peer(Peer::Agent(_))) { self.tick_us } else { TICK_US };
+        self.after(us, Happening::Tick(node, life));
         match node {
             Node::Master => self.master_tick(),
-            Node::Peer(Peer::Agent(i)) => self.agent_event(i, life, agent::Event::Tick),
+            Node::Peer(Peer::Agent(i)) => self.agent_tick(i, life),
             Node::Peer(Peer::Framework(i)) => self.framework_tick(i),
         }
     }
@@ -200,12 +239,12 @@ impl World {
             return Ok(());
         }
         match node {
-            Node::Master => self.start_master(),
-            Node::Peer(Peer::Agent(i)) => self.agents[i].start(),
+            Node::Master => self.start_master()?,
+            Node::Peer(Peer::Agent(i)) => self.start_agent(i)?,
             Node::Peer(Peer::Framework(i)) => self.start_framework(i)?,
         }
         let Some(life) = self.life(node) else { return Ok(()) };
-        let phase = self.rng.below(TICK_US);
+        let phase = self.rng.below(if matches!(node, Node::Peer(Peer::Agent(_))) { self.tick_us } else { TICK_US });
         self.after(phase, Happening::Tick(node, life));
         if let Node::Peer(peer) = node {
             self.after(0, Happening::Connect(peer, life));
@@ -213,73 +252,17 @@ impl World {
         Ok(())
     }
 
-    /// A node crashes: what it had in memory is gone, its connections break, it starts again later.
-    pub(crate) fn crash(&mut self, node: Node) {
-        self.log.add(format_args!("{} {node:?} crashes", self.now.0));
-        match node {
-            Node::Master => self.master.crash(),
-            Node::Peer(Peer::Agent(i)) => self.agents[i].crash(),
-            Node::Peer(Peer::Framework(i)) => self.frameworks[i].crash(),
-        }
-        let lost = |c: &crate::network::Connection| c.up && (node == Node::Master || node == Node::Peer(c.peer));
-        let broken: Vec<u64> = self.network.connections.iter().filter(|(_, c)| lost(c)).map(|(id, _)| *id).collect();
-        broken.into_iter().for_each(|conn| self.break_connection(conn));
-        let us = self.rng.between(1_000, 2_000_000);
-        self.after(us, Happening::Start(node));
-    }
-
-    /// A connection breaks; both ends notice at some time.
-    pub(crate) fn break_connection(&mut self, conn: u64) {
-        if let Some(connection) = self.network.connections.get_mut(&conn) {
-            connection.up = false;
-            let (master, peer) = (self.rng.below(1_500_000), self.rng.below(1_500_000));
-            self.after(master, Happening::MasterNotices(conn));
-            self.after(peer, Happening::PeerNotices(conn));
-        }
-    }
-
-    fn fault(&mut self) -> Result<(), String> {
-        if self.calm {
-            return Ok(());
-        }
-        let us = self.rng.between(5_000, 400_000);
-        self.after(us, Happening::Fault);
-        self.faults += 1;
-        match self.rng.below(100) {
-            0..=44 => {
-                if let Some(conn) = self.network.any_up(&mut self.rng) {
-                    self.break_connection(conn);
-                }
-            }
-            45..=52 => self.crash(Node::Master),
-            53..=66 => {
-                let i = self.rng.index(self.agents.len());
-                self.crash(Node::Peer(Peer::Agent(i)));
-            }
-            67..=80 => {
-                let i = self.rng.index(self.frameworks.len());
-                self.crash(Node::Peer(Peer::Framework(i)));
-            }
-            81..=95 => {
-                let i = self.rng.index(self.agents.len());
-                return self.kill_executor(i);
-            }
-            _ => return self.remove_agent(),
-        }
-        Ok(())
-    }
-
-    /// Sends something to the master, if the connection still carries anything.
+    /// Sends something to the master.
     pub(crate) fn say_to_master(&mut self, conn: u64, message: ToMaster) {
-        if let Some(at) = self.network.arrival(conn, true, self.now, &mut self.rng) {
-            self.at(at, Happening::ToMaster(conn, message));
+        if let Some((number, at)) = self.network.send(conn, Way::ToMaster, self.now, &mut self.rng) {
+            self.at(at, Happening::Arrives(conn, number, Packet::ToMaster(message)));
         }
     }
 
-    /// Sends something to a peer, if the connection still carries anything.
+    /// Sends something to a peer.
     pub(crate) fn say_to_peer(&mut self, conn: u64, message: ToPeer) {
-        if let Some(at) = self.network.arrival(conn, false, self.now, &mut self.rng) {
-            self.at(at, Happening::ToPeer(conn, message));
+        if let Some((number, at)) = self.network.send(conn, Way::ToPeer, self.now, &mut self.rng) {
+            self.at(at, Happening::Arrives(conn, number, Packet::ToPeer(message)));
         }
     }
 }

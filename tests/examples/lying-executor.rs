@@ -69,7 +69,10 @@ fn lie() {
     let mut liar = Liar { writer, raw, slots: 0 };
     while let Ok(Some((message, _))) = reader.recv::<ToExecutor>() {
         match message.message.unwrap() {
-            To::Welcome(welcome) => liar.hello(welcome.slots),
+            To::Welcome(welcome) => {
+                liar.hello(welcome.slots);
+                liar.say(From::Holds(v1::Holds::default()));
+            }
             To::Load(load) => liar.say(From::Loaded(v1::ModuleLoaded { module: load.module, failure: None })),
             To::Start(start) => liar.start(&start, &mut reader),
             To::Shutdown(_) => return,
@@ -87,7 +90,7 @@ struct Liar {
 impl Liar {
     /// Says it, unless nobody listens any more.
     fn say(&mut self, message: From) {
-        if self.writer.send(&FromExecutor { message: Some(message) }, &[]).is_err() {
+        if self.writer.send(&FromExecutor { number: 0, message: Some(message) }, &[]).is_err() {
             std::process::exit(0);
         }
     }
@@ -143,7 +146,7 @@ impl Liar {
             Some("bomb") => self.bomb(),
             Some("descriptors") => {
                 let file = File::open("/dev/null").unwrap();
-                let message = FromExecutor { message: Some(From::Started(v1::Started { run })) };
+                let message = FromExecutor { number: 0, message: Some(From::Started(v1::Started { run })) };
                 let _ = self.writer.send(&message, &vec![file.as_fd(); 60]);
             }
             Some("garbage") => drop(self.raw.write_all(&[0xfe; 1 << 16])),

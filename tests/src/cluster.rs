@@ -84,27 +84,8 @@ impl Cluster {
     pub fn start(config: Config) -> Result<Self> {
         let paths = Paths::find()?;
         let dir = tempfile::Builder::new().prefix("smalti-test-").tempdir().context("temporary directory")?;
-        let command = |args: &[&str]| {
-            let mut c = Command::new(paths.smalti());
-            c.args(args).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
-            c.envs(config.env.iter().cloned());
-            c
-        };
-        let data = |name: &str| dir.path().join(name).display().to_string();
-
-        let mut master = command(&["master", "--listen", "127.0.0.1:0", "--data-dir", &data("master")]);
-        master.args(&config.master_flags);
-        let mut master = Process::spawn_role("master", master, dir.path())?;
-        let address = master.wait_for_line("ready: master")?;
-
-        let scheduler = if config.scheduler {
-            let args = ["scheduler", "--master", &address, "--listen", "127.0.0.1:0", "--data-dir", &data("scheduler")];
-            let mut scheduler = Process::spawn_role("scheduler", command(&args), dir.path())?;
-            scheduler.wait_for_line("ready: scheduler")?;
-            Some(scheduler)
-        } else {
-            None
-        };
+        let (master, address) = start_master(&paths, &config, dir.path(), "127.0.0.1:0")?;
+        let scheduler = if config.scheduler { Some(start_scheduler(&paths, &config, dir.path(), &address)?) } else { None };
         let mut cluster = Self { agents: Vec::new(), scheduler, master, address, paths: paths.clone(), config: config.clone(), dir };
         for agent in &config.agents {
             cluster.add_agent(agent)?;
@@ -128,9 +109,48 @@ impl Cluster {
     /// # Errors
     /// When it does not become ready.
     pub fn crash_agent(&mut self, n: usize, again: &AgentConfig) -> Result<()> {
+        self.kill_agent(n)?;
+        self.restart_agent(n, again)
+    }
+
+    /// Kills an agent as a crash would.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn kill_agent(&mut self, n: usize) -> Result<()> {
         self.agents[n].signal(nix::sys::signal::Signal::SIGKILL)?;
-        self.agents[n].wait(COMMAND_TIMEOUT)?;
+        self.agents[n].wait(COMMAND_TIMEOUT).map(drop)
+    }
+
+    /// Starts an agent that has ended again, with the same data; waits until it is registered.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn restart_agent(&mut self, n: usize, again: &AgentConfig) -> Result<()> {
         self.agents[n] = self.start_agent(n, again)?;
+        Ok(())
+    }
+
+    /// Kills the master as a crash would, and starts it again at the same address with the same data.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn crash_master(&mut self) -> Result<()> {
+        self.master.signal(nix::sys::signal::Signal::SIGKILL)?;
+        self.master.wait(COMMAND_TIMEOUT)?;
+        self.master = start_master(&self.paths, &self.config, self.dir.path(), &self.address)?.0;
+        Ok(())
+    }
+
+    /// Ends the scheduler with `signal`, and starts it again with the same data, at another port.
+    ///
+    /// # Errors
+    /// When there is none, or it does not become ready.
+    pub fn restart_scheduler(&mut self, signal: nix::sys::signal::Signal) -> Result<()> {
+        let mut scheduler = self.scheduler.take().context("a scheduler")?;
+        scheduler.signal(signal)?;
+        scheduler.wait(COMMAND_TIMEOUT)?;
+        self.scheduler = Some(start_scheduler(&self.paths, &self.config, self.dir.path(), &self.address)?);
         Ok(())
     }
 
@@ -147,6 +167,10 @@ impl Cluster {
         };
         c.args(["agent", "--master", &self.address, "--data-dir"]).arg(self.dir.path().join(&name));
         c.args(["--cpus", &agent.cpus, "--mem", &agent.mem, "--disk", "1GiB", "--ports", &ports, "--isolation", &self.config.isolation]);
+        // Tests end agents with whatever still runs on them.
+        if !agent.flags.iter().any(|flag| flag.starts_with("--drain-timeout")) {
+            c.args(["--drain-timeout", "0s"]);
+        }
         c.args(&agent.flags).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
         c.envs(self.config.env.iter().cloned());
         let mut process = Process::spawn_role(&name, c, self.dir.path())?;
@@ -221,4 +245,29 @@ impl Cluster {
         }
         text
     }
+}
+
+fn role(paths: &Paths, config: &Config, args: &[&str]) -> Command {
+    let mut c = Command::new(paths.smalti());
+    c.args(args).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
+    c.envs(config.env.iter().cloned());
+    c
+}
+
+/// A master and its address.
+fn start_master(paths: &Paths, config: &Config, dir: &Path, listen: &str) -> Result<(Process, String)> {
+    let data = dir.join("master").display().to_string();
+    let mut command = role(paths, config, &["master", "--listen", listen, "--data-dir", &data]);
+    command.args(&config.master_flags);
+    let mut master = Process::spawn_role("master", command, dir)?;
+    let address = master.wait_for_line("ready: master")?;
+    Ok((master, address))
+}
+
+fn start_scheduler(paths: &Paths, config: &Config, dir: &Path, master: &str) -> Result<Process> {
+    let data = dir.join("scheduler").display().to_string();
+    let args = ["scheduler", "--master", master, "--listen", "127.0.0.1:0", "--data-dir", &data];
+    let mut scheduler = Process::spawn_role("scheduler", role(paths, config, &args), dir)?;
+    scheduler.wait_for_line("ready: scheduler")?;
+    Ok(scheduler)
 }

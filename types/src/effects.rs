@@ -40,6 +40,12 @@ impl<R, M> Effects<R, M> {
         self.records.is_empty() && self.messages.is_empty()
     }
 
+    /// Whether anything must become durable.
+    #[must_use]
+    pub fn has_records(&self) -> bool {
+        !self.records.is_empty()
+    }
+
     /// Makes the records durable with `persist`, then gives out the messages in the order they were decided.
     ///
     /// # Errors

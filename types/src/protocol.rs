@@ -8,7 +8,11 @@ use crate::resources::Resources;
 use crate::status::{StatusUpdate, UpdateKey};
 use crate::task::{ItemBatch, Launch, LaunchArray};
 use crate::task_state::TaskState;
-use crate::time::DurationMs;
+use crate::time::{BootTime, DurationMs};
+
+/// Part of the reason with which a master ends a subscription under an id that it has removed: the only reason for a
+/// scheduler to become a new framework.
+pub const REMOVED_FRAMEWORK: &str = "was removed; subscribe without an id to become a new one";
 
 /// What the master tells an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +60,13 @@ pub enum AgentCommand {
     },
     /// The framework has this update; it need not be sent again.
     Acknowledge(UpdateKey),
+    /// Answer to a heartbeat: exclusive tasks of this agent may run for this long after the heartbeat was made.
+    Lease {
+        /// When the agent made the heartbeat, by its own clock: handed back as it came.
+        asked: BootTime,
+        /// For how long.
+        lease: DurationMs,
+    },
 }
 
 /// A task that an agent still has when it registers.
@@ -69,6 +80,8 @@ pub struct RunningTask {
     pub resources: Resources,
     /// For array parts, what one slot holds.
     pub slot_resources: Option<Resources>,
+    /// It runs under a lease: at most one attempt of it at a time.
+    pub exclusive: bool,
 }
 
 /// An agent's first message on a connection.

@@ -141,6 +141,23 @@ impl StatusUpdate {
     }
 }
 
+/// What any update is counted as beside its own texts and lists, in bytes.
+const BASE_WEIGHT: usize = 256;
+
+impl StatusUpdate {
+    /// About how many bytes it takes, kept or sent: for budgets.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let array = self.array.as_ref().map_or(0, |delta| {
+            let failed: usize = delta.failed.iter().map(|f| 64 + f.message.len()).sum();
+            let results: usize = delta.results.iter().map(|(_, value)| 16 + value.len()).sum();
+            failed + results + (delta.finished.ranges().len() + delta.returned.ranges().len()) * 16
+        });
+        let progress = self.progress.as_ref().map_or(0, |(_, text)| text.len());
+        BASE_WEIGHT + self.message.len() + progress + self.result.as_ref().map_or(0, Vec::len) + array
+    }
+}
+
 /// Cuts `text` to at most `max` bytes at a character boundary.
 pub fn truncate(text: &mut String, max: usize) {
     if text.len() > max {

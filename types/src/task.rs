@@ -114,6 +114,10 @@ pub struct TaskSpec {
     /// Absolute guest path of its writable directory, whose size is the disk of its resources; `None`: [`crate::grants::DEFAULT_DISK_PATH`].
     #[serde(default)]
     pub disk_path: Option<String>,
+    /// At most one attempt of it runs at a time, whatever fails: it runs under a lease that its agent renews, and is stopped when that
+    /// runs out. Single tasks only.
+    #[serde(default)]
+    pub exclusive: bool,
 }
 
 impl TaskSpec {
@@ -130,6 +134,7 @@ impl TaskSpec {
             isolation: Isolation::Instance,
             connect: Vec::new(),
             disk_path: None,
+            exclusive: false,
         }
     }
 }

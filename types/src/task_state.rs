@@ -166,6 +166,8 @@ pub enum Reason {
     AgentDisconnected,
     /// The framework was removed.
     FrameworkRemoved,
+    /// The lease of an exclusive task ran out before its agent could renew it: the guest was stopped, or nobody can say.
+    LeaseExpired,
     /// This status answers a reconciliation.
     Reconciliation,
     /// Another item of the job failed and `--fail-fast` was asked for.
@@ -174,7 +176,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tables and tests.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::None,
         Self::ExitCode,
         Self::Trap,
@@ -200,6 +202,7 @@ impl Reason {
         Self::AgentRestarted,
         Self::AgentDisconnected,
         Self::FrameworkRemoved,
+        Self::LeaseExpired,
         Self::Reconciliation,
         Self::FailFast,
     ];
@@ -233,6 +236,7 @@ impl Reason {
             Self::AgentRestarted => "AGENT_RESTARTED",
             Self::AgentDisconnected => "AGENT_DISCONNECTED",
             Self::FrameworkRemoved => "FRAMEWORK_REMOVED",
+            Self::LeaseExpired => "LEASE_EXPIRED",
             Self::Reconciliation => "RECONCILIATION",
             Self::FailFast => "FAIL_FAST",
         }
@@ -249,6 +253,7 @@ impl Reason {
                 | Self::AgentRemoved
                 | Self::AgentRestarted
                 | Self::AgentDisconnected
+                | Self::LeaseExpired
         )
     }
 

@@ -20,6 +20,19 @@ impl Time {
     }
 }
 
+/// A point in time by the clock of one boot of one machine, which goes on while the machine sleeps (`CLOCK_BOOTTIME`): microseconds
+/// since it booted. Means nothing on another machine, nor after the next boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct BootTime(pub u64);
+
+impl BootTime {
+    /// This point moved into the future by `span`, saturating at the end of time.
+    #[must_use]
+    pub const fn after(self, span: DurationMs) -> Self {
+        Self(self.0.saturating_add(span.0.saturating_mul(1_000)))
+    }
+}
+
 impl From<std::time::SystemTime> for Time {
     /// What a clock showed; zero for what lies before the epoch.
     fn from(shown: std::time::SystemTime) -> Self {

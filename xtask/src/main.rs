@@ -1,7 +1,8 @@
-//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | sim | wasi-testsuite | tidy`.
+//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | sim | chaos | wasi-testsuite | tidy`.
 
 mod bench;
 mod build;
+mod chaos;
 mod demo;
 mod sim;
 mod test;
@@ -50,6 +51,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Breaks a real cluster under load and counts what came of it: `cargo xtask chaos --minutes 1`
+    Chaos {
+        /// Arguments for the chaos program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Runs the official WASI test suite (preview 1) through `smalti run`: see docs/wasi-testsuite.md
     WasiTestsuite {
         /// A checkout of its branch `prod/testsuite-base`
@@ -79,6 +86,7 @@ fn main() -> ExitCode {
         Verb::TestV2(options) => test_v2::run(&options),
         Verb::Bench { args } => bench::run(&args),
         Verb::Sim { args } => sim::run(&args),
+        Verb::Chaos { args } => chaos::run(&args),
         Verb::WasiTestsuite { suite, reference } => wasi_testsuite::run(&suite, reference.as_deref()),
         Verb::Tidy => tidy::run(),
     };

@@ -3,10 +3,13 @@
 //! Owns the attempts, their index, what they hold, and the connection's state. The rules are beside it: `commands` (what the master
 //! wants), `launch` (from prepared to started), `reports` (what executors say), `array` (items), `executors` (processes and slots).
 
-use crate::event::{Event, Failure, Message, Record, Run, ToExecutor};
+use crate::event::{Event, Failure, Message, Run, ToExecutor};
+use crate::exclusive::Leases;
 use crate::executors::Pool;
+use crate::losses::Losses;
 use crate::parameters::Parameters;
 use crate::process::Processes;
+use crate::record::Record;
 use crate::seen::Seen;
 use crate::task::{Ending, Phase, Task, Work};
 use smalti_types::protocol::RunningTask;
@@ -28,6 +31,8 @@ pub struct Counters {
     pub master_ignored: u64,
     /// Items that finished with exit code 0.
     pub items_finished: u64,
+    /// Shared executors that died without having been told to.
+    pub executors_lost: u64,
 }
 
 /// Most that one message counts for: a report may speak of 2^64 items, and the counter must still move with the next one.
@@ -64,6 +69,12 @@ pub struct Agent {
     /// Frameworks for which slots may have become free in this step.
     pub(crate) to_place: BTreeSet<FrameworkId>,
     pub(crate) counters: Counters,
+    pub(crate) leases: Leases,
+    pub(crate) losses: Losses,
+    /// Whether the checkpoint has room for new work.
+    pub(crate) room: bool,
+    /// Whether the agent is about to end.
+    pub(crate) draining: bool,
 }
 
 impl Agent {
@@ -84,6 +95,10 @@ impl Agent {
             dirty: BTreeSet::new(),
             to_place: BTreeSet::new(),
             counters: Counters::default(),
+            leases: Leases::default(),
+            losses: Losses::default(),
+            room: true,
+            draining: false,
         }
     }
 
@@ -105,15 +120,24 @@ impl Agent {
             Event::ExecutorExited { executor, cause, out_of_memory } => {
                 self.executor_exited(now, &executor, &cause, out_of_memory, &mut out);
             }
-            Event::Executor { executor, message } => self.executor_said(now, &executor, message, &mut out),
+            Event::ExecutorBack { executor, slots } => self.executor_back(now, &executor, slots, &mut out),
+            Event::Executor { executor, number, message } => self.executor_said(now, &executor, number, message, &mut out),
+            Event::Drain => self.drain(now, &mut out),
+            Event::Room(room) => self.room = room,
             Event::Tick => self.tick(now, &mut out),
         }
-        for framework in std::mem::take(&mut self.to_place) {
-            self.place(now, &framework, &mut out);
-        }
-        self.serve_processes(now, &mut out);
-        self.flush(now, &mut out);
+        self.finish_step(now, &mut out);
         out
+    }
+
+    /// What follows from any event.
+    pub(crate) fn finish_step(&mut self, now: Time, out: &mut Out) {
+        for framework in std::mem::take(&mut self.to_place) {
+            self.place(now, &framework, out);
+        }
+        self.serve_processes(now, out);
+        self.flush(now, out);
+        self.record_executors(out);
     }
 
     /// What a registration says: attempts that are not terminal, and all unacknowledged updates in order per task. They count as
@@ -130,7 +154,8 @@ impl Agent {
                 Work::Single(single) => (single.launch.resources.clone(), None),
                 Work::Part(part) => (part.resources(part.told_slots), Some(part.launch.slot_resources.clone())),
             };
-            running.push(RunningTask { key: task.key.clone(), state: task.state(), resources, slot_resources });
+            let exclusive = matches!(&task.work, Work::Single(single) if single.launch.spec.exclusive);
+            running.push(RunningTask { key: task.key.clone(), state: task.state(), resources, slot_resources, exclusive });
         }
         (running, unacknowledged)
     }
@@ -141,10 +166,27 @@ impl Agent {
         self.counters
     }
 
+    /// Attempts that are here, terminal and not acknowledged ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether nothing runs and nothing waits to be acknowledged.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
     /// Attempts that are not terminal.
     #[must_use]
     pub fn live(&self) -> usize {
         self.tasks.values().filter(|t| t.phase != Phase::Ended).count()
+    }
+
+    /// Attempts that are here, with whether they have ended and whether they are array parts.
+    pub fn attempts(&self) -> impl Iterator<Item = (&TaskKey, bool, bool)> {
+        self.tasks.values().map(|t| (&t.key, t.phase == Phase::Ended, matches!(t.work, Work::Part(_))))
     }
 
     /// Whether `key` is here and not terminal.
@@ -156,7 +198,7 @@ impl Agent {
     /// Whether the answer to a preparation is waited for.
     #[must_use]
     pub fn is_preparing(&self, run: Run) -> bool {
-        self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Preparing)
+        self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Preparing || t.unprepared)
     }
 
     /// Sum of what all attempts hold.
@@ -193,6 +235,9 @@ impl Agent {
             self.hurry(run, out);
         }
         self.processes.touch();
+        self.losses.forget(now);
+        let held_back = self.waiting.keys().filter(|f| self.losses.may_start(now, f));
+        self.to_place.extend(held_back.cloned());
         for (executor, why) in stuck {
             self.end_executor(now, &executor, why, out);
         }
@@ -226,7 +271,7 @@ impl Agent {
         }
     }
 
-    /// Says what is due, and sends it when there is a master.
+    /// Says what is due, sends it when there is a master, and records what has changed.
     fn flush(&mut self, now: Time, out: &mut Out) {
         let mut updates = Vec::new();
         for run in std::mem::take(&mut self.dirty) {
@@ -238,7 +283,10 @@ impl Agent {
             if task.phase == Phase::Ended && task.stream.in_flight() == 0 {
                 self.keys.remove(&task.key);
                 self.tasks.remove(&run);
+                out.persist(Record::Removed { run });
+                continue;
             }
+            Self::record_attempt(run, task, out);
         }
         if !updates.is_empty() {
             out.send(Message::Updates(updates));
@@ -253,6 +301,10 @@ impl Agent {
         }
         // Every sum was checked when it was made, so taking away cannot fail.
         self.held = self.held.checked_sub(&task.resources()).unwrap_or_default();
+        self.leases.forget(run);
+        if std::mem::take(&mut task.unprepared) {
+            out.send(Message::CancelPrepare { run });
+        }
         task.say_end(now, ending);
         let code = task.digest.map(|digest| (digest, task.fuel()));
         let memory = task_memory(task);
@@ -296,11 +348,12 @@ impl Agent {
     /// Ends an executor that does not do what it was told; its tasks end with it, when it has gone.
     pub(crate) fn end_executor(&mut self, now: Time, id: &ExecutorId, why: String, out: &mut Out) {
         let Some(executor) = self.pool.executors.get_mut(id) else { return };
-        if executor.phase != crate::executor::Phase::Up {
+        if !matches!(executor.phase, crate::executor::Phase::Up | crate::executor::Phase::Back) {
             return;
         }
         executor.phase = crate::executor::Phase::Stopping(None);
         executor.idle_since = now;
+        self.pool.touched.insert(id.clone());
         out.send(Message::KillExecutor { executor: id.clone(), why });
     }
 }

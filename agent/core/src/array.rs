@@ -3,15 +3,16 @@
 //! Owns the accounting of items. Invariant: every item that was handed to the part is in exactly one place: queued, leased, told, or in a
 //! delta not yet told. Does not know executors: the agent passes leases on.
 
-use crate::event::{ArrayReport, Failure, ItemFailure};
+use crate::event::{ArrayReport, Failure, ItemFailure, Run};
 use crate::lanes::Lanes;
 use crate::lease::{Rate, pace_us};
-use crate::queue::{Batch, Queue};
+use crate::queue::{Batch, HandOut, Queue};
+use crate::record::{PartState, Record};
 use crate::task::usage_pace;
 use crate::trust::Bounds;
 use smalti_types::status::{MAX_RESULT_LEN, truncate};
 use smalti_types::{
-    ArrayDelta, FailedItem, ItemBatch, ItemSet, LaunchArray, Reason, Resources, StatusUpdate, TaskKey, TaskState, Time, Usage,
+    ArrayDelta, FailedItem, ItemBatch, ItemSet, LaunchArray, Reason, Resources, Sabotage, StatusUpdate, TaskKey, TaskState, Time, Usage,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -36,6 +37,21 @@ pub(crate) struct Lease {
     pub(crate) report_interval_us: u64,
 }
 
+/// Items of one hand-out that an executor has.
+#[derive(Debug)]
+struct Leased {
+    hand_out: Arc<HandOut>,
+    items: ItemSet,
+}
+
+/// What has to be told, as one update says it.
+#[derive(Debug, Default)]
+struct Chunk {
+    delta: ArrayDelta,
+    /// The last of the deltas that it is made of.
+    last: u64,
+}
+
 /// A part of a task array.
 #[derive(Debug)]
 pub(crate) struct Part {
@@ -50,8 +66,17 @@ pub(crate) struct Part {
     pub(crate) queue: Queue,
     /// In class `process`: the executors of its items.
     pub(crate) lanes: Lanes,
-    leased: BTreeMap<u32, ItemSet>,
-    chunks: VecDeque<ArrayDelta>,
+    /// By the number of the hand-out.
+    leased: BTreeMap<u64, Leased>,
+    chunks: VecDeque<Chunk>,
+    /// The last hand-out and the last delta.
+    hand_outs: u64,
+    deltas: u64,
+    /// Deltas up to this one are in updates.
+    told_deltas: u64,
+    /// New ones, for the records of this step.
+    new_hand_outs: Vec<(u64, Arc<HandOut>)>,
+    new_deltas: Vec<(u64, ArrayDelta)>,
     rate: Rate,
     started: Option<Time>,
     /// Unstarted items and busy slots, as the executor said last.
@@ -88,6 +113,11 @@ impl Part {
             lanes: Lanes::default(),
             leased: BTreeMap::new(),
             chunks: VecDeque::new(),
+            hand_outs: 0,
+            deltas: 0,
+            told_deltas: 0,
+            new_hand_outs: Vec::new(),
+            new_deltas: Vec::new(),
             rate: Rate::default(),
             started: None,
             said: None,
@@ -104,7 +134,7 @@ impl Part {
             told: 0,
             launch: Arc::new(launch),
         };
-        let refused = part.assign(batch, true);
+        let refused = part.assign(batch, true, &ItemSet::default());
         part.open = part.launch.open;
         (part, refused)
     }
@@ -116,20 +146,22 @@ impl Part {
     }
 
     /// Takes more items. What comes after the end goes back; what it already has, or is beyond the array, is refused and counted.
-    pub(crate) fn assign(&mut self, batch: ItemBatch, open: bool) -> u64 {
+    /// `told`: ended here, and the framework may not know.
+    pub(crate) fn assign(&mut self, batch: ItemBatch, open: bool, told: &ItemSet) -> u64 {
         let wanted = batch.items.len();
         let mut have = self.queue.items();
-        for items in self.leased.values() {
-            have.extend(items);
+        have.extend(told);
+        for leased in self.leased.values() {
+            have.extend(&leased.items);
         }
         for chunk in &self.chunks {
-            have.extend(&items_of(chunk));
+            have.extend(&items_of(&chunk.delta));
         }
         let allowed = batch.items.intersection(&ItemSet::range(0, self.launch.template.total_items)).difference(&have);
         let taken = allowed.len();
         self.handed += taken;
         if self.open {
-            self.queue.push(batch, allowed);
+            self.hand_out(batch, allowed);
             self.open = open;
             self.low_water = self.outstanding() / 2;
         } else if taken > 0 {
@@ -139,13 +171,28 @@ impl Part {
         wanted - taken
     }
 
+    /// Queues the items of `batch` that are in `items`.
+    fn hand_out(&mut self, batch: ItemBatch, items: ItemSet) {
+        if items.is_empty() {
+            return;
+        }
+        let mut splits = batch.splits;
+        splits.retain(|s| items.contains(s.item));
+        splits.sort_by_key(|s| s.item);
+        splits.dedup_by_key(|s| s.item);
+        self.hand_outs += 1;
+        let hand_out = Arc::new(HandOut { attempt: batch.attempt, splits });
+        self.new_hand_outs.push((self.hand_outs, hand_out.clone()));
+        self.queue.push(Batch { items, number: self.hand_outs, hand_out });
+    }
+
     /// Items that have neither ended nor been returned.
     pub(crate) fn outstanding(&self) -> u64 {
         self.queue.len() + self.leased_len()
     }
 
     pub(crate) fn leased_len(&self) -> u64 {
-        self.leased.values().map(ItemSet::len).sum()
+        self.leased.values().map(|l| l.items.len()).sum()
     }
 
     /// The part has its executor's slots and runs.
@@ -162,8 +209,37 @@ impl Part {
     /// The next item by itself.
     pub(crate) fn lease_one(&mut self) -> Option<Batch> {
         let batch = self.has_next().then(|| self.queue.take_first(1)).flatten()?;
-        self.leased.entry(batch.attempt).or_default().extend(&batch.items);
+        self.lease(&batch);
         Some(batch)
+    }
+
+    fn lease(&mut self, batch: &Batch) {
+        if Sabotage::ArrayLeasesUncounted.is_on() {
+            return;
+        }
+        let none = || Leased { hand_out: batch.hand_out.clone(), items: ItemSet::default() };
+        self.leased.entry(batch.number).or_insert_with(none).items.extend(&batch.items);
+    }
+
+    /// Items that were leased and reached no executor are leased again, before all others.
+    pub(crate) fn requeue(&mut self, items: &ItemSet) {
+        for (number, leased) in &mut self.leased {
+            let back = leased.items.intersection(items);
+            leased.items = leased.items.difference(&back);
+            self.queue.put_back(Batch { items: back, number: *number, hand_out: leased.hand_out.clone() });
+        }
+        self.leased.retain(|_, leased| !leased.items.is_empty());
+        self.said = None;
+    }
+
+    /// Items in the hands of executors with their attempts, and the numbers of the output files that they may lie in.
+    pub(crate) fn leased_with(&self) -> Vec<(u32, ItemSet)> {
+        self.leased.values().map(|l| (l.hand_out.attempt, l.items.clone())).collect()
+    }
+
+    /// Every item in the hands of executors.
+    pub(crate) fn leased_items(&self) -> ItemSet {
+        self.leased.values().flat_map(|l| l.items.ranges()).copied().collect()
     }
 
     /// An item that was leased and never started goes back.
@@ -183,7 +259,7 @@ impl Part {
 
     /// Whether this item is in the hands of an executor.
     pub(crate) fn is_leased(&self, item: u64) -> bool {
-        self.leased.values().any(|items| items.contains(item))
+        self.leased.values().any(|l| l.items.contains(item))
     }
 
     /// Whether every item is accounted for and none can follow.
@@ -206,7 +282,7 @@ impl Part {
         let mut want = target - have;
         while let Some(batch) = self.queue.take_first(want) {
             want -= batch.items.len();
-            self.leased.entry(batch.attempt).or_default().extend(&batch.items);
+            self.lease(&batch);
             leases.push(Lease { batch, report_when_left: 0, report_interval_us });
         }
         if !leases.is_empty() {
@@ -241,8 +317,8 @@ impl Part {
 
     /// Takes items back for another part: those that wait, from the back. Returns how many the executor should give back.
     pub(crate) fn return_items(&mut self, most: u64) -> u64 {
-        let returned = self.queue.take_last(most);
-        let missing = most - returned.len();
+        let returned = if Sabotage::ArrayReturnsAndKeeps.is_on() { self.queue.items() } else { self.queue.take_last(most) };
+        let missing = most.saturating_sub(returned.len());
         let unlease = if self.started.is_some() && self.lanes.len() == 0 { missing.min(self.leased_len()) } else { 0 };
         self.note(ArrayDelta { returned, ..ArrayDelta::default() });
         self.urgent = true;
@@ -316,8 +392,9 @@ impl Part {
     /// The executor is gone: items that it held may have run and failed with it, the others go back.
     pub(crate) fn abandon(&mut self, state: TaskState, failure: &Failure) {
         let mut delta = ArrayDelta::default();
-        for (attempt, items) in std::mem::take(&mut self.leased) {
-            delta.failed.extend(items.iter().map(|item| abandoned(item, attempt, state, failure)));
+        for leased in std::mem::take(&mut self.leased).into_values().filter(|_| !Sabotage::ArrayForgetsLostItems.is_on()) {
+            let attempt = leased.hand_out.attempt;
+            delta.failed.extend(leased.items.iter().map(|item| abandoned(item, attempt, state, failure)));
         }
         delta.failed.sort_by_key(|f| f.item);
         if !delta.failed.is_empty() {
@@ -354,10 +431,11 @@ impl Part {
 
     /// Makes an update of the first delta that waits (or of none).
     pub(crate) fn take_update(&mut self, now: Time, key: &TaskKey, seq: u64, state: TaskState) -> StatusUpdate {
-        let mut delta = self.chunks.pop_front().unwrap_or_default();
+        let Chunk { mut delta, last } = self.chunks.pop_front().unwrap_or_default();
+        self.told_deltas = self.told_deltas.max(last);
         self.told += delta.items();
         delta.slots = if state.is_terminal() { 0 } else { self.slots };
-        delta.outstanding = self.outstanding() + self.chunks.iter().map(ArrayDelta::items).sum::<u64>();
+        delta.outstanding = self.outstanding() + self.chunks.iter().map(|c| c.delta.items()).sum::<u64>();
         self.told_slots = delta.slots;
         delta.usage = self.bounds(Some(delta.items())).cut(now, &delta.usage);
         self.told_usage.add(&delta.usage);
@@ -381,15 +459,15 @@ impl Part {
     pub(crate) fn check_invariants(&self) -> Result<(), String> {
         let mut all = self.queue.items();
         let mut sum = self.queue.len();
-        let untold = self.chunks.iter().map(items_of);
-        for set in self.leased.values().cloned().chain(untold) {
+        let untold = self.chunks.iter().map(|c| items_of(&c.delta));
+        for set in self.leased.values().map(|l| l.items.clone()).chain(untold) {
             sum += set.len();
             all.extend(&set);
         }
         if all.len() != sum {
             return Err(format!("an item is in two places: {} items in {sum} places", all.len()));
         }
-        if self.leased.values().any(ItemSet::is_empty) {
+        if self.leased.values().any(|l| l.items.is_empty()) {
             return Err("an empty lease is kept".into());
         }
         if self.lanes.items().any(|item| !self.is_leased(item)) {
@@ -408,19 +486,19 @@ impl Part {
             return held;
         }
         for leased in self.leased.values_mut() {
-            let here = leased.intersection(items);
+            let here = leased.items.intersection(items);
             if !here.is_empty() {
-                *leased = leased.difference(&here);
+                leased.items = leased.items.difference(&here);
                 held.extend(&here);
             }
         }
-        self.leased.retain(|_, leased| !leased.is_empty());
+        self.leased.retain(|_, leased| !leased.items.is_empty());
         held
     }
 
     /// Removes one item and returns its attempt, if it is leased.
     fn unlease_one(&mut self, item: u64) -> Option<u32> {
-        let attempt = self.leased.iter().find(|(_, items)| items.contains(item)).map(|(attempt, _)| *attempt)?;
+        let attempt = self.leased.values().find(|l| l.items.contains(item)).map(|l| l.hand_out.attempt)?;
         self.unlease(&ItemSet::range(item, item + 1));
         Some(attempt)
     }
@@ -430,16 +508,114 @@ impl Part {
         if delta.items() == 0 {
             return;
         }
+        self.deltas += 1;
+        self.new_deltas.push((self.deltas, delta.clone()));
+        self.add(self.deltas, delta);
+    }
+
+    fn add(&mut self, number: u64, delta: ArrayDelta) {
         match self.chunks.back_mut() {
-            Some(last) if weight(last) + weight(&delta) <= CHUNK_BYTES => {
-                last.finished.extend(&delta.finished);
-                last.failed.extend(delta.failed);
-                last.returned.extend(&delta.returned);
-                last.results.extend(delta.results);
-                last.usage.add(&delta.usage);
+            Some(Chunk { delta: chunk, last }) if weight(chunk) + weight(&delta) <= CHUNK_BYTES => {
+                *last = number;
+                chunk.finished.extend(&delta.finished);
+                chunk.failed.extend(delta.failed);
+                chunk.returned.extend(&delta.returned);
+                chunk.results.extend(delta.results);
+                chunk.usage.add(&delta.usage);
             }
-            _ => self.chunks.push_back(delta),
+            _ => self.chunks.push_back(Chunk { delta, last: number }),
         }
+    }
+
+    /// What the records of this step say of new hand-outs and of deltas that no update has taken yet.
+    pub(crate) fn take_news(&mut self, run: Run) -> impl Iterator<Item = Record> + '_ {
+        let told = self.told_deltas;
+        let hand_outs = self.new_hand_outs.drain(..).map(move |(number, hand_out)| Record::HandOut { run, number, hand_out });
+        let deltas = self.new_deltas.drain(..).filter(move |(number, _)| *number > told);
+        hand_outs.chain(deltas.map(move |(number, delta)| Record::Delta { run, number, delta }))
+    }
+
+    /// The same of everything that is here, for a snapshot.
+    pub(crate) fn all_news(&self, run: Run) -> Vec<Record> {
+        let queued = self.queue.batches().map(|b| (b.number, &b.hand_out));
+        let leased = self.leased.iter().map(|(number, l)| (*number, &l.hand_out));
+        let hand_outs: BTreeMap<u64, &Arc<HandOut>> = queued.chain(leased).collect();
+        let hand_outs = hand_outs.into_iter().map(|(number, h)| Record::HandOut { run, number, hand_out: h.clone() });
+        hand_outs.chain(self.chunks.iter().map(|c| Record::Delta { run, number: c.last, delta: c.delta.clone() })).collect()
+    }
+
+    /// Its accounts, for a record.
+    pub(crate) fn state(&self) -> PartState {
+        PartState {
+            slots: self.slots,
+            open: self.open,
+            ending: self.ending,
+            started: self.started,
+            told_slots: self.told_slots,
+            told_usage: self.told_usage,
+            told: self.told_deltas,
+            queued: self.queue.batches().map(|b| (b.number, b.items.clone())).collect(),
+            leased: self.leased.iter().map(|(number, l)| (*number, l.items.clone())).collect(),
+            lanes: self.lanes.state(),
+        }
+    }
+
+    /// Whether [`Self::state`] would be this.
+    pub(crate) fn is_recorded(&self, state: &PartState) -> bool {
+        let head = (self.slots, self.open, self.ending, self.started, self.told_slots, self.told_usage, self.told_deltas);
+        head == (state.slots, state.open, state.ending, state.started, state.told_slots, state.told_usage, state.told)
+            && self.queue.batches().map(|b| (b.number, &b.items)).eq(state.queued.iter().map(|(n, items)| (*n, items)))
+            && self.leased.iter().map(|(n, l)| (*n, &l.items)).eq(state.leased.iter().map(|(n, items)| (*n, items)))
+            && self.lanes.is_recorded(state.lanes.as_ref())
+    }
+
+    /// A part as records describe it. Hand-outs and deltas of which nothing is left are ignored.
+    pub(crate) fn restore(
+        launch: Arc<LaunchArray>,
+        state: Option<PartState>,
+        hand_outs: &BTreeMap<u64, Arc<HandOut>>,
+        deltas: BTreeMap<u64, ArrayDelta>,
+    ) -> Self {
+        let (mut part, _) = Self::new(LaunchArray { batch: ItemBatch::default(), ..LaunchArray::clone(&launch) });
+        part.launch = launch;
+        let Some(state) = state else { return part };
+        part.slots = state.slots;
+        part.open = state.open;
+        part.ending = state.ending;
+        part.started = state.started;
+        part.told_slots = state.told_slots;
+        part.told_usage = state.told_usage;
+        part.told_deltas = state.told;
+        part.hand_outs = hand_outs.keys().next_back().copied().unwrap_or(0);
+        for (number, items) in state.queued {
+            if let Some(hand_out) = hand_outs.get(&number) {
+                part.queue.push(Batch { items, number, hand_out: hand_out.clone() });
+            }
+        }
+        for (number, items) in state.leased {
+            if let Some(hand_out) = hand_outs.get(&number) {
+                part.leased.insert(number, Leased { hand_out: hand_out.clone(), items });
+            }
+        }
+        part.deltas = state.told;
+        for (number, delta) in deltas.into_iter().filter(|(number, _)| *number > state.told) {
+            part.deltas = number;
+            part.add(number, delta);
+        }
+        let unstarted = state.lanes.iter().flat_map(|l| &l.busy).filter(|l| !l.started).map(|l| l.item).collect();
+        part.requeue(&unstarted);
+        part.lanes = Lanes::restore(state.lanes);
+        part.handed = part.outstanding() + part.chunks.iter().map(|c| c.delta.items()).sum::<u64>();
+        part.low_water = part.outstanding() / 2;
+        part.urgent = true;
+        part
+    }
+
+    /// It never reached its executor: it begins anew.
+    pub(crate) fn reset(&mut self) {
+        let leased = self.leased_items();
+        self.requeue(&leased);
+        (self.started, self.said, self.asked, self.ending) = (None, None, false, false);
     }
 }
 

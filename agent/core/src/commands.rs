@@ -6,18 +6,27 @@ use crate::agent::{Agent, Out};
 use crate::array::Part;
 use crate::event::{Message, Run, ToExecutor};
 use crate::parameters::ExecutorKind;
+use crate::record::AttemptState;
+use crate::restore::launched;
 use crate::task::{Ending, Kill, Phase, Single, Task, Work};
 use crate::updates::Stream;
 use smalti_types::protocol::AgentCommand;
 use smalti_types::{
-    DurationMs, FrameworkId, Input, ItemBatch, Launch, LaunchArray, Reason, Resources, Role, TaskKey, TaskSpec, TaskState, Time, UpdateKey,
+    Bytes, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, Launch, LaunchArray, Reason, Resources, Role, Sabotage, TaskKey, TaskSpec,
+    TaskState, Time, UpdateKey,
 };
 use std::sync::Arc;
 
 /// Beyond its grace period, a kill has this long before the executor is ended.
-const KILL_MARGIN: DurationMs = DurationMs(10_000);
+pub(crate) const KILL_MARGIN: DurationMs = DurationMs(10_000);
 /// A throttled guest gets more cpu this long before its grace period ends, so that it can be stopped then: one tick.
 const HURRY_BEFORE: DurationMs = DurationMs(100);
+/// Why an array cannot be exclusive.
+const NO_EXCLUSIVE_ITEMS: &str = "items of an array cannot be exclusive: only a single task runs under a lease";
+/// Why nothing is launched any more.
+const DRAINING: &str = "this agent is about to end and takes no more tasks";
+/// Why nothing can be launched.
+const NO_ROOM: &str = "no room in the agent's checkpoint log: its data directory's file system is full";
 /// A grace period counts as at most this long: no deadline may lie beyond reach.
 const LONGEST_GRACE: DurationMs = DurationMs(24 * 3_600 * 1_000);
 
@@ -30,17 +39,18 @@ impl Agent {
             AgentCommand::ReturnItems { task, most } => self.return_items(now, &task, most, out),
             AgentCommand::Kill { task, grace } => self.kill(now, &task, grace, out),
             AgentCommand::Acknowledge(UpdateKey { task, seq }) => self.acknowledge(now, &task, seq, out),
+            AgentCommand::Lease { asked, lease } => self.lease_granted(now, asked, lease, out),
         }
     }
 
     fn launch(&mut self, now: Time, framework: FrameworkId, role: Role, launch: Launch, out: &mut Out) {
         let key = TaskKey { framework, task: launch.task.clone(), attempt: launch.attempt };
-        let (resources, spec) = (launch.resources.clone(), Arc::new(launch.spec.clone()));
+        let resources = launch.resources.clone();
         let checked = launch.resources.check_request().map_err(|e| e.to_string());
         let checked = checked.and_then(|()| supported(&launch.spec, &launch.resources, &self.parameters.total));
-        let kind = self.parameters.process.kind(&role, &spec, &resources);
-        let work = Work::Single(Single::new(launch));
-        self.accept(now, (key, role, kind), work, checked.map(|()| resources), spec, Arc::new([]), out);
+        let kind = self.parameters.process.kind(&role, &launch.spec, &resources);
+        let work = Work::Single(Single::new(Arc::new(launch)));
+        self.accept(now, (key, role, kind), work, checked.map(|()| resources), out);
     }
 
     fn launch_array(&mut self, now: Time, framework: FrameworkId, role: Role, launch: LaunchArray, out: &mut Out) {
@@ -54,56 +64,86 @@ impl Agent {
         }
         let checked =
             checked.and_then(|sum| supported(&launch.template.spec, &launch.slot_resources, &self.parameters.total).map(|()| sum));
-        let (spec, split_inputs) = (Arc::new(launch.template.spec.clone()), launch.template.split_inputs.clone().into());
-        let kind = self.parameters.process.kind(&role, &spec, &launch.slot_resources);
+        let checked = checked.and_then(|sum| if launch.template.spec.exclusive { Err(NO_EXCLUSIVE_ITEMS.into()) } else { Ok(sum) });
+        let kind = self.parameters.process.kind(&role, &launch.template.spec, &launch.slot_resources);
         let (part, refused) = Part::new(launch);
         self.counters.ignore_master(refused);
-        self.accept(now, (key.clone(), role, kind), Work::Part(Box::new(part)), checked, spec, split_inputs, out);
+        self.accept(now, (key.clone(), role, kind), Work::Part(Box::new(part)), checked, out);
         if let Some(run) = self.keys.get(&key).copied() {
             self.end_if_exhausted(now, run, out);
         }
     }
 
     /// Takes an attempt in, or says at once why not.
-    #[expect(clippy::too_many_arguments, reason = "one call for both kinds of launch; a struct would only rename the arguments")]
     fn accept(
         &mut self,
         now: Time,
         (key, role, kind): (TaskKey, Role, ExecutorKind),
         work: Work,
         wanted: Result<Resources, String>,
-        spec: Arc<TaskSpec>,
-        split_inputs: Arc<[Input]>,
         out: &mut Out,
     ) {
         if self.keys.contains_key(&key) || !self.seen.insert(&key) {
             self.counters.ignore_master(1);
             return;
         }
-        let array = matches!(work, Work::Part(_));
-        let disk = match &work {
-            Work::Single(single) => single.launch.resources.disk,
-            Work::Part(part) => part.launch.slot_resources.disk,
-        };
-        let disk_memory = if self.parameters.disk_in_memory { disk.0 } else { 0 };
+        let disk_memory = if self.parameters.disk_in_memory { disk_of(&work).0 } else { 0 };
         self.next_run += 1;
         let run = Run(self.next_run);
         let (phase, stream) = (Phase::Preparing, Stream::default());
-        let task = Task { key: key.clone(), role, kind, phase, digest: None, work, disk_memory, stream, kill: None, overdue: None };
-        let most = if kind.is_used_once() { u32::MAX } else { self.parameters.most_slots_per_executor.max(1) };
-        let slots = task.slots_needed().min(most);
-        self.keys.insert(key.clone(), run);
+        let recorded = AttemptState::default();
+        let task = Task {
+            key: key.clone(),
+            role,
+            kind,
+            phase,
+            digest: None,
+            work,
+            disk_memory,
+            stream,
+            kill: None,
+            overdue: None,
+            unprepared: false,
+            recorded,
+        };
+        out.persist(launched(run, &task));
+        if task.is_exclusive() {
+            self.leases.exclusive.insert(run);
+        }
+        self.keys.insert(key, run);
         self.tasks.insert(run, task);
         self.dirty.insert(run);
         let refusal = match wanted {
             Err(message) => Some(Ending::new(TaskState::Error, Reason::InvalidTask, message)),
+            Ok(_) if self.draining => Some(Ending::new(TaskState::Dropped, Reason::LaunchFailed, DRAINING)),
+            Ok(_) if !self.room => Some(Ending::new(TaskState::Dropped, Reason::LaunchFailed, NO_ROOM)),
             Ok(wanted) => self.hold(&wanted).err().map(|message| Ending::new(TaskState::Dropped, Reason::LaunchFailed, message)),
         };
         if let Some(ending) = refusal {
             self.refuse(now, run, ending, out);
             return;
         }
-        out.send(Message::Prepare { run, key, spec, split_inputs, array, disk, slots });
+        self.prepare(run, out);
+    }
+
+    /// Lets an attempt be prepared, for the first time or again.
+    pub(crate) fn prepare(&self, run: Run, out: &mut Out) {
+        let Some(task) = self.tasks.get(&run) else { return };
+        let most = if task.kind.is_used_once() { u32::MAX } else { self.parameters.most_slots_per_executor.max(1) };
+        let (spec, split_inputs): (&TaskSpec, Arc<[Input]>) = match &task.work {
+            Work::Single(single) => (&single.launch.spec, Arc::new([])),
+            Work::Part(part) => (&part.launch.template.spec, part.launch.template.split_inputs.clone().into()),
+        };
+        out.send(Message::Prepare {
+            run,
+            key: task.key.clone(),
+            spec: Arc::new(spec.clone()),
+            split_inputs,
+            array: matches!(task.work, Work::Part(_)),
+            disk: disk_of(&task.work),
+            slots: task.slots_needed().min(most),
+            keep: task.unprepared,
+        });
     }
 
     /// Ends an attempt that never held anything.
@@ -115,6 +155,7 @@ impl Agent {
         task.say_end(now, ending);
         task.phase = Phase::Ended;
         out.send(Message::Ended { run, key: task.key.clone() });
+        self.leases.forget(run);
     }
 
     /// Counts `wanted` as held, if there is room.
@@ -128,16 +169,36 @@ impl Agent {
     }
 
     fn assign(&mut self, now: Time, key: &TaskKey, batch: ItemBatch, open: bool, out: &mut Out) {
+        let room = self.room && !self.draining;
+        let told = self.told_and_not_acknowledged(key, batch.attempt);
         let Some((run, part)) = self.live_part(key) else {
             // The part's terminal update says which items it had; the framework hands out the others again.
             self.counters.ignore_master(batch.items.len());
             return;
         };
-        let refused = part.assign(batch, open);
+        let refused = part.assign(batch, open, &told);
+        if !room {
+            // What is not leased yet goes back: the framework gives it to another agent.
+            part.return_queue();
+        }
         self.counters.ignore_master(refused);
         self.dirty.insert(run);
         self.feed(now, run, out);
         self.end_if_exhausted(now, run, out);
+    }
+
+    /// Items that ended as this attempt or a later one, or were returned, as updates say that the framework may not have taken yet: when it
+    /// hands them out again, it does not know. An acknowledgement comes before what is handed out because of it.
+    fn told_and_not_acknowledged(&self, key: &TaskKey, attempt: u32) -> ItemSet {
+        let mut told = ItemSet::default();
+        let task = self.keys.get(key).and_then(|run| self.tasks.get(run));
+        let Some(task) = task.filter(|_| !Sabotage::ArrayTakesEndedItems.is_on()) else { return told };
+        for delta in task.stream.all().0.filter_map(|u| u.array.as_ref()) {
+            told.extend(&delta.finished);
+            told.extend(&delta.returned);
+            told.extend(&delta.failed.iter().filter(|f| f.attempt >= attempt).map(|f| f.item).collect());
+        }
+        told
     }
 
     fn return_items(&mut self, now: Time, key: &TaskKey, most: u64, out: &mut Out) {
@@ -212,6 +273,33 @@ impl Agent {
         }
     }
 
+    /// Items that nobody has begun with go back, and no more are taken.
+    pub(crate) fn drain(&mut self, now: Time, out: &mut Out) {
+        self.draining = true;
+        let parts: Vec<TaskKey> = self.tasks.values().filter(|t| matches!(t.work, Work::Part(_))).map(|t| t.key.clone()).collect();
+        for key in parts {
+            let Some((run, part)) = self.live_part(&key) else { continue };
+            part.return_queue();
+            self.dirty.insert(run);
+            if let Some(Phase::Running(place)) = self.tasks.get(&run).map(|t| &t.phase) {
+                let message = ToExecutor::Unlease { run, most: u64::MAX };
+                out.send(Message::ToExecutor { executor: place.executor.clone(), message });
+            }
+            self.feed(now, run, out);
+            self.end_if_exhausted(now, run, out);
+        }
+        // What waits for slots may wait for ever.
+        let waiting: Vec<TaskKey> =
+            self.tasks.values().filter(|t| matches!(t.phase, Phase::Preparing | Phase::Waiting)).map(|t| t.key.clone()).collect();
+        for key in waiting {
+            let Some(run) = self.keys.get(&key).copied() else { continue };
+            if self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Preparing) {
+                out.send(Message::CancelPrepare { run });
+            }
+            self.end(now, run, Ending::new(TaskState::Dropped, Reason::LaunchFailed, DRAINING), out);
+        }
+    }
+
     fn live_part(&mut self, key: &TaskKey) -> Option<(Run, &mut Part)> {
         let run = *self.keys.get(key)?;
         let task = self.tasks.get_mut(&run).filter(|t| t.phase != Phase::Ended)?;
@@ -219,6 +307,14 @@ impl Agent {
             Work::Part(part) => Some((run, part)),
             Work::Single(_) => None,
         }
+    }
+}
+
+/// Size of the disk of each of its slots.
+fn disk_of(work: &Work) -> Bytes {
+    match work {
+        Work::Single(single) => single.launch.resources.disk,
+        Work::Part(part) => part.launch.slot_resources.disk,
     }
 }
 

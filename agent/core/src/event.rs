@@ -5,22 +5,18 @@
 use crate::parameters::ExecutorKind;
 use smalti_types::protocol::AgentCommand;
 use smalti_types::{
-    Bytes, Digest, DurationMs, Endpoint, ExecutorId, FrameworkId, Input, ItemSet, Launch, LaunchArray, MasterEpoch, MilliCpus, PortSet,
-    Reason, Role, Split, StatusUpdate, TaskKey, TaskSpec, Usage,
+    BootTime, Bytes, Digest, DurationMs, Endpoint, ExecutorId, FrameworkId, Input, ItemSet, Launch, LaunchArray, MasterEpoch, MilliCpus,
+    PortSet, Reason, Role, Split, StatusUpdate, TaskKey, TaskSpec, Usage,
 };
 use std::sync::Arc;
 
-/// The agent's own number of one attempt: what it and its executors call it. Never used twice in one life of the agent.
+/// The agent's own number of one attempt: what it and its executors call it. Never used twice, over all lives of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Run(pub u64);
 
 /// An executor's number of a piece of compiled code. Never used twice in one executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModuleId(pub u32);
-
-/// Nothing is durable yet: checkpoints come with agent recovery, and until then no record can be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {}
 
 /// Why something did not work, for machines and for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,13 +95,27 @@ pub enum Event {
         /// Whether the kernel killed in its own memory group, at that group's limit.
         out_of_memory: bool,
     },
+    /// An executor of an earlier life of this agent was found again. What it has to say follows, and then
+    /// [`FromExecutor::Holds`]. One that cannot be found has exited.
+    ExecutorBack {
+        /// Which.
+        executor: ExecutorId,
+        /// How many slots it has.
+        slots: u32,
+    },
     /// An executor said something.
     Executor {
         /// Which.
         executor: ExecutorId,
+        /// Counts what must not be missed, from 1; 0: anything else.
+        number: u64,
         /// What.
         message: FromExecutor,
     },
+    /// The agent is to end: nothing new is taken, items that nobody has begun with go back, and what runs goes on.
+    Drain,
+    /// Whether the checkpoint has room for more than what runs may still have to say.
+    Room(bool),
     /// About 100 ms have gone by. Only time-outs hang on it: idle stops, re-sending, kill deadlines, pacing of reports.
     Tick,
 }
@@ -166,6 +176,26 @@ pub enum FromExecutor {
         /// By run, each at most once.
         runs: Vec<(Run, Usage)>,
     },
+    /// What it has: said once after the agent has found it again, after everything that the agent may not have taken in.
+    Holds {
+        /// Code.
+        modules: Vec<ModuleId>,
+        /// Single tasks.
+        tasks: Vec<Run>,
+        /// Array parts.
+        parts: Vec<HeldPart>,
+    },
+}
+
+/// What an executor has of an array part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldPart {
+    /// Which.
+    pub run: Run,
+    /// Leased items of which no report has spoken.
+    pub items: ItemSet,
+    /// Slots that have not left.
+    pub slots: Vec<u32>,
 }
 
 /// What happened to a part's items since the report before.
@@ -219,6 +249,8 @@ pub enum Message {
         disk: Bytes,
         /// Most slots that it can get.
         slots: u32,
+        /// Whether its directory has something that must stay: it goes on after a restart of the agent. Else it begins anew.
+        keep: bool,
     },
     /// Nobody waits for this any more. No answer is expected.
     CancelPrepare {
@@ -332,6 +364,8 @@ pub enum ToExecutor {
         key: TaskKey,
         /// Its description.
         launch: Arc<Launch>,
+        /// Of an exclusive one: how long it may run, until [`ToExecutor::Renew`] says more.
+        lease_until: Option<BootTime>,
     },
     /// Open an array part.
     StartArray {
@@ -384,5 +418,17 @@ pub enum ToExecutor {
         run: Run,
         /// How long it has.
         grace: DurationMs,
+    },
+    /// An exclusive task may run until then.
+    Renew {
+        /// Which.
+        run: Run,
+        /// Until when.
+        until: BootTime,
+    },
+    /// What it said up to this number need not be said again. The last of a batch says it all.
+    Confirm {
+        /// The number.
+        number: u64,
     },
 }

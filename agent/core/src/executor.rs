@@ -5,6 +5,7 @@
 
 use crate::event::{ModuleId, Run};
 use crate::parameters::ExecutorKind;
+use crate::record::ExecutorRecord;
 use smalti_types::{Bytes, Digest, DurationMs, FrameworkId, MilliCpus, Time};
 use std::collections::BTreeMap;
 
@@ -24,6 +25,10 @@ const LOWER_AFTER: DurationMs = DurationMs(10_000);
 pub(crate) enum Phase {
     /// Asked for.
     Starting,
+    /// Of an earlier life of the agent, which looks for it; takes nothing.
+    Away,
+    /// Found again; takes nothing until it has said what it holds.
+    Back,
     /// Takes tasks.
     Up,
     /// Told to end; takes nothing. Killed after the deadline.
@@ -78,6 +83,14 @@ pub(crate) struct Executor {
     pub(crate) slots: Vec<Slot>,
     modules: BTreeMap<Code, Module>,
     next_module: u32,
+    /// Numbers up to this one are of an earlier life of the agent, which nobody knows any more.
+    pub(crate) forgotten: u32,
+    /// Memory of that code is counted until nothing runs.
+    old_modules: usize,
+    /// What it said has taken effect up to this number.
+    pub(crate) heard: u64,
+    /// What the last record says.
+    pub(crate) recorded: Option<ExecutorRecord>,
     clock: u64,
     /// Sum of the memory of its tasks.
     pub(crate) tasks_memory: u64,
@@ -102,6 +115,10 @@ impl Executor {
             slots: vec![Slot::default(); slots as usize],
             modules: BTreeMap::new(),
             next_module: 0,
+            forgotten: 0,
+            old_modules: 0,
+            heard: 0,
+            recorded: None,
             clock: 0,
             tasks_memory: 0,
             limit: Bytes(0),
@@ -112,6 +129,56 @@ impl Executor {
         };
         executor.limit = executor.limit_for(overhead(slots as usize, 1).saturating_add(memory));
         executor
+    }
+
+    /// One of an earlier life of the agent, as its record describes it. Its runs are the caller's to put in.
+    pub(crate) fn restore(state: ExecutorRecord, heard: u64, now: Time) -> Self {
+        let mut executor = Self::new(state.kind, state.framework.clone(), state.slots, 0, now);
+        executor.phase = Phase::Away;
+        executor.only = state.only;
+        executor.used = state.used;
+        executor.next_module = state.modules;
+        executor.forgotten = state.modules;
+        executor.heard = heard;
+        executor.recorded = Some(state);
+        executor
+    }
+
+    /// A run of an earlier life is in these slots.
+    pub(crate) fn put(&mut self, run: Run, slots: &[u32], memory: u64) {
+        for slot in slots {
+            if let Some(slot) = self.slots.get_mut(*slot as usize) {
+                slot.run = Some(run);
+            }
+        }
+        self.tasks_memory = self.tasks_memory.saturating_add(memory);
+    }
+
+    /// It has said what code it has: that is nobody's any more. The limit that it should have.
+    pub(crate) fn back(&mut self, modules: usize, now: Time) -> Bytes {
+        self.old_modules = modules;
+        self.idle_since = now;
+        self.raised = now;
+        self.limit = self.limit_for(self.needed());
+        self.limit
+    }
+
+    /// Its record; `None` while it is being started.
+    pub(crate) fn record(&self) -> Option<ExecutorRecord> {
+        (self.phase != Phase::Starting).then(|| ExecutorRecord {
+            kind: self.kind,
+            framework: self.framework.clone(),
+            only: self.only,
+            used: self.used,
+            slots: u32::try_from(self.slots.len()).unwrap_or(u32::MAX),
+            modules: self.next_module,
+            stopping: matches!(self.phase, Phase::Stopping(_)) || self.recorded.as_ref().is_some_and(|r| r.stopping),
+        })
+    }
+
+    /// The number of code that is loaded.
+    pub(crate) fn module(&self, code: &Code) -> Option<ModuleId> {
+        self.modules.get(code).filter(|m| m.loaded).map(|m| m.id)
     }
 
     /// Its memory limit.
@@ -157,6 +224,9 @@ impl Executor {
         }
         self.tasks_memory = self.tasks_memory.saturating_sub(memory);
         self.idle_since = now;
+        if self.is_idle() {
+            self.old_modules = 0;
+        }
     }
 
     /// The new limit of a slot, if the kernel has another.
@@ -203,7 +273,7 @@ impl Executor {
 
     fn needed(&self) -> u64 {
         // One that is used once has one module sooner or later: counting it from the start makes its limit known from the start.
-        let modules = self.modules.len().max(usize::from(self.kind.is_used_once()));
+        let modules = (self.modules.len() + self.old_modules).max(usize::from(self.kind.is_used_once()));
         overhead(self.slots.len(), modules).saturating_add(self.tasks_memory)
     }
 

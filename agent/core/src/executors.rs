@@ -7,7 +7,7 @@ use crate::event::Run;
 use crate::executor::{Executor, Phase};
 use crate::parameters::ExecutorKind;
 use smalti_types::{DurationMs, ExecutorId, FrameworkId, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An executor that was told to end has this long.
 const STOP_WITHIN: DurationMs = DurationMs(10_000);
@@ -16,7 +16,10 @@ const STOP_WITHIN: DurationMs = DurationMs(10_000);
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     pub(crate) executors: BTreeMap<ExecutorId, Executor>,
-    started: u64,
+    /// The number of the last one that was asked for.
+    pub(crate) started: u64,
+    /// Those of which there may be something to record.
+    pub(crate) touched: BTreeSet<ExecutorId>,
 }
 
 impl Pool {
@@ -67,9 +70,9 @@ impl Pool {
         up.max_by_key(|(_, e)| e.free_slots()).map(|(id, e)| (id.clone(), e.free_slots()))
     }
 
-    /// Whether one is on its way.
+    /// Whether one is on its way, or on its way back.
     pub(crate) fn is_starting(&self, framework: &FrameworkId) -> bool {
-        self.of(framework).any(|(_, e)| e.phase == Phase::Starting)
+        self.of(framework).any(|(_, e)| matches!(e.phase, Phase::Starting | Phase::Away | Phase::Back))
     }
 
     /// Executors to be stopped now because they are idle for too long.
@@ -91,6 +94,7 @@ impl Pool {
     pub(crate) fn stop(&mut self, id: &ExecutorId, now: Time) {
         if let Some(executor) = self.executors.get_mut(id) {
             executor.phase = Phase::Stopping(Some(now.after(STOP_WITHIN)));
+            self.touched.insert(id.clone());
         }
     }
 

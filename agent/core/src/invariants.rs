@@ -26,6 +26,7 @@ impl Agent {
             }
             held = held.checked_add(&task.resources()).map_err(|e| context(e.to_string()))?;
             check_task(task).map_err(context)?;
+            check_recorded(task).map_err(context)?;
             let queued = self.waiting.get(&task.key.framework).map_or(0, |q| q.iter().filter(|r| *r == run).count());
             if queued != usize::from(task.phase == Phase::Waiting && !task.kind.is_used_once()) {
                 return Err(context(format!("{:?} and {queued} times in the queue", task.phase)));
@@ -44,6 +45,11 @@ impl Agent {
         }
         if self.waiting.values().any(|q| q.is_empty() || q.iter().any(|r| !self.tasks.contains_key(r))) {
             return Err("a queue is empty or names an attempt that is not here".into());
+        }
+        for (id, executor) in &self.pool.executors {
+            if executor.record() != executor.recorded {
+                return Err(format!("{id} is {:?} and recorded as {:?}", executor.record(), executor.recorded));
+            }
         }
         self.check_slots()
     }
@@ -110,11 +116,27 @@ fn check_used_once(id: &ExecutorId, executor: &Executor) -> Result<(), String> {
     if executor.slots.len() != 1 {
         return Err(format!("{id} is for one task and has {} slots", executor.slots.len()));
     }
+    // What was lost on its way is not known before it has said what it holds.
+    if matches!(executor.phase, executor::Phase::Away | executor::Phase::Back) {
+        return Ok(());
+    }
     if !executor.used && (!idle || (executor.kind == ExecutorKind::Pooled && executor.framework.is_some())) {
         return Err(format!("{id} is nobody's yet, and is {executor:?}"));
     }
     if executor.used && idle && !matches!(executor.phase, executor::Phase::Stopping(_)) {
         return Err(format!("{id} was used and does not end: {:?}", executor.phase));
+    }
+    Ok(())
+}
+
+/// Whatever a later life must know is in a record.
+fn check_recorded(task: &Task) -> Result<(), String> {
+    let same = task.phase == Phase::Ended || task.attempt_state() == task.recorded;
+    if same != task.is_recorded() {
+        return Err(format!("{:?} and {:?} are compared wrongly", task.attempt_state(), task.recorded));
+    }
+    if !same || !task.stream.is_recorded() {
+        return Err(format!("{:?} is recorded as {:?}", task.attempt_state(), task.recorded));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 use crate::agent::{Agent, Out};
 use crate::event::{ArrayReport, Failure, Message, ModuleId, Run, ToExecutor};
 use crate::queue::Batch;
+use crate::record::{LaneState, LanesState};
 use crate::task::{Ending, Phase, Task, Work};
 use smalti_types::{ExecutorId, ItemSet, Reason, TaskState, Time, Usage};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,12 @@ struct Lane {
     batch: Option<Batch>,
     /// What the item has used so far, as its executor says.
     usage: Usage,
+}
+
+impl Lane {
+    fn state(&self, id: &ExecutorId) -> LaneState {
+        LaneState { executor: id.clone(), number: self.number, item: self.item, started: self.batch.is_none() }
+    }
 }
 
 /// The lanes of one part. Invariant: each number is free or has an executor.
@@ -90,6 +97,48 @@ impl Lanes {
         Some((lane.item, lane.batch.is_none()))
     }
 
+    /// Its record; `None` while it has no lanes.
+    pub(crate) fn state(&self) -> Option<LanesState> {
+        let busy = self.busy.iter().map(|(id, lane)| lane.state(id));
+        (self.len() > 0).then(|| LanesState { free: self.free.iter().copied().collect(), busy: busy.collect() })
+    }
+
+    /// Whether [`Self::state`] would be this.
+    pub(crate) fn is_recorded(&self, state: Option<&LanesState>) -> bool {
+        let Some(state) = state else { return self.len() == 0 };
+        self.len() > 0
+            && self.free.iter().eq(&state.free)
+            && self.busy.len() == state.busy.len()
+            && self.busy.iter().zip(&state.busy).all(|((id, lane), told)| {
+                (lane.number, lane.item, lane.batch.is_none()) == (told.number, told.item, told.started) && *id == told.executor
+            })
+    }
+
+    /// Lanes as a record describes them. Only those that were told to start are busy: the others' items are the caller's to queue.
+    pub(crate) fn restore(state: Option<LanesState>) -> Self {
+        let Some(LanesState { free, busy }) = state else { return Self::default() };
+        let mut lanes = Self { free: free.into_iter().collect(), busy: BTreeMap::new() };
+        for lane in busy {
+            if lane.started {
+                let item = Lane { number: lane.number, item: lane.item, batch: None, usage: Usage::default() };
+                lanes.busy.insert(lane.executor, item);
+            } else {
+                lanes.free.insert(lane.number);
+            }
+        }
+        lanes
+    }
+
+    /// The lane of an executor, and its item.
+    pub(crate) fn lane_of(&self, id: &ExecutorId) -> Option<(u32, u64)> {
+        self.busy.get(id).map(|lane| (lane.number, lane.item))
+    }
+
+    /// The item of an executor.
+    pub(crate) fn item_of(&self, id: &ExecutorId) -> Option<u64> {
+        self.busy.get(id).map(|lane| lane.item)
+    }
+
     /// Free lanes that are given back.
     fn close_free(&mut self) -> u32 {
         let n = u32::try_from(self.free.len()).unwrap_or(u32::MAX);
@@ -112,6 +161,7 @@ impl Agent {
 
     /// The code of an item is there: starts it.
     pub(crate) fn start_lane(&mut self, run: Run, id: &ExecutorId, module: ModuleId, out: &mut Out) {
+        self.dirty.insert(run);
         let Some(task) = self.tasks.get_mut(&run) else { return };
         let (cpus, key) = (task.cpus(), task.key.clone());
         let Work::Part(part) = &mut task.work else { return };
@@ -124,11 +174,12 @@ impl Agent {
         }
         let mut tell = |message| out.send(Message::ToExecutor { executor: id.clone(), message });
         tell(ToExecutor::StartArray { run, slots: vec![0], segments, module, key, launch });
+        let splits = batch.hand_out.splits_of(&batch.items);
         tell(ToExecutor::Lease {
             run,
             items: batch.items,
-            attempt: batch.attempt,
-            splits: batch.splits.into(),
+            attempt: batch.hand_out.attempt,
+            splits,
             report_when_left: 0,
             report_interval_us: REPORT_INTERVAL_US,
         });
@@ -238,9 +289,10 @@ impl Agent {
     }
 
     /// An executor leaves its lane, and ends if it has not: it is used.
-    fn leave_lane(&mut self, now: Time, run: Run, id: &ExecutorId, out: &mut Out) -> Option<(u64, bool)> {
+    pub(crate) fn leave_lane(&mut self, now: Time, run: Run, id: &ExecutorId, out: &mut Out) -> Option<(u64, bool)> {
         let Some(Task { work: Work::Part(part), .. }) = self.tasks.get_mut(&run) else { return None };
         let left = part.lanes.leave(id)?;
+        self.dirty.insert(run);
         self.discard(now, id, out);
         Some(left)
     }

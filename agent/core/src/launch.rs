@@ -7,8 +7,9 @@ use crate::event::{Failure, Message, Run, ToExecutor};
 use crate::executor::{self, Executor, Need};
 use crate::lanes::Lanes;
 use crate::parameters::ExecutorKind;
+use crate::record::Record;
 use crate::task::{Ending, Phase, Place, Work};
-use smalti_types::{Digest, DurationMs, ExecutorId, FrameworkId, Reason, TaskState, Time};
+use smalti_types::{Digest, DurationMs, ExecutorId, FrameworkId, Reason, Sabotage, TaskState, Time};
 
 /// How long after its time limit and grace a task's executor is ended: the last resort, with room for a machine under load.
 const OVERDUE_MARGIN: DurationMs = DurationMs(30_000);
@@ -16,7 +17,12 @@ const OVERDUE_MARGIN: DurationMs = DurationMs(30_000);
 impl Agent {
     pub(crate) fn prepared(&mut self, now: Time, run: Run, result: Result<Digest, Failure>, out: &mut Out) {
         // A cancelled preparation may still have answered.
-        let Some(task) = self.tasks.get_mut(&run).filter(|t| t.phase == Phase::Preparing) else { return };
+        let Some(task) = self.tasks.get_mut(&run).filter(|t| t.phase == Phase::Preparing || t.unprepared) else {
+            return;
+        };
+        if std::mem::take(&mut task.unprepared) {
+            return self.prepared_again(now, run, result, out);
+        }
         match result {
             Ok(digest) => {
                 task.digest = Some(digest);
@@ -35,6 +41,22 @@ impl Agent {
                 self.end(now, run, Ending::not_started(failure), out);
             }
         }
+    }
+
+    /// The same for a part of class `process` that goes on after a restart. Its items run on even if no other can be started.
+    fn prepared_again(&mut self, now: Time, run: Run, result: Result<Digest, Failure>, out: &mut Out) {
+        let Some(task) = self.tasks.get_mut(&run) else { return };
+        self.dirty.insert(run);
+        match (result, &mut task.work) {
+            (Ok(digest), _) => task.digest = Some(digest),
+            (Err(failure), Work::Part(part)) if !part.lanes.is_busy() => {
+                part.return_queue();
+                return self.end(now, run, Ending::not_started(failure), out);
+            }
+            (Err(_), Work::Part(part)) => part.return_queue(),
+            (Err(_), Work::Single(_)) => {}
+        }
+        self.settle_lanes(now, run, out);
     }
 
     /// The same for class `process`.
@@ -70,6 +92,7 @@ impl Agent {
             let found = match self.pool.with_free(framework, need) {
                 Some(executor) => Some((executor, need)),
                 None if self.pool.is_starting(framework) => None,
+                None if !self.losses.may_start(now, framework) => None,
                 None if self.pool.count(false) < self.parameters.most_executors as usize => {
                     self.start_executor(now, framework, need, memory.saturating_mul(u64::from(need)), out);
                     None
@@ -97,8 +120,14 @@ impl Agent {
         let starting = Executor::new(kind, framework.clone(), slots, memory, now);
         let memory = starting.limit();
         if let Some(executor) = self.pool.add(starting) {
+            out.persist(self.numbers());
             out.send(Message::StartExecutor { executor, kind, framework, grant: None, slots, memory });
         }
+    }
+
+    /// The record of what is never given twice.
+    pub(crate) const fn numbers(&self) -> Record {
+        Record::Numbers { runs: self.next_run, executors: self.pool.started }
     }
 
     /// There may be no more executors: a part takes fewer slots, or somebody's idle executor has to go.
@@ -140,6 +169,7 @@ impl Agent {
             Need::Loaded(module) => self.start(now, run, module, out),
             Need::Wait => {}
             Need::Load(module, unload) => {
+                self.pool.touched.insert(id.clone());
                 if let Some(module) = unload {
                     tell(ToExecutor::UnloadModule { module });
                 }
@@ -150,9 +180,19 @@ impl Agent {
 
     /// Its code is there: starts it.
     pub(crate) fn start(&mut self, now: Time, run: Run, module: crate::event::ModuleId, out: &mut Out) {
-        let Some(task) = self.tasks.get_mut(&run) else { return };
+        let Some(task) = self.tasks.get(&run) else { return };
         let Phase::Loading(place) = &task.phase else { return };
         let place = place.clone();
+        let lease_until = if task.is_exclusive() {
+            let until = self.lease_for(now, run);
+            if until.is_none() {
+                return;
+            }
+            until
+        } else {
+            None
+        };
+        let Some(task) = self.tasks.get_mut(&run) else { return };
         let Some(executor) = self.pool.executors.get_mut(&place.executor) else { return };
         let cpus = task.cpus();
         for slot in &place.slots {
@@ -168,7 +208,7 @@ impl Agent {
                 single.began = Some(now);
                 task.phase = Phase::Starting(place.clone());
                 let slot = place.slots.first().copied().unwrap_or_default();
-                ToExecutor::StartTask { run, slot, module, key, launch: single.launch.clone() }
+                ToExecutor::StartTask { run, slot, module, key, launch: single.launch.clone(), lease_until }
             }
             Work::Part(part) => {
                 part.start(now);
@@ -190,14 +230,20 @@ impl Agent {
             return self.queue_process(run);
         }
         let Phase::Running(place) = &task.phase else { return };
+        // What it holds was counted before it gets another lease, and would be compared with what is leased after that.
+        let is_comparing = |e: &Executor| matches!(e.phase, executor::Phase::Away | executor::Phase::Back);
+        if self.pool.executors.get(&place.executor).is_some_and(is_comparing) && !Sabotage::AgentLeasesBeforeHolds.is_on() {
+            return;
+        }
         let Work::Part(part) = &mut task.work else { return };
         let mut tell = |message| out.send(Message::ToExecutor { executor: place.executor.clone(), message });
         for lease in part.take_leases(now) {
+            let splits = lease.batch.hand_out.splits_of(&lease.batch.items);
             tell(ToExecutor::Lease {
                 run,
                 items: lease.batch.items,
-                attempt: lease.batch.attempt,
-                splits: lease.batch.splits.into(),
+                attempt: lease.batch.hand_out.attempt,
+                splits,
                 report_when_left: lease.report_when_left,
                 report_interval_us: lease.report_interval_us,
             });
@@ -235,6 +281,7 @@ impl Agent {
         };
         executor.phase = executor::Phase::Up;
         executor.idle_since = now;
+        self.pool.touched.insert(id.clone());
         match &executor.framework {
             Some(framework) if executor.kind == ExecutorKind::Shared => drop(self.to_place.insert(framework.clone())),
             _ => self.processes.touch(),

@@ -63,7 +63,7 @@ impl Processes {
 fn wants(task: &Task) -> usize {
     match (&task.phase, &task.work) {
         (Phase::Waiting, Work::Single(_)) => 1,
-        (Phase::Spread, Work::Part(part)) if part.has_next() => {
+        (Phase::Spread, Work::Part(part)) if part.has_next() && !task.unprepared => {
             part.lanes.free().min(usize::try_from(part.queue.len()).unwrap_or(usize::MAX))
         }
         _ => 0,
@@ -178,6 +178,8 @@ impl Agent {
         executor.used = true;
         executor.framework = Some(task.key.framework.clone());
         let slots = executor.reserve(run, 1);
+        self.pool.touched.insert(id.clone());
+        self.dirty.insert(run);
         if !is_part {
             task.phase = Phase::Loading(Place { executor: id.clone(), slots });
         }
@@ -249,6 +251,7 @@ impl Agent {
     fn start_process(&mut self, executor: Executor, grant: Option<Arc<Grant>>, out: &mut Out) {
         let (kind, framework, memory) = (executor.kind, executor.framework.clone(), executor.limit());
         if let Some(executor) = self.pool.add(executor) {
+            out.persist(self.numbers());
             out.send(Message::StartExecutor { executor, kind, framework, grant, slots: 1, memory });
         }
     }
@@ -259,6 +262,7 @@ impl Agent {
         executor.used = true;
         let memory = executor.tasks_memory;
         executor.release(&[0], memory, now);
+        self.pool.touched.insert(id.clone());
         if executor.phase == ExecutorPhase::Up {
             self.pool.stop(id, now);
             out.send(Message::DiscardExecutor { executor: id.clone() });

@@ -1,35 +1,73 @@
-//! Items of an array part that no executor has: batches in the order they came, each with its attempt and splits.
+//! Items of an array part that no executor has: batches in the order they came, each with its hand-out.
 //!
 //! Owns the items between the master's hand-out and the lease. Does not know slots or executors.
 
-use smalti_types::{ItemBatch, ItemSet, Split};
+use smalti_types::{ItemSet, Split};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-/// Items of one hand-out that are left, with the splits of those that have one, sorted by item.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) items: ItemSet,
-    pub(crate) attempt: u32,
-    pub(crate) splits: VecDeque<Split>,
+/// What the items that came together have in common. It is kept as long as one of them has not ended: items of a lease that never arrived
+/// are leased again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandOut {
+    /// The attempt of each of its items.
+    pub attempt: u32,
+    /// What they read, sorted by item, one for each at most.
+    pub splits: Vec<Split>,
 }
 
-/// Batches in order. Invariant: no batch is empty, no item is in two.
+impl HandOut {
+    /// What these items read.
+    pub(crate) fn splits_of(&self, items: &ItemSet) -> Vec<Split> {
+        let mut found = Vec::new();
+        if self.splits.is_empty() {
+            return found;
+        }
+        for range in items.ranges() {
+            let first = self.splits.partition_point(|s| s.item < range.first);
+            let end = self.splits.partition_point(|s| s.item < range.end);
+            found.extend_from_slice(self.splits.get(first..end).unwrap_or_default());
+        }
+        found
+    }
+}
+
+/// Items of one hand-out that are left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Batch {
+    pub(crate) items: ItemSet,
+    /// Which hand-out of the part, from 1.
+    pub(crate) number: u64,
+    pub(crate) hand_out: Arc<HandOut>,
+}
+
+/// Batches in order. Invariant: no batch is empty, no item is in two, no hand-out has two.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     batches: VecDeque<Batch>,
 }
 
 impl Queue {
-    /// Appends the items of `batch` that are in `allowed`.
-    pub(crate) fn push(&mut self, batch: ItemBatch, allowed: ItemSet) {
-        if allowed.is_empty() {
+    /// Appends.
+    pub(crate) fn push(&mut self, batch: Batch) {
+        if !batch.items.is_empty() {
+            self.batches.push_back(batch);
+        }
+    }
+
+    /// Takes back what was taken from the front.
+    pub(crate) fn put_back(&mut self, batch: Batch) {
+        if batch.items.is_empty() {
             return;
         }
-        let mut splits: Vec<Split> = batch.splits;
-        splits.retain(|s| allowed.contains(s.item));
-        splits.sort_by_key(|s| s.item);
-        splits.dedup_by_key(|s| s.item);
-        self.batches.push_back(Batch { items: allowed, attempt: batch.attempt, splits: splits.into() });
+        match self.batches.iter_mut().find(|b| b.number == batch.number) {
+            Some(rest) => rest.items.extend(&batch.items),
+            None => self.batches.push_front(batch),
+        }
+    }
+
+    pub(crate) fn batches(&self) -> impl ExactSizeIterator<Item = &Batch> {
+        self.batches.iter()
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -45,16 +83,13 @@ impl Queue {
         self.batches.iter().flat_map(|b| b.items.ranges()).copied().collect()
     }
 
-    /// Removes up to `n` items of one attempt from the front.
+    /// Removes up to `n` items of one hand-out from the front.
     pub(crate) fn take_first(&mut self, n: u64) -> Option<Batch> {
         if n == 0 {
             return None;
         }
         let front = self.batches.front_mut()?;
-        let items = front.items.take_first(n);
-        let cut = front.splits.partition_point(|s| s.item < items.end());
-        let rest = front.splits.split_off(cut);
-        let taken = Batch { items, attempt: front.attempt, splits: std::mem::replace(&mut front.splits, rest) };
+        let taken = Batch { items: front.items.take_first(n), number: front.number, hand_out: front.hand_out.clone() };
         if front.items.is_empty() {
             self.batches.pop_front();
         }
@@ -68,8 +103,6 @@ impl Queue {
             && let Some(back) = self.batches.back_mut()
         {
             let items = back.items.take_last(n - taken.len());
-            let cut = back.splits.partition_point(|s| s.item < back.items.end());
-            back.splits.truncate(cut);
             taken.extend(&items);
             if back.items.is_empty() {
                 self.batches.pop_back();
@@ -91,32 +124,35 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn batch(first: u64, end: u64, attempt: u32, with_splits: bool) -> ItemBatch {
-        let splits =
-            if with_splits { (first..end).map(|item| Split { item, input: 0, offset: item, length: 1 }).collect() } else { Vec::new() };
-        ItemBatch { items: ItemSet::range(first, end), attempt, splits }
+    fn batch(first: u64, end: u64, number: u64) -> Batch {
+        let splits = (first..end).map(|item| Split { item, input: 0, offset: item, length: 1 }).collect();
+        let attempt = u32::try_from(number).unwrap();
+        Batch { items: ItemSet::range(first, end), number, hand_out: Arc::new(HandOut { attempt, splits }) }
     }
 
     proptest! {
         #[test]
-        fn items_leave_with_their_splits_and_none_is_lost(ops in proptest::collection::vec((any::<bool>(), 0_u64..20), 0..30)) {
+        fn items_leave_with_their_splits_and_none_is_lost(ops in proptest::collection::vec((0_u8..3, 0_u64..20), 0..30)) {
             let mut queue = Queue::default();
-            for (i, with_splits) in [(0, true), (1, true), (2, true)] {
-                let b = batch(i * 50, i * 50 + 30, u32::try_from(i).unwrap(), with_splits);
-                let items = b.items.clone();
-                queue.push(b, items);
+            for i in 0..3 {
+                queue.push(batch(i * 50, i * 50 + 30, i));
             }
             let all = queue.items();
             let mut gone = ItemSet::default();
-            for (front, n) in ops {
-                let taken = if front {
-                    queue.take_first(n).map_or_else(ItemSet::default, |b| {
-                        assert_eq!(b.splits.iter().map(|s| s.item).collect::<ItemSet>(), b.items.clone());
-                        assert_eq!(u64::from(b.attempt), b.items.first().unwrap() / 50);
-                        b.items
-                    })
-                } else {
+            for (op, n) in ops {
+                let taken = if op == 2 {
                     queue.take_last(n)
+                } else {
+                    queue.take_first(n).map_or_else(ItemSet::default, |b| {
+                        assert_eq!(b.hand_out.splits_of(&b.items).iter().map(|s| s.item).collect::<ItemSet>(), b.items.clone());
+                        assert_eq!(b.number, b.items.first().unwrap() / 50);
+                        let items = b.items.clone();
+                        if op == 1 {
+                            queue.put_back(b);
+                            return ItemSet::default();
+                        }
+                        items
+                    })
                 };
                 prop_assert!(taken.len() <= n && taken.is_disjoint(&gone));
                 gone.extend(&taken);

@@ -15,9 +15,12 @@ use smalti_types::{ExecutorId, Reason, TaskState, Time, Usage};
 const PROGRESS_LEN: usize = 256;
 
 impl Agent {
-    pub(crate) fn executor_said(&mut self, now: Time, id: &ExecutorId, message: FromExecutor, out: &mut Out) {
+    pub(crate) fn executor_said(&mut self, now: Time, id: &ExecutorId, number: u64, message: FromExecutor, out: &mut Out) {
         if !self.pool.executors.get(id).is_some_and(|e| e.phase != executor::Phase::Starting) {
             self.counters.ignore_executor(1);
+            return;
+        }
+        if self.hear(now, id, number, out).is_none() {
             return;
         }
         let ignored = self.counters.executor_ignored;
@@ -32,6 +35,7 @@ impl Agent {
             FromExecutor::Ended { run, slots } => self.slots_ended(now, id, run, &slots, out),
             FromExecutor::Progress { run, permille, text } => self.progress(id, run, permille, text),
             FromExecutor::Usage { runs } => self.usage(now, id, &runs),
+            holds @ FromExecutor::Holds { .. } => self.holds(now, id, holds, out),
         }
         if self.counters.executor_ignored > ignored {
             self.distrust(now, id, out);
@@ -41,6 +45,9 @@ impl Agent {
     fn module_loaded(&mut self, now: Time, id: &ExecutorId, module: ModuleId, failure: Option<Failure>, out: &mut Out) {
         let runs = self.pool.executors.get_mut(id).and_then(|e| e.loaded(module, failure.is_none()));
         let Some(runs) = runs else {
+            if self.forgotten_module(id, module, failure.is_none(), out) {
+                return;
+            }
             self.counters.ignore_executor(1);
             return;
         };
@@ -206,6 +213,13 @@ impl Agent {
             return self.executor_failed(now, id, Failure::new(Reason::LaunchFailed, cause), out);
         }
         let Some(executor) = self.pool.executors.remove(id) else { return };
+        self.pool.touched.insert(id.clone());
+        if let (ExecutorKind::Shared, Some(framework)) = (executor.kind, &executor.framework)
+            && !matches!(executor.phase, executor::Phase::Stopping(_))
+        {
+            self.losses.add(now, framework, cause);
+            self.counters.executors_lost = self.counters.executors_lost.saturating_add(1);
+        }
         if executor.kind.is_used_once() {
             self.processes.touch();
             if executor.is_fresh() {
@@ -292,6 +306,7 @@ pub(crate) fn checked_failure(failure: Option<Failure>, exit_code: Option<i32>) 
             | Reason::NoEntryPoint
             | Reason::InputFailed
             | Reason::LaunchFailed
+            | Reason::LeaseExpired
     );
     if allowed { failure } else { Failure::new(Reason::Trap, format!("the executor gave an impossible reason: {}", failure.message)) }
 }

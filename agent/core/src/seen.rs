@@ -30,6 +30,11 @@ impl Seen {
         Self { frameworks: BTreeMap::new(), per_framework: per_framework.max(1), clock: 0 }
     }
 
+    /// What is remembered, by framework, oldest first.
+    pub(crate) fn frameworks(&self) -> impl Iterator<Item = (&FrameworkId, impl ExactSizeIterator<Item = &(TaskId, u32)>)> {
+        self.frameworks.iter().map(|(framework, keys)| (framework, keys.order.iter()))
+    }
+
     /// Remembers `key`; false when it was there already.
     pub(crate) fn insert(&mut self, key: &TaskKey) -> bool {
         self.clock += 1;

@@ -5,6 +5,7 @@
 use crate::array::Part;
 use crate::event::Failure;
 use crate::parameters::ExecutorKind;
+use crate::record::{AttemptState, KillState, PlaceState};
 use crate::trust::Bounds;
 use crate::updates::Stream;
 use smalti_types::{
@@ -89,9 +90,9 @@ pub(crate) struct Single {
 }
 
 impl Single {
-    pub(crate) fn new(launch: Launch) -> Self {
+    pub(crate) fn new(launch: Arc<Launch>) -> Self {
         Self {
-            launch: Arc::new(launch),
+            launch,
             progress: None,
             next_progress: Time(0),
             began: None,
@@ -173,6 +174,10 @@ pub(crate) struct Task {
     pub(crate) kill: Option<Kill>,
     /// A single task's executor should have ended it by now: the limit plus a wide margin.
     pub(crate) overdue: Option<Time>,
+    /// A part of class `process` that goes on after a restart: what its next items need is not ready yet.
+    pub(crate) unprepared: bool,
+    /// What the last record says.
+    pub(crate) recorded: AttemptState,
 }
 
 impl Task {
@@ -200,6 +205,47 @@ impl Task {
             (Phase::Spread, Work::Part(part)) => part.lanes.has(id),
             (phase, _) => phase.place().is_some_and(|p| p.executor == *id),
         }
+    }
+
+    /// What has to be known of it after a restart.
+    pub(crate) fn attempt_state(&self) -> AttemptState {
+        let place = match &self.phase {
+            Phase::Starting(place) | Phase::Running(place) => {
+                let running = matches!(self.phase, Phase::Running(_));
+                Some(PlaceState { executor: place.executor.clone(), slots: place.slots.clone(), running })
+            }
+            Phase::Preparing | Phase::Waiting | Phase::Loading(_) | Phase::Spread | Phase::Ended => None,
+        };
+        let (began, part) = match &self.work {
+            Work::Single(single) => (single.began, None),
+            Work::Part(part) => (None, Some(part.state())),
+        };
+        let kill = self.kill.map(|k| KillState { grace: k.grace, deadline: k.deadline });
+        AttemptState { place, began, overdue: self.overdue, kill, part }
+    }
+
+    /// Whether the last record says all that has to be known. Compares in place: this is asked at every step. What has ended has its
+    /// terminal update, and nothing else counts.
+    pub(crate) fn is_recorded(&self) -> bool {
+        let (place, running) = match &self.phase {
+            Phase::Ended => return true,
+            Phase::Starting(place) => (Some(place), false),
+            Phase::Running(place) => (Some(place), true),
+            Phase::Preparing | Phase::Waiting | Phase::Loading(_) | Phase::Spread => (None, false),
+        };
+        let told = &self.recorded;
+        let same_place = match (place, &told.place) {
+            (None, None) => true,
+            (Some(is), Some(was)) => is.executor == was.executor && is.slots == was.slots && running == was.running,
+            _ => false,
+        };
+        let same_work = match (&self.work, &told.part) {
+            (Work::Single(single), None) => single.began == told.began,
+            (Work::Part(part), Some(was)) => part.is_recorded(was),
+            _ => false,
+        };
+        let kill = self.kill.map(|k| (k.grace, k.deadline));
+        same_place && same_work && self.overdue == told.overdue && kill == told.kill.map(|k| (k.grace, k.deadline))
     }
 
     /// How much processor time each of its slots may use.

@@ -3,7 +3,7 @@
 //! Owns sequence numbers and what is in flight. Does not decide when there is something to say: tasks and array parts do.
 
 use smalti_types::{DurationMs, StatusUpdate, Time};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// First wait before an unacknowledged update is sent again.
 const FIRST_RESEND: DurationMs = DurationMs(1_000);
@@ -23,6 +23,12 @@ struct Unacknowledged {
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
     last_seq: u64,
+    /// How many of the last ones are in no record yet.
+    unrecorded: usize,
+    /// Up to this number all are acknowledged, …
+    acknowledged: u64,
+    /// … which is in no record yet.
+    acknowledged_news: bool,
     unacknowledged: VecDeque<Unacknowledged>,
 }
 
@@ -36,6 +42,7 @@ impl Stream {
     pub(crate) fn push(&mut self, update: StatusUpdate) {
         debug_assert_eq!(update.key.seq, self.next_seq(), "updates are numbered without gaps");
         self.last_seq = update.key.seq;
+        self.unrecorded += 1;
         self.unacknowledged.push_back(Unacknowledged { update, sent: None, wait: FIRST_RESEND });
     }
 
@@ -49,7 +56,39 @@ impl Stream {
     pub(crate) fn acknowledge(&mut self, seq: u64) -> bool {
         let before = self.unacknowledged.len();
         self.unacknowledged.retain(|u| u.update.key.seq > seq);
-        self.unacknowledged.len() < before
+        let taken = self.unacknowledged.len() < before;
+        if taken {
+            self.acknowledged = seq.min(self.last_seq);
+            self.acknowledged_news = true;
+        }
+        taken
+    }
+
+    /// Updates that no record has, and the last acknowledged number, if that is news.
+    pub(crate) fn take_news(&mut self) -> (impl Iterator<Item = &StatusUpdate>, Option<u64>) {
+        let new = std::mem::take(&mut self.unrecorded).min(self.unacknowledged.len());
+        let acknowledged = std::mem::take(&mut self.acknowledged_news).then_some(self.acknowledged);
+        (self.unacknowledged.iter().skip(self.unacknowledged.len() - new).map(|u| &u.update), acknowledged)
+    }
+
+    /// Whether [`Self::take_news`] has nothing.
+    pub(crate) const fn is_recorded(&self) -> bool {
+        self.unrecorded == 0 && !self.acknowledged_news
+    }
+
+    /// Everything that is not acknowledged, and the last number that is, for a snapshot.
+    pub(crate) fn all(&self) -> (impl Iterator<Item = &StatusUpdate>, u64) {
+        (self.unacknowledged.iter().map(|u| &u.update), self.acknowledged)
+    }
+
+    /// A stream as records describe it.
+    pub(crate) fn restore(acknowledged: u64, updates: BTreeMap<u64, StatusUpdate>) -> Self {
+        let mut stream = Self { last_seq: acknowledged, acknowledged, ..Self::default() };
+        for (seq, update) in updates.into_iter().filter(|(seq, _)| *seq > acknowledged) {
+            stream.last_seq = seq;
+            stream.unacknowledged.push_back(Unacknowledged { update, sent: None, wait: FIRST_RESEND });
+        }
+        stream
     }
 
     /// Updates that have not been handed to the connection, or wait for their acknowledgement for too long.

@@ -50,6 +50,14 @@ impl ExecutorGroup {
         Self { inner: Arc::new(Inner { shared, id, quotas: Mutex::default(), weights: Mutex::default() }) }
     }
 
+    /// One with slots that was made by an earlier life of the agent. What quotas are in force is not known: the first change writes them.
+    pub(super) fn attached(shared: Arc<Shared>, id: ExecutorId, slots: u32) -> Self {
+        let group = Self::existing(shared, id);
+        group.quotas().set_slots(slots as usize);
+        group.weights().set_slots(slots as usize);
+        group
+    }
+
     /// The executor.
     #[must_use]
     pub fn id(&self) -> &ExecutorId {

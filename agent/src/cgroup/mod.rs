@@ -284,6 +284,18 @@ impl Cgroups {
         ExecutorGroup::make(self.shared.clone(), id.clone())
     }
 
+    /// The groups of an executor of an earlier life of this agent, with so many slots, as they are: nothing is made. `places` is what
+    /// [`Self::places`] gave then; that may be elsewhere than these groups.
+    #[must_use]
+    pub fn attach(&self, id: &ExecutorId, slots: u32, places: &str) -> ExecutorGroup {
+        let group = self.shared.tree.group_name();
+        let shared = match group.map(|name| Tree::read(places, &name)) {
+            Some(tree) if !tree.is_same_place(&self.shared.tree) && tree.version().is_some() => Arc::new(Shared::new(tree)),
+            _ => self.shared.clone(),
+        };
+        ExecutorGroup::attached(shared, id.clone(), slots)
+    }
+
     /// Removes the groups of executors of an earlier life of this agent, with whatever still runs in them, but for those in
     /// `keep`. Blocks for up to `within`. Gives the number of groups removed.
     ///
@@ -296,6 +308,14 @@ impl Cgroups {
             ExecutorGroup::existing(self.shared.clone(), id.clone()).remove(deadline.saturating_duration_since(Instant::now()))?;
         }
         Ok(stale.len())
+    }
+
+    /// Executors that have groups here.
+    ///
+    /// # Errors
+    /// When the directories cannot be read.
+    pub fn executors(&self) -> Result<Vec<ExecutorId>, Error> {
+        self.shared.tree.executors()
     }
 
     /// Where the groups lie, to be kept for [`Self::elsewhere`].

@@ -93,6 +93,16 @@ impl Tree {
         self.agent.get(&controller).cloned()
     }
 
+    /// What the agent's group is called; `None` where there is none.
+    pub(super) fn group_name(&self) -> Option<String> {
+        self.agent.values().next().and_then(|dir| dir.file_name()?.to_str()).map(str::to_owned)
+    }
+
+    /// Whether both are the same directories.
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        self.agent == other.agent
+    }
+
     /// The same directories, beside these, with `suffix` behind their name.
     pub(super) fn beside(&self, suffix: &str) -> Self {
         let renamed = |dir: &Path| {

@@ -2,8 +2,8 @@
 //!
 //! Owns the socket. What an executor says is untrusted: frames are bounded in length and in what they decode to, an executor may send
 //! no descriptors (the kernel drops what it attaches, a frame that counts some is an error) but with its first words, where that is
-//! asked for, one message is held at a time, and one that floods is read more slowly. Deliberately absent: what messages mean, and
-//! reconnecting.
+//! asked for, one message is held at a time, and one that floods is read more slowly. Deliberately absent: what messages and their
+//! numbers mean, and when to connect again (that is [`crate::launcher::Launcher::adopt`]).
 
 mod budget;
 mod queue;
@@ -50,6 +50,15 @@ impl FrameCounts {
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
+}
+
+/// One message of an executor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Said {
+    /// Which of the messages that must not be missed, from 1; 0: it may be missed.
+    pub number: u64,
+    /// What it says.
+    pub message: from_executor::Message,
 }
 
 /// Both directions of a connection to an executor.
@@ -114,7 +123,7 @@ impl ExecutorLink {
     ///
     /// # Errors
     /// As [`LinkReader::recv`].
-    pub async fn recv(&mut self) -> Result<Option<from_executor::Message>, FrameError> {
+    pub async fn recv(&mut self) -> Result<Option<Said>, FrameError> {
         self.reader.recv().await
     }
 
@@ -122,7 +131,7 @@ impl ExecutorLink {
     ///
     /// # Errors
     /// As [`LinkReader::recv_with_fds`].
-    pub async fn recv_with_fds(&mut self) -> Result<Option<(from_executor::Message, Vec<OwnedFd>)>, FrameError> {
+    pub async fn recv_with_fds(&mut self) -> Result<Option<(Said, Vec<OwnedFd>)>, FrameError> {
         self.reader.recv_with_fds().await
     }
 
@@ -164,7 +173,7 @@ impl LinkReader {
     ///
     /// # Errors
     /// A frame that breaks the rules, or a failing socket: the connection is of no more use.
-    pub async fn recv(&mut self) -> Result<Option<from_executor::Message>, FrameError> {
+    pub async fn recv(&mut self) -> Result<Option<Said>, FrameError> {
         loop {
             if let Some(until) = self.pause {
                 tokio::time::sleep_until(until).await;
@@ -176,9 +185,9 @@ impl LinkReader {
                 // Before the next one, not after this one: nothing is lost when this call is cancelled.
                 self.pause = self.budget.pay(Instant::now(), self.taken).map(|wait| tokio::time::Instant::now() + wait);
                 scan::check(&frame.message)?;
-                let (message, _) = frame.decode::<FromExecutor>()?;
-                match message.message {
-                    Some(message) => return Ok(Some(message)),
+                let (FromExecutor { number, message }, _) = frame.decode()?;
+                match message {
+                    Some(message) => return Ok(Some(Said { number, message })),
                     None => continue,
                 }
             }
@@ -199,7 +208,7 @@ impl LinkReader {
     ///
     /// # Errors
     /// As [`LinkReader::recv`].
-    pub async fn recv_with_fds(&mut self) -> Result<Option<(from_executor::Message, Vec<OwnedFd>)>, FrameError> {
+    pub async fn recv_with_fds(&mut self) -> Result<Option<(Said, Vec<OwnedFd>)>, FrameError> {
         let io = |e| match e {
             FrameError::Io { source, .. } => source,
             other => std::io::Error::other(other),
@@ -209,9 +218,9 @@ impl LinkReader {
                 self.counts.received.fetch_add(1, Ordering::Relaxed);
                 self.taken = frame.message.len();
                 scan::check(&frame.message)?;
-                let (message, fds) = frame.decode::<FromExecutor>()?;
-                if let Some(message) = message.message {
-                    return Ok(Some((message, fds)));
+                let (FromExecutor { number, message }, fds) = frame.decode()?;
+                if let Some(message) = message {
+                    return Ok(Some((Said { number, message }, fds)));
                 }
             }
             let (stream, buffer) = (&self.stream, &mut self.buffer);

@@ -70,7 +70,8 @@ mod tests {
     use smalti_executor_protocol::v1::{ArrayReport, FailedItem, FromExecutor, ItemRange, ItemResult, from_executor::Message};
 
     fn bytes(report: ArrayReport) -> Vec<u8> {
-        smalti_executor_protocol::encode(&FromExecutor { message: Some(Message::Report(report)) }, 0).unwrap()[HEADER_BYTES..].to_vec()
+        smalti_executor_protocol::encode(&FromExecutor { number: 0, message: Some(Message::Report(report)) }, 0).unwrap()[HEADER_BYTES..]
+            .to_vec()
     }
 
     #[test]

@@ -15,6 +15,11 @@ fn progress(run: u64) -> from_executor::Message {
     from_executor::Message::Progress(Progress { run, permille: 1, text: "x".repeat(3000) })
 }
 
+/// As [`progress`], with the run's number as the message's.
+fn said(run: u64) -> Said {
+    Said { number: run, message: progress(run) }
+}
+
 #[tokio::test]
 async fn messages_and_descriptors_cross_both_ways() {
     let (link, executor) = pair();
@@ -26,7 +31,7 @@ async fn messages_and_descriptors_cross_both_ways() {
         while let Some((m, more)) = reader.recv::<ToExecutor>().unwrap() {
             fds += more.len();
             if let Some(to_executor::Message::Lease(lease)) = m.message {
-                writer.send(&FromExecutor { message: Some(progress(lease.run)) }, &[]).unwrap();
+                writer.send(&FromExecutor { number: lease.run, message: Some(progress(lease.run)) }, &[]).unwrap();
             }
         }
         fds
@@ -43,7 +48,7 @@ async fn messages_and_descriptors_cross_both_ways() {
         queue
     });
     for run in 0..500 {
-        assert_eq!(reader.recv().await.unwrap(), Some(progress(run)));
+        assert_eq!(reader.recv().await.unwrap(), Some(said(run)));
     }
     drop(feeder.await.unwrap());
     drop(reader);
@@ -56,7 +61,7 @@ async fn messages_and_descriptors_cross_both_ways() {
 async fn an_executor_that_sends_descriptors_or_garbage_is_cut_off() {
     let (mut link, executor) = pair();
     let file = File::open("/dev/null").unwrap();
-    Writer::new(executor).send(&FromExecutor { message: Some(progress(1)) }, &[file.as_fd()]).unwrap();
+    Writer::new(executor).send(&FromExecutor { number: 0, message: Some(progress(1)) }, &[file.as_fd()]).unwrap();
     assert!(matches!(link.recv().await, Err(FrameError::FdCount { announced: 1, arrived: 0 })));
     let (mut link, executor) = pair();
     std::io::Write::write_all(&mut &executor, &[0xff; 64]).unwrap();
@@ -98,11 +103,11 @@ async fn first_words_may_come_with_a_descriptor() {
     let (mut link, executor) = pair();
     let file = File::open("/dev/null").unwrap();
     let mut writer = Writer::new(executor);
-    writer.send(&FromExecutor { message: Some(progress(1)) }, &[file.as_fd()]).unwrap();
+    writer.send(&FromExecutor { number: 1, message: Some(progress(1)) }, &[file.as_fd()]).unwrap();
     let (message, fds) = link.recv_with_fds().await.unwrap().unwrap();
-    assert_eq!((message, fds.len()), (progress(1), 1));
-    writer.send(&FromExecutor { message: Some(progress(2)) }, &[]).unwrap();
-    assert_eq!(link.recv().await.unwrap(), Some(progress(2)), "afterwards as ever");
+    assert_eq!((message, fds.len()), (said(1), 1));
+    writer.send(&FromExecutor { number: 2, message: Some(progress(2)) }, &[]).unwrap();
+    assert_eq!(link.recv().await.unwrap(), Some(said(2)), "afterwards as ever");
     drop(writer);
     assert_eq!(link.recv_with_fds().await.unwrap().map(|_| ()), None);
 }

@@ -2,11 +2,13 @@
 //!
 //! One [`Launcher::start`] is: directories, groups, `smalti-executor launch` (no fork of the agent itself: the standard library
 //! uses posix_spawn), the launcher process into the groups, the go byte, the supervisor's pid, the socket, Welcome, Hello, the
-//! slots' threads into their groups. Owns no executor afterwards: it hands back a [`Running`]. Deliberately absent: when to
-//! start or stop one, and what is said to it.
+//! slots' threads into their groups. [`Launcher::adopt`] finds one again that an earlier life of the agent has started. Owns no
+//! executor afterwards: it hands back a [`Running`]. Deliberately absent: when to start or stop one, and what is said to it.
 
+mod adopt;
 mod locate;
 mod process;
+mod record;
 mod report;
 mod spawn;
 mod syscalls;
@@ -15,6 +17,7 @@ mod threads;
 #[cfg(test)]
 mod tests;
 
+pub use adopt::Gone;
 pub use locate::{LocateError, locate_executor};
 pub use process::{Exit, ProcessHandle};
 
@@ -22,6 +25,7 @@ use crate::cgroup::{Cgroups, ExecutorGroup};
 use crate::executor_link::ExecutorLink;
 use crate::network::{Broker, Grants};
 use crate::uids::{UidRange, Users};
+use record::Record;
 use report::{Expected, Layer};
 pub use smalti_executor_protocol::supervision::ExecutorKind;
 use smalti_executor_protocol::supervision::{EXIT_NAME, SOCKET_NAME};
@@ -271,32 +275,18 @@ impl Launcher {
     }
 
     /// Asks the kernel which walls stand, and refuses the executor if that is not enough.
-    fn inspect(
-        &self,
-        spec: &ExecutorSpec,
-        ready: &Ready,
-        process: &ProcessHandle,
-        group: &ExecutorGroup,
-    ) -> Result<(BTreeMap<String, String>, Vec<String>), Error> {
-        let Ready { hello, spawned, worker, .. } = ready;
-        let mut warnings = spawned.warnings.clone();
-        warnings.extend(hello.warnings.iter().take(MAX_WARNINGS).map(|w| w.chars().take(MAX_WARNING_CHARS).collect()));
-        let expected = Expected {
-            uid: spawned.uid.as_ref().copied().map_err(String::as_str),
-            namespaces: self.options.namespaces,
-            root: nix::unistd::geteuid().is_root(),
-            warnings: &warnings,
-        };
-        let layers = report::read(process, *worker, group, hello, expected);
+    fn inspect(&self, spec: &ExecutorSpec, ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup) -> Result<Walls, Error> {
+        let layers = read_layers(ready, process, group, self.options.namespaces);
         let missing = report::missing(&layers);
         if self.options.required && !missing.is_empty() {
             return Err(Error::NotIsolated { id: spec.id.clone(), missing: missing.join(", ") });
         }
-        // What is off says so with its reason; the executor's other words follow.
-        let named = |w: &String| layers.keys().any(|name| w.starts_with(&format!("{name}: ")));
-        let mut all = report::warnings(&layers);
-        all.extend(warnings.into_iter().filter(|w| !named(w)));
-        Ok((layers.into_iter().map(|(name, Layer { state, .. })| (name, state)).collect(), all))
+        Ok(walls(layers, ready))
+    }
+
+    /// The walls of one that was let in when it was started.
+    fn look_at(&self, ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup, namespaces: bool) -> Walls {
+        walls(read_layers(ready, process, group, namespaces), ready)
     }
 
     fn make_group(&self, spec: &ExecutorSpec) -> Result<ExecutorGroup, Error> {
@@ -323,22 +313,17 @@ impl Launcher {
         if peer != process.pid() {
             return Err(implausible(&spec.id, &format!("process {peer} listens on its socket, not its supervisor {}", process.pid())));
         }
-        let failed = |source| Error::Link { id: spec.id.clone(), source };
+        // Before its first message: whatever it does from then on, a later life of this agent finds it.
+        let record = Record::of(spec, &spawned, process, &self.options);
+        record.and_then(|record| record.store(home)).map_err(io(&spec.id, "recording the executor in", home))?;
         let network = spec.kind == ExecutorKind::Networked;
-        let welcome = Welcome { slots: spec.slots, max_memory_bytes: spec.max_memory.0, network };
-        link.send(to_executor::Message::Welcome(welcome), &[]).await.map_err(failed)?;
-        let (hello, fds) = match link.recv_with_fds().await.map_err(failed)? {
-            Some((from_executor::Message::Hello(hello), fds)) => (hello, fds),
-            Some(_) => return Err(implausible(&spec.id, "its first message is no Hello")),
-            None => {
-                let words = process::last_words(home);
-                return Err(implausible(&spec.id, &format!("it closed the connection before its Hello; its last words: {words:?}")));
-            }
-        };
-        if hello.protocol != PROTOCOL_VERSION {
-            let text =
-                format!("it speaks version {} of the protocol, this agent {PROTOCOL_VERSION}: install both together", hello.protocol);
-            return Err(implausible(&spec.id, &text));
+        let welcome = Welcome { slots: spec.slots, max_memory_bytes: spec.max_memory.0, network, confirmed: 0 };
+        let (hello, fds) = handshake(&mut link, welcome, &spec.id, home).await?;
+        let failed = |source| Error::Link { id: spec.id.clone(), source };
+        match link.recv().await.map_err(failed)?.map(|said| said.message) {
+            // Nothing, of course; one that is taken over has more to say here.
+            Some(from_executor::Message::Holds(_)) => {}
+            _ => return Err(implausible(&spec.id, "its second message does not say what it holds")),
         }
         let broker = match (network, spawned.control.take(), <[OwnedFd; 1]>::try_from(fds)) {
             (false, _, _) => None,
@@ -354,6 +339,47 @@ impl Launcher {
     }
 }
 
+/// Says Welcome and waits for Hello, which may come with descriptors.
+async fn handshake(link: &mut ExecutorLink, welcome: Welcome, id: &ExecutorId, home: &Path) -> Result<(Hello, Vec<OwnedFd>), Error> {
+    let failed = |source| Error::Link { id: id.clone(), source };
+    link.send(to_executor::Message::Welcome(welcome), &[]).await.map_err(failed)?;
+    let (hello, fds) = match link.recv_with_fds().await.map_err(failed)?.map(|(said, fds)| (said.message, fds)) {
+        Some((from_executor::Message::Hello(hello), fds)) => (hello, fds),
+        Some(_) => return Err(implausible(id, "its first message is no Hello")),
+        None => {
+            let words = process::last_words(home);
+            return Err(implausible(id, &format!("it closed the connection before its Hello; its last words: {words:?}")));
+        }
+    };
+    if hello.protocol != PROTOCOL_VERSION {
+        let text = format!("it speaks version {} of the protocol, this agent {PROTOCOL_VERSION}: install both together", hello.protocol);
+        return Err(implausible(id, &text));
+    }
+    Ok((hello, fds))
+}
+
+/// Layers of isolation by name, and warnings.
+type Walls = (BTreeMap<String, String>, Vec<String>);
+
+fn read_layers(ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup, namespaces: bool) -> BTreeMap<String, Layer> {
+    let warnings = ready.warnings();
+    let expected = Expected {
+        uid: ready.spawned.uid.as_ref().copied().map_err(String::as_str),
+        namespaces,
+        root: nix::unistd::geteuid().is_root(),
+        warnings: &warnings,
+    };
+    report::read(process, ready.worker, group, &ready.hello, expected)
+}
+
+/// What is off says so with its reason; the executor's other words follow.
+fn walls(layers: BTreeMap<String, Layer>, ready: &Ready) -> Walls {
+    let named = |w: &String| layers.keys().any(|name| w.starts_with(&format!("{name}: ")));
+    let mut all = report::warnings(&layers);
+    all.extend(ready.warnings().into_iter().filter(|w| !named(w)));
+    (layers.into_iter().map(|(name, Layer { state, .. })| (name, state)).collect(), all)
+}
+
 /// An executor that has said Hello and whose threads are in their slots.
 struct Ready {
     link: ExecutorLink,
@@ -361,6 +387,14 @@ struct Ready {
     worker: i32,
     spawned: Spawned,
     broker: Option<Broker>,
+}
+
+impl Ready {
+    /// All that launcher, supervisor and worker warn of.
+    fn warnings(&self) -> Vec<String> {
+        let own = self.hello.warnings.iter().take(MAX_WARNINGS).map(|w| w.chars().take(MAX_WARNING_CHARS).collect());
+        self.spawned.warnings.iter().cloned().chain(own).collect()
+    }
 }
 
 /// Most threads of an executor.

@@ -4,6 +4,7 @@ use super::syscalls;
 use crate::cgroup::ExecutorGroup;
 use nix::sys::signal::{Signal as NixSignal, killpg};
 use nix::unistd::Pid as NixPid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use smalti_executor_protocol::supervision::{ExitRecord, STDERR_NAME, open_plain};
 use smalti_types::Bytes;
@@ -65,6 +66,14 @@ impl ProcessHandle {
         self.pid_namespace
     }
 
+    /// Whether it still runs: one that has ended and that nobody has waited for does not.
+    pub(super) fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.pidfd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Readable: it has ended.
+        matches!(poll(&mut fds, Some(&now)), Ok(0))
+    }
+
     /// Kills everything of the executor at once: its namespace ends with its init, and its group where the kernel ends groups
     /// whole (v2). Without a namespace its session, and its group process by process.
     pub fn kill(&self) {
@@ -82,6 +91,14 @@ impl ProcessHandle {
         }
         let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
     }
+}
+
+/// When a process began, in clock ticks since the boot (field 22 of `/proc/PID/stat`).
+pub(super) fn start_time(pid: i32) -> std::io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may have anything in it; what is behind it begins with field 3.
+    let field = text.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(22 - 3)?.parse().ok());
+    field.ok_or_else(|| std::io::Error::other(format!("/proc/{pid}/stat does not say when it began")))
 }
 
 /// Cleans up after a start that did not come to its end.
@@ -149,7 +166,7 @@ pub(super) async fn watch(process: ProcessHandle, group: ExecutorGroup, home: Pa
 }
 
 /// Reads the exit record and the group's counters.
-fn find_cause(home: &Path, group: &ExecutorGroup, limit: Bytes) -> Exit {
+pub(super) fn find_cause(home: &Path, group: &ExecutorGroup, limit: Bytes) -> Exit {
     let record = ExitRecord::load(home).unwrap_or_else(|e| {
         tracing::warn!("exit record of executor {}: {e}", group.id());
         None
@@ -177,7 +194,7 @@ fn cause(record: Option<ExitRecord>, out_of_memory: Option<Bytes>) -> Exit {
 
 /// Kills what is left in the groups and removes them and the executor's home (not its tasks' outputs), on a thread of its own:
 /// the kernel takes its time with dying processes.
-fn remove_later(group: ExecutorGroup, home: PathBuf) {
+pub(super) fn remove_later(group: ExecutorGroup, home: PathBuf) {
     let remove = move |within| {
         if let Err(e) = group.remove(within) {
             tracing::warn!("removing the groups of executor {}: {e}", group.id());

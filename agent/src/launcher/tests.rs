@@ -1,6 +1,8 @@
 //! With the real executor, real groups and namespaces where this machine has them.
 
+mod adopt;
 mod guests;
+mod leases;
 mod walls;
 
 use super::*;

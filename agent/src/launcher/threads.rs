@@ -8,16 +8,13 @@ use super::process::ProcessHandle;
 use super::{Error, ExecutorSpec, implausible, io};
 use crate::cgroup::ExecutorGroup;
 use smalti_executor_protocol::v1::Hello;
+use smalti_types::ExecutorId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Finds the worker and moves the thread of every slot into its group. Gives the worker's pid.
 pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<i32, Error> {
-    let slots = check(hello, spec.slots).map_err(|m| implausible(&spec.id, &m))?;
-    let worker = find_worker(process.pid(), hello.pid).map_err(io(&spec.id, "looking for the worker in", Path::new("/proc")))?;
-    let Some(worker) = worker.filter(|pid| group.contains(*pid)) else {
-        return Err(implausible(&spec.id, &format!("its supervisor has no child that calls itself process {}", hello.pid)));
-    };
+    let (worker, slots) = find_all(&spec.id, spec.slots, hello, process, group)?;
     if !group.exists() {
         return Ok(worker);
     }
@@ -30,6 +27,27 @@ pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle,
         group.place_thread(slot, *outer).map_err(|source| Error::Cgroup { id: spec.id.clone(), source })?;
     }
     Ok(worker)
+}
+
+/// Finds the worker of an executor whose threads are in their groups already. Gives its pid.
+pub(super) fn find(id: &ExecutorId, slots: u32, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<i32, Error> {
+    find_all(id, slots, hello, process, group).map(|(worker, _)| worker)
+}
+
+/// The worker, and each slot's thread by its id in the worker's own namespace.
+fn find_all(
+    id: &ExecutorId,
+    slots: u32,
+    hello: &Hello,
+    process: &ProcessHandle,
+    group: &ExecutorGroup,
+) -> Result<(i32, BTreeMap<u32, i32>), Error> {
+    let slots = check(hello, slots).map_err(|m| implausible(id, &m))?;
+    let worker = find_worker(process.pid(), hello.pid).map_err(io(id, "looking for the worker in", Path::new("/proc")))?;
+    let Some(worker) = worker.filter(|pid| group.contains(*pid)) else {
+        return Err(implausible(id, &format!("its supervisor has no child that calls itself process {}", hello.pid)));
+    };
+    Ok((worker, slots))
 }
 
 /// Every slot once, every thread once.

@@ -114,6 +114,8 @@ pub(crate) fn agent(number: usize, master: &str, dir: &Path, share: &Share, file
         ("disk", share.disk.0.to_string().into()),
         ("ports", share.ports.to_string().into()),
         ("file-root", files.into()),
+        // Whoever stops a cluster of one machine wants it to be gone.
+        ("drain-timeout", "0s".into()),
     ];
     args.extend(further.iter().map(|(flag, value)| (*flag, value.into())));
     role(name, "agent", &args)

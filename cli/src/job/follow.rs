@@ -102,7 +102,7 @@ async fn follow<S: Sink + 'static>(link: Link, job: &str, sink: S, bar: Progress
     tokio::pin!(end);
     let (mut last, mut printed) = (None, None);
     if interrupts.count() > 0 {
-        stop(&link, job, &bar).await;
+        stop(&link, job, &bar);
     }
     loop {
         tokio::select! {
@@ -127,7 +127,7 @@ async fn follow<S: Sink + 'static>(link: Link, job: &str, sink: S, bar: Progress
                     bar.finish_and_clear();
                     return Err(left(&format!("job {job} was told to stop")));
                 }
-                stop(&link, job, &bar).await;
+                stop(&link, job, &bar);
             }
         }
         if let (Some(_), Some(_)) = (&last, &printed)
@@ -138,17 +138,19 @@ async fn follow<S: Sink + 'static>(link: Link, job: &str, sink: S, bar: Progress
     }
 }
 
-/// The first Ctrl-C: the job is told to stop, and we stay.
-async fn stop(link: &Link, job: &str, bar: &ProgressBar) {
+/// The first Ctrl-C: the job is told to stop, and we stay. A scheduler that is away is told when it is back; a refusal is shown
+/// and no more, for the caller goes on waiting.
+fn stop(link: &Link, job: &str, bar: &ProgressBar) {
     bar.suspend(|| terminal::note(&format!("killing job {job}; Ctrl-C again leaves at once")));
-    kill(link, job).await;
-}
-
-/// Asks for the job's end. A refusal is shown and no more: the caller goes on waiting.
-async fn kill(link: &Link, job: &str) {
-    if let Err(status) = link.jobs().kill(KillRequest { job_or_task: job.to_owned(), grace_ms: None }).await {
-        terminal::note(&Failure::rpc(&format!("killing job {job}"), &status).to_string());
-    }
+    let (mut link, job) = (link.quiet_clone(), job.to_owned());
+    tokio::spawn(async move {
+        let what = format!("killing job {job}");
+        while let Err(status) = link.jobs().kill(KillRequest { job_or_task: job.clone(), grace_ms: None }).await {
+            if let Err(failure) = link.again(&what, &status).await {
+                return terminal::note(&failure.to_string());
+            }
+        }
+    });
 }
 
 /// Nobody reads our stdout (`smalti run … | head`): the job ends, without words.

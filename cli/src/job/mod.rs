@@ -13,4 +13,4 @@ pub(crate) mod sink;
 mod stdin;
 pub(crate) mod submit;
 
-pub(crate) use link::Link;
+pub(crate) use link::{Link, ReconnectOptions};

@@ -98,12 +98,14 @@ pub(crate) struct TaskOptions {
     #[arg(long)]
     pub(crate) fail_fast: bool,
 
+    /// At most one at a time, whatever fails: a retry waits until the one before has ended or its lease has run out
+    #[arg(long)]
+    pub(crate) exclusive: bool,
+
     #[arg(long, hide = true)]
     collect: Vec<String>,
     #[arg(long, hide = true)]
     output_store: Option<String>,
-    #[arg(long, hide = true)]
-    exclusive: bool,
 }
 
 impl TaskOptions {
@@ -117,7 +119,6 @@ impl TaskOptions {
         let unsupported = [
             (!self.collect.is_empty(), "--collect", "write to stdout and use `smalti logs`"),
             (self.output_store.is_some(), "--output-store", "outputs stay on the agents; `smalti logs` reads them"),
-            (self.exclusive, "--exclusive", ""),
         ];
         unsupported.into_iter().find(|(given, ..)| *given).map_or(Ok(()), |(_, option, instead)| Err(Failure::not_yet(option, instead)))
     }
@@ -290,7 +291,7 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_is_refused_and_never_ignored() {
-        let cases: [&[&str]; 3] = [&["--collect", "/x=s3://b/k"], &["--output-store", "s3://b"], &["--exclusive"]];
+        let cases: [&[&str]; 2] = [&["--collect", "/x=s3://b/k"], &["--output-store", "s3://b"]];
         for args in cases {
             let failure = parse(args).unwrap().check_supported().unwrap_err();
             assert!(failure.code == 125 && failure.to_string().contains("is not supported yet"), "{args:?}: {failure}");

@@ -21,8 +21,11 @@ pub(crate) enum Stopped {
 }
 
 /// Counts what was delivered per stream, so that a stream read again from its start goes on where the last one broke off.
-#[derive(Debug, Default)]
+/// Each attempt of a task writes streams of its own.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Position {
+    /// Which attempt of the task is counted.
+    attempt: u32,
     /// Bytes of stdout and of stderr that the sink has.
     delivered: [u64; 2],
     /// Bytes of each in the current stream.
@@ -37,6 +40,9 @@ impl Position {
 
     /// The part of a chunk that the sink does not have.
     fn fresh(&mut self, chunk: &mut OutputChunk) {
+        if chunk.attempt != self.attempt {
+            *self = Self { attempt: chunk.attempt, ..Self::default() };
+        }
         let i = usize::from(chunk.stream() == OutputStream::Stderr);
         let length = chunk.data.len() as u64;
         let known = self.delivered[i].saturating_sub(self.seen[i]).min(length);
@@ -59,6 +65,8 @@ pub(crate) async fn read<S: Sink>(
 }
 
 async fn read_into<S: Sink>(mut link: Link, request: OutputRequest, sink: &mut S, mut ended: watch::Receiver<bool>) -> Result<(), Stopped> {
+    // Where the last lines begin is known only to the stream that began there: another would begin elsewhere.
+    let can_go_on = request.tail_lines.is_none();
     let mut position = Position::default();
     let what = format!("reading the output of {}", request.job_or_task);
     loop {
@@ -70,6 +78,10 @@ async fn read_into<S: Sink>(mut link: Link, request: OutputRequest, sink: &mut S
             },
             Err(status) => status,
         };
+        if !can_go_on && position != Position::default() {
+            let why = "the last lines cannot be continued where they broke off; leave --tail out to follow through restarts";
+            return Err(Stopped::Lost(Failure::new(format!("{what}: {}; {why}", crate::failure::status_text(&broken)))));
+        }
         link.again(&what, &broken).await.map_err(Stopped::Lost)?;
     }
 }
@@ -122,7 +134,11 @@ mod tests {
     use super::*;
 
     fn fresh(position: &mut Position, stream: OutputStream, data: &'static str) -> String {
-        let mut chunk = OutputChunk { item: None, stream: stream.into(), data: data.into() };
+        of_attempt(position, 0, stream, data)
+    }
+
+    fn of_attempt(position: &mut Position, attempt: u32, stream: OutputStream, data: &'static str) -> String {
+        let mut chunk = OutputChunk { item: None, stream: stream.into(), data: data.into(), attempt };
         position.fresh(&mut chunk);
         String::from_utf8(chunk.data.to_vec()).unwrap()
     }
@@ -138,5 +154,14 @@ mod tests {
         assert_eq!(fresh(&mut position, OutputStream::Stdout, "cde"), "de");
         position.restart();
         assert_eq!(fresh(&mut position, OutputStream::Stdout, "abcdef"), "f");
+    }
+
+    #[test]
+    fn another_attempt_begins_at_its_own_first_byte() {
+        let mut position = Position::default();
+        assert_eq!(fresh(&mut position, OutputStream::Stdout, "abc"), "abc");
+        assert_eq!(of_attempt(&mut position, 1, OutputStream::Stdout, "ab"), "ab");
+        position.restart();
+        assert_eq!(of_attempt(&mut position, 1, OutputStream::Stdout, "abcd"), "cd");
     }
 }

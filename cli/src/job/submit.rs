@@ -101,6 +101,11 @@ fn check_map(task: &TaskOptions, map: &MapOptions) -> Result<()> {
     if task.ports > 0 {
         return Err(Failure::new("--ports: items of a map cannot listen; use `smalti run` for a task with ports"));
     }
+    if task.exclusive {
+        return Err(Failure::new(
+            "--exclusive: items of a map may run more than once when an executor is lost; submit them one by one with `smalti run --exclusive`",
+        ));
+    }
     if !map.inputs.is_empty() && task.stdin.as_deref().is_some_and(|s| s != "none") {
         return Err(Failure::new("--stdin: with --inputs an item reads its split on stdin; use --input for a file that all items see"));
     }
@@ -136,6 +141,7 @@ async fn spec(bundles: &Bundles, task: &TaskOptions, source: &Source, args: &[St
         isolation: task.isolation().into(),
         connect: task.connect.iter().cloned().map(v1::Endpoint::from).collect(),
         disk_path: task.disk.as_ref().and_then(|d| d.path.clone()),
+        exclusive: task.exclusive,
     })
 }
 
@@ -204,7 +210,12 @@ mod tests {
 
     #[test]
     fn combinations_that_mean_nothing_are_refused() {
-        for args in [&["--items", "1", "--ports", "1"][..], &["--inputs", "x", "--stdin", "y"], &["--items", "1", "--rounds", "2"]] {
+        for args in [
+            &["--items", "1", "--ports", "1"][..],
+            &["--inputs", "x", "--stdin", "y"],
+            &["--items", "1", "--rounds", "2"],
+            &["--items", "1", "--exclusive"],
+        ] {
             let command = parse(args).unwrap();
             assert_eq!(check_map(&command.task, &command.map).unwrap_err().code, 125, "{args:?}");
         }

@@ -59,7 +59,7 @@ fn row(agent: &AgentView) -> Vec<String> {
     vec![
         agent.id.clone(),
         agent.hostname.clone(),
-        agent.state.clone(),
+        agent.away_since.as_ref().map_or_else(|| agent.state.clone(), |since| format!("{} since {since}", agent.state)),
         agent.tasks.to_string(),
         agent.executors.len().to_string(),
         format!("{}/{}", agent.used.cpus, agent.total.cpus),

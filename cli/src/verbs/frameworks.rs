@@ -28,7 +28,7 @@ impl Frameworks {
                 f.id.clone(),
                 f.name.clone(),
                 f.role.clone(),
-                f.state.clone(),
+                f.failover_deadline.as_ref().map_or_else(|| f.state.clone(), |until| format!("{} until {until}", f.state)),
                 f.tasks.to_string(),
                 format!("{:.1}%", f.dominant_share * 100.0),
                 f.used.brief(),

@@ -2,9 +2,9 @@
 
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::failure::{Exit, Failure, Result, SUCCESS};
-use crate::job::Link;
 use crate::job::output::{self, Stopped};
 use crate::job::sink::PassThrough;
+use crate::job::{Link, ReconnectOptions};
 use clap::Args;
 use smalti_proto::v1::{OutputRequest, OutputStream};
 use tokio::sync::watch;
@@ -16,6 +16,8 @@ use tokio::sync::watch;
 pub(crate) struct Logs {
     #[command(flatten)]
     cluster: ClusterOptions,
+    #[command(flatten)]
+    reconnect: ReconnectOptions,
     /// Go on until the task has ended
     #[arg(short, long)]
     follow: bool,
@@ -36,7 +38,7 @@ pub(crate) struct Logs {
 impl Logs {
     pub(crate) async fn run(self) -> Result<Exit> {
         let cluster = Cluster::connect(&self.cluster).await?;
-        let link = Link::new(&cluster).await?;
+        let link = Link::new(&cluster, self.reconnect).await?;
         let stream = if self.stderr { OutputStream::Stderr } else { OutputStream::Stdout };
         let request =
             OutputRequest { job_or_task: self.of, stream: stream.into(), item: self.item, follow: self.follow, tail_lines: self.tail };

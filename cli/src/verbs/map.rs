@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, ClusterOptions};
 use crate::failure::{Exit, Result};
 use crate::job::options::TaskOptions;
 use crate::job::submit::MapOptions;
-use crate::job::{Link, follow, submit};
+use crate::job::{Link, ReconnectOptions, follow, submit};
 use crate::output::OutputOptions;
 use clap::{ArgGroup, Args};
 use std::ffi::OsString;
@@ -19,6 +19,8 @@ use std::ffi::OsString;
 pub(crate) struct Map {
     #[command(flatten)]
     cluster: ClusterOptions,
+    #[command(flatten)]
+    reconnect: ReconnectOptions,
     #[command(flatten)]
     pub(crate) map: MapOptions,
     #[command(flatten)]
@@ -39,7 +41,7 @@ impl Map {
     pub(crate) async fn run(self) -> Result<Exit> {
         self.task.check_supported()?;
         let cluster = Cluster::connect(&self.cluster).await?;
-        let mut link = Link::new(&cluster).await?;
+        let mut link = Link::new(&cluster, self.reconnect).await?;
         let request = submit::map(&cluster.bundles(), &self.task, &self.map, &self.bundle, &self.args).await?;
         if self.detach {
             let job = submit::send(&mut link, request).await?;

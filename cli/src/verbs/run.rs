@@ -3,7 +3,7 @@
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::failure::{Exit, Failure, Result, SUCCESS};
 use crate::job::options::TaskOptions;
-use crate::job::{Link, follow, submit};
+use crate::job::{Link, ReconnectOptions, follow, submit};
 use crate::output::OutputOptions;
 use clap::Args;
 use serde_json::json;
@@ -17,6 +17,8 @@ use std::ffi::{OsStr, OsString};
 pub(crate) struct Run {
     #[command(flatten)]
     cluster: ClusterOptions,
+    #[command(flatten)]
+    reconnect: ReconnectOptions,
     #[command(flatten)]
     task: TaskOptions,
     /// Print the job's id and leave
@@ -34,7 +36,7 @@ impl Run {
         self.task.check_supported()?;
         let args = self.args()?;
         let cluster = Cluster::connect(&self.cluster).await?;
-        let mut link = Link::new(&cluster).await?;
+        let mut link = Link::new(&cluster, self.reconnect).await?;
         let request = submit::single(&cluster.bundles(), &self.task, self.bundle(), &args).await?;
         if self.detach {
             let job = submit::send(&mut link, request).await?;

@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, ClusterOptions};
 use crate::failure::{Exit, Failure, Result};
 use crate::job::options::TaskOptions;
 use crate::job::submit::MapOptions;
-use crate::job::{Link, submit};
+use crate::job::{Link, ReconnectOptions, submit};
 use crate::output::OutputOptions;
 use clap::Args;
 use std::ffi::OsString;
@@ -18,6 +18,8 @@ use std::ffi::OsString;
 pub(crate) struct Submit {
     #[command(flatten)]
     cluster: ClusterOptions,
+    #[command(flatten)]
+    reconnect: ReconnectOptions,
     #[command(flatten)]
     pub(crate) map: MapOptions,
     #[command(flatten)]
@@ -38,7 +40,7 @@ impl Submit {
             return Err(Failure::new("--reduce, --rounds and --state belong to a map: name its items with --items or --inputs"));
         }
         let cluster = Cluster::connect(&self.cluster).await?;
-        let mut link = Link::new(&cluster).await?;
+        let mut link = Link::new(&cluster, self.reconnect).await?;
         let bundles = cluster.bundles();
         let request = if self.map.is_map() {
             submit::map(&bundles, &self.task, &self.map, &self.bundle, &self.args).await?

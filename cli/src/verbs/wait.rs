@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, ClusterOptions};
 use crate::failure::{Exit, Result};
-use crate::job::{Link, follow};
+use crate::job::{Link, ReconnectOptions, follow};
 use crate::output::{self, OutputOptions};
 use crate::views::JobJson;
 use clap::Args;
@@ -13,6 +13,8 @@ pub(crate) struct Wait {
     #[command(flatten)]
     cluster: ClusterOptions,
     #[command(flatten)]
+    reconnect: ReconnectOptions,
+    #[command(flatten)]
     output: OutputOptions,
     /// The job's id
     job: String,
@@ -21,7 +23,7 @@ pub(crate) struct Wait {
 impl Wait {
     pub(crate) async fn run(self) -> Result<Exit> {
         let cluster = Cluster::connect(&self.cluster).await?;
-        let end = follow::watch(Link::new(&cluster).await?, &self.job, |_| ()).await?;
+        let end = follow::watch(Link::new(&cluster, self.reconnect).await?, &self.job, |_| ()).await?;
         let code = follow::conclude(&end, None);
         if self.output.is_json() {
             output::json(&JobJson::from(end))?;

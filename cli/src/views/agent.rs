@@ -23,12 +23,34 @@ pub(crate) struct AgentView {
     /// Layer by layer, with a word on each that is off.
     pub(crate) isolation: BTreeMap<String, String>,
     pub(crate) executors: Vec<ExecutorView>,
+    /// Frameworks whose executors died one after the other of late.
+    pub(crate) executor_losses: Vec<LossView>,
     /// Tasks and array parts on it.
     pub(crate) tasks: u32,
     pub(crate) registered_at: Option<String>,
+    /// Since when the master has not heard of it; null while it is connected.
+    pub(crate) away_since: Option<String>,
     pub(crate) boot_id: String,
     /// What the master and the agent count: frames of each kind, items.
     pub(crate) counters: BTreeMap<String, u64>,
+}
+
+/// What one framework has lost on an agent.
+#[derive(Debug, Serialize)]
+pub(crate) struct LossView {
+    pub(crate) framework_id: String,
+    /// Executors one after the other.
+    pub(crate) count: u32,
+    /// Of the last one.
+    pub(crate) cause: String,
+    /// No other is started for it before.
+    pub(crate) not_before: Option<String>,
+}
+
+impl From<v1::ExecutorLosses> for LossView {
+    fn from(loss: v1::ExecutorLosses) -> Self {
+        Self { framework_id: loss.framework, count: loss.count, cause: loss.cause, not_before: rfc3339(loss.not_before_us) }
+    }
 }
 
 /// One executor process of an agent.
@@ -89,8 +111,10 @@ impl From<v1::AgentStatus> for AgentView {
             overhead_memory: status.overhead_memory.into_iter().collect(),
             isolation: info.isolation.into_iter().collect(),
             executors: status.executors.into_iter().map(ExecutorView::from).collect(),
+            executor_losses: status.executor_losses.into_iter().map(LossView::from).collect(),
             tasks: status.tasks,
             registered_at: rfc3339(status.registered_us),
+            away_since: status.away_since_us.and_then(rfc3339),
             boot_id: info.boot_id,
             counters: status.counters.into_iter().collect(),
         }

@@ -3,6 +3,7 @@
 use super::ResourcesView;
 use crate::time::rfc3339;
 use serde::Serialize;
+use smalti_proto::convert::DEFAULT_FAILOVER_TIMEOUT;
 use smalti_proto::v1;
 use std::collections::BTreeMap;
 
@@ -20,6 +21,10 @@ pub(crate) struct FrameworkView {
     pub(crate) tasks: u32,
     pub(crate) registered_at: Option<String>,
     pub(crate) failover_timeout_ms: u64,
+    /// When it is removed and its tasks are killed unless its scheduler comes back; null while its scheduler is there.
+    pub(crate) failover_deadline: Option<String>,
+    /// Updates that wait in the master for its acknowledgement.
+    pub(crate) pending_bytes: u64,
     pub(crate) services: BTreeMap<String, String>,
 }
 
@@ -37,7 +42,9 @@ impl From<v1::FrameworkStatus> for FrameworkView {
             dominant_share: status.dominant_share,
             tasks: status.tasks,
             registered_at: rfc3339(status.registered_us),
-            failover_timeout_ms: info.failover_timeout_ms,
+            failover_timeout_ms: info.failover_timeout_ms.unwrap_or(DEFAULT_FAILOVER_TIMEOUT.0),
+            failover_deadline: status.failover_deadline_us.and_then(rfc3339),
+            pending_bytes: status.pending_bytes,
             services: info.services.into_iter().collect(),
         }
     }

@@ -93,7 +93,7 @@ fn replies<T: Send + 'static>(all: Vec<T>) -> Replies<T> {
 }
 
 fn chunk(stream: OutputStream, item: Option<u64>, data: &str) -> ReadReply {
-    let chunk = OutputChunk { item, stream: stream.into(), data: data.to_owned().into() };
+    let chunk = OutputChunk { item, stream: stream.into(), data: data.to_owned().into(), attempt: 0 };
     ReadReply { message: Some(read_reply::Message::Chunk(chunk)) }
 }
 

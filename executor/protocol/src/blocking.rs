@@ -59,13 +59,25 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Chunk, FrameError
 /// # Errors
 /// What the kernel said, or [`FrameError::TooManyFds`].
 pub fn transmit(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, FrameError> {
+    send(socket, bytes, fds, SendFlags::NOSIGNAL)
+}
+
+/// As [`transmit`], and never waits, whatever the socket: when there is no room it gives `WouldBlock`.
+///
+/// # Errors
+/// As [`transmit`].
+pub fn transmit_now(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, FrameError> {
+    send(socket, bytes, fds, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+}
+
+fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> Result<usize, FrameError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(FrameError::TooManyFds(fds.len()));
     }
     loop {
-        match rustix::net::sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
+        match rustix::net::sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, flags) {
             Err(rustix::io::Errno::INTR) => {}
             other => return other.map_err(|e| FrameError::Io { operation: "sendmsg", source: e.into() }),
         }

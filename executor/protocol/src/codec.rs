@@ -5,6 +5,7 @@
 //! belong to a frame that begins in the chunk of bytes they arrived with: the decoder keeps that association by stream position
 //! and refuses everything else. Deliberately absent: sockets, and what the messages mean.
 
+use crate::v1::{FromExecutor, from_executor};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use std::collections::VecDeque;
@@ -112,6 +113,48 @@ pub fn encode(message: &impl Message, fds: usize) -> Result<Bytes, FrameError> {
     let mut buffer = BytesMut::new();
     encode_into(message, fds, &mut buffer)?;
     Ok(buffer.freeze())
+}
+
+/// Bytes that a number takes at most: its key and ten digits to the base of 128.
+const NUMBER_BYTES: usize = 11;
+/// `FromExecutor.number`.
+const NUMBER_FIELD: u32 = 15;
+
+/// A message of an executor that has no number yet: it is encoded by whoever makes it, and numbered in the moment in which its place in
+/// the order is decided.
+#[derive(Debug)]
+pub struct Draft(BytesMut);
+
+impl Draft {
+    /// Encodes a message without descriptors.
+    ///
+    /// # Errors
+    /// When it is longer than a frame may be.
+    pub fn new(message: from_executor::Message) -> Result<Self, FrameError> {
+        let message = FromExecutor { number: 0, message: Some(message) };
+        let length = message.encoded_len();
+        if length + NUMBER_BYTES > MAX_MESSAGE_BYTES {
+            return Err(FrameError::TooLong(length));
+        }
+        let mut buffer = BytesMut::with_capacity(HEADER_BYTES + length + NUMBER_BYTES);
+        encode_into(&message, 0, &mut buffer)?;
+        Ok(Self(buffer))
+    }
+
+    /// The frame, with this number behind what is encoded already: fields may come in any order.
+    #[must_use]
+    pub fn numbered(mut self, number: u64) -> Bytes {
+        prost::encoding::uint64::encode(NUMBER_FIELD, &number, &mut self.0);
+        let length = u32::try_from(self.0.len() - HEADER_BYTES).unwrap_or(u32::MAX);
+        self.0[..4].copy_from_slice(&length.to_le_bytes());
+        self.0.freeze()
+    }
+
+    /// The frame of a message that has no number.
+    #[must_use]
+    pub fn unnumbered(self) -> Bytes {
+        self.0.freeze()
+    }
 }
 
 /// One received frame.

@@ -24,7 +24,7 @@ pub mod v1 {
 }
 
 pub use blocking::{Reader, Writer};
-pub use codec::{Decoder, Frame, FrameError, MAX_FDS, MAX_MESSAGE_BYTES, encode, encode_into};
+pub use codec::{Decoder, Draft, Frame, FrameError, MAX_FDS, MAX_MESSAGE_BYTES, encode, encode_into};
 
 /// Version of the messages, sent in `Hello`. An agent refuses an executor that says another one: both are installed together.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;

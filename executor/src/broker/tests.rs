@@ -30,21 +30,31 @@ fn rules(ports: &[u16], endpoints: &[SocketAddr]) -> BrokerRules {
 
 /// Runs `guest` behind the filter, with a broker that has these rules.
 fn confined<T: Send + 'static>(rules: BrokerRules, guest: impl FnOnce() -> T + Send + 'static) -> T {
+    confined_with(rules, true, guest)
+}
+
+/// As [`confined`]; the agent is there, or gone before the guest begins.
+fn confined_with<T: Send + 'static>(rules: BrokerRules, agent_stays: bool, guest: impl FnOnce() -> T + Send + 'static) -> T {
     let (agent, theirs) = UnixStream::pair().unwrap();
     let broker = thread::spawn(move || serve(theirs.into()));
     let mut writer = Writer::new(agent.try_clone().unwrap());
     writer.send(&ToBroker { message: Some(Message::Rules(rules)) }, &[]).unwrap();
     let (hand_over, taken) = channel();
+    let (go, may_go) = channel::<()>();
     let guest = thread::spawn(move || {
         set_no_new_privs(true).unwrap();
         hand_over.send(notify::impose()).unwrap();
+        may_go.recv().unwrap();
         guest()
     });
     let fd = taken.recv_timeout(Duration::from_secs(60)).unwrap().expect("a kernel with notifications");
     writer.send(&ToBroker { message: Some(Message::Notifications(Announce {})) }, &[fd.as_fd()]).unwrap();
     drop(fd);
+    let agent = agent_stays.then_some((agent, writer));
+    go.send(()).unwrap();
     let result = guest.join().unwrap();
-    drop((agent, writer));
+    // It ends with the executor, whether the agent is there or not.
+    drop(agent);
     broker.join().unwrap().expect("the broker ends well");
     result
 }
@@ -147,4 +157,25 @@ fn without_rules_nothing_is_made_and_without_a_broker_calls_fail() {
         socket().err()
     });
     assert_eq!(alone.join().unwrap(), Some(Errno::NOSYS));
+}
+
+#[test]
+fn its_rules_hold_on_without_the_agent() {
+    let (granted, other) = (free_port(), free_port());
+    confined_with(rules(&[granted], &[]), false, move || {
+        let server = socket().unwrap();
+        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!(rustix::net::bind(&server, &at(other)), Err(Errno::ACCESS));
+        rustix::net::bind(&server, &at(granted)).unwrap();
+        rustix::net::listen(&server, 16).unwrap();
+    });
+}
+
+#[test]
+fn it_ends_with_an_agent_that_has_told_it_of_no_executor() {
+    let (agent, theirs) = UnixStream::pair().unwrap();
+    let broker = thread::spawn(move || serve(theirs.into()));
+    Writer::new(agent.try_clone().unwrap()).send(&ToBroker { message: Some(Message::Rules(rules(&[1], &[]))) }, &[]).unwrap();
+    drop(agent);
+    broker.join().unwrap().expect("nobody lives whom it could serve");
 }

@@ -188,6 +188,9 @@ pub(crate) fn for_worker(kind: ExecutorKind, own_pid: u32) -> Vec<Call> {
         one_of(libc::SYS_rt_sigaction, [vec![is_not(0, number(libc::SIGSYS))]]),
         // Only to end itself.
         one_of(libc::SYS_tgkill, [vec![is(0, own_pid.into()), is(2, number(libc::SIGABRT))]]),
+        // The one timer that ends exclusive tasks: on the clock that goes on while the machine sleeps, at points of that clock.
+        one_of(libc::SYS_timerfd_create, [vec![is(0, number(libc::CLOCK_BOOTTIME))]]),
+        one_of(libc::SYS_timerfd_settime, [vec![is(1, number(libc::TFD_TIMER_ABSTIME))]]),
         // Only to read.
         one_of(libc::SYS_prlimit64, [vec![Argument { index: 2, length: Qword, compare: Eq, value: 0 }]]),
     ]);

@@ -48,6 +48,8 @@ pub(crate) fn run(name: &str) -> i32 {
         "bpf" => raw(libc::SYS_bpf, [NOTHING; 5]),
         "perf" => raw(libc::SYS_perf_event_open, [NOTHING; 5]),
         "io-uring" => raw(libc::SYS_io_uring_setup, [1, 0, 0, 0, 0]),
+        "timer" => raw(libc::SYS_timerfd_create, [long(libc::CLOCK_BOOTTIME), 0, 0, 0, 0]),
+        "timer-of-another-clock" => raw(libc::SYS_timerfd_create, [long(libc::CLOCK_REALTIME), 0, 0, 0, 0]),
         "execve" => raw(libc::SYS_execve, [path(c"/bin/sh"), 0, 0, 0, 0]),
         "sigsys-handler" => raw(libc::SYS_rt_sigaction, [long(libc::SIGSYS), 0, 0, 8, 0]),
         "dumpable" => raw(libc::SYS_prctl, [long(libc::PR_SET_DUMPABLE), 1, 0, 0, 0]),

@@ -5,22 +5,22 @@ use smalti_types::items::{ItemRange, ItemSet};
 
 /// What was said about an array.
 #[derive(Default)]
-struct Seen {
-    finished: ItemSet,
-    failed: Vec<v1::FailedItem>,
-    returned: ItemSet,
-    ended: Vec<u32>,
+pub(super) struct Seen {
+    pub(super) finished: ItemSet,
+    pub(super) failed: Vec<v1::FailedItem>,
+    pub(super) returned: ItemSet,
+    pub(super) ended: Vec<u32>,
     results: usize,
     /// Items reported in any way; more than the sets' sizes would mean that one was reported twice.
-    count: u64,
+    pub(super) count: u64,
 }
 
-fn set(ranges: &[v1::ItemRange]) -> ItemSet {
+pub(super) fn set(ranges: &[v1::ItemRange]) -> ItemSet {
     ranges.iter().map(|r| ItemRange { first: r.first, end: r.end }).collect()
 }
 
 impl Seen {
-    fn add(&mut self, report: &v1::ArrayReport) {
+    pub(super) fn add(&mut self, report: &v1::ArrayReport) {
         let (finished, returned) = (set(&report.finished), set(&report.returned));
         self.count += finished.len() + returned.len() + report.failed.len() as u64;
         self.finished.extend(&finished);
@@ -31,7 +31,7 @@ impl Seen {
 }
 
 impl Agent {
-    fn start_array(&mut self, run: u64, slots: &[u32], guest: v1::Guest, total_items: u64, inputs: &[&OwnedFd]) {
+    pub(super) fn start_array(&mut self, run: u64, slots: &[u32], guest: v1::Guest, total_items: u64, inputs: &[&OwnedFd]) {
         // `inputs`: at most one, the directory with the one input `0`.
         let split_inputs = u32::try_from(inputs.len()).expect("few");
         let slots = slots.to_vec();
@@ -40,7 +40,7 @@ impl Agent {
         self.await_started(run);
     }
 
-    fn lease(&mut self, run: u64, first: u64, end: u64, report_when_left: u64) {
+    pub(super) fn lease(&mut self, run: u64, first: u64, end: u64, report_when_left: u64) {
         let items = vec![v1::ItemRange { first, end }];
         self.send(
             To::Lease(v1::Lease { run, items, attempt: 2, splits: Vec::new(), report_when_left, report_interval_us: 60_000_000 }),
@@ -48,7 +48,7 @@ impl Agent {
         );
     }
 
-    fn next_array(&mut self, seen: &mut Seen) -> Option<v1::ArrayReport> {
+    pub(super) fn next_array(&mut self, seen: &mut Seen) -> Option<v1::ArrayReport> {
         match self.receive() {
             From::Report(report) => {
                 seen.add(&report);
@@ -63,13 +63,13 @@ impl Agent {
     }
 
     /// Reports until `items` items were spoken of.
-    fn collect(&mut self, seen: &mut Seen, items: u64) {
+    pub(super) fn collect(&mut self, seen: &mut Seen, items: u64) {
         while seen.count < items {
             self.next_array(seen);
         }
     }
 
-    fn end(&mut self, run: u64, seen: &mut Seen, slots: usize) {
+    pub(super) fn end(&mut self, run: u64, seen: &mut Seen, slots: usize) {
         self.send(To::EndArray(v1::EndArray { run, slots: Vec::new() }), &[]);
         while seen.ended.len() < slots {
             self.next_array(seen);
@@ -151,13 +151,14 @@ fn items_read_their_split_and_know_who_they_are() {
     agent.end(1, &mut seen, 1);
 
     let environment = agent.load(guests::ENVIRONMENT);
-    let own = v1::Guest { env: vec!["A=1".to_owned(), "SMALTI_ATTEMPT=0".to_owned()], ..guest(environment) };
+    let own =
+        v1::Guest { env: vec!["A=1".to_owned(), "SMALTI_ATTEMPT=0".to_owned(), "SMALTI_FENCING_TOKEN=0".to_owned()], ..guest(environment) };
     agent.start_array(2, &[1], own, 77, &[]);
     let mut seen = Seen::default();
     agent.lease(2, 5, 6, 0);
     agent.collect(&mut seen, 1);
     let printed = String::from_utf8(agent.read("a2/slot-1.out")).expect("text");
-    assert_eq!(printed, "A=1\0SMALTI_ITEM=5\0SMALTI_ITEMS=77\0SMALTI_ATTEMPT=2\0");
+    assert_eq!(printed, "A=1\0SMALTI_ITEM=5\0SMALTI_ITEMS=77\0SMALTI_ATTEMPT=2\0SMALTI_FENCING_TOKEN=2\0");
     agent.end(2, &mut seen, 1);
     agent.stop();
 }

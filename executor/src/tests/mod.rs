@@ -3,21 +3,25 @@
 mod arrays;
 mod files;
 mod guests;
+mod leases;
 mod modes;
 mod network;
 mod random;
+mod reconnect;
 mod speed;
 mod tasks;
 
 use crate::engine::forced::{self, Mode};
-use crate::worker::Worker;
+use crate::worker::{SessionEnd, Worker};
 use smalti_executor_protocol::ledger::{RECORD_LEN, Record};
 use smalti_executor_protocol::v1::{self, FromExecutor, ToExecutor, from_executor::Message as From, to_executor::Message as To};
 use smalti_executor_protocol::{PROTOCOL_VERSION, Reader, Writer, blocking};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -34,8 +38,21 @@ struct Agent {
     hello: v1::Hello,
     frames: u64,
     modules: u32,
+    /// Number of the last message, of which none may be missing.
+    last: u64,
+    /// Whether messages are confirmed now and then, as an agent does.
+    confirms: bool,
+    /// What was said on this connection before `holds`.
+    again: VecDeque<(u64, From)>,
+    holds: v1::Holds,
+    welcome: v1::Welcome,
+    /// The worker takes one after another.
+    connections: mpsc::Sender<UnixStream>,
     worker: Option<JoinHandle<()>>,
 }
+
+/// The test's agent confirms when the number of a message is a multiple of this.
+const CONFIRM_EACH: u64 = 100;
 
 impl Agent {
     fn start(slots: u32) -> Self {
@@ -43,38 +60,74 @@ impl Agent {
     }
 
     fn start_in(mode: Mode, slots: u32) -> Self {
-        Self::start_as(mode, v1::Welcome { slots, max_memory_bytes: 0, network: false })
+        Self::start_as(mode, v1::Welcome { slots, ..Default::default() })
     }
 
     /// One slot, for a task with sockets.
     fn start_networked() -> Self {
-        Self::start_as(Mode::Best, v1::Welcome { slots: 1, max_memory_bytes: 0, network: true })
+        Self::start_as(Mode::Best, v1::Welcome { slots: 1, network: true, ..Default::default() })
     }
 
     fn start_as(mode: Mode, welcome: v1::Welcome) -> Self {
-        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
         let directory = tempfile::tempdir().expect("a directory");
+        let (connections, streams) = mpsc::channel::<UnixStream>();
         let worker = std::thread::spawn(move || {
             forced::set(mode);
             let mut worker = Worker::new(false);
-            worker.session(theirs).expect("a session");
+            for stream in streams {
+                if worker.session(stream).expect("a session") == SessionEnd::Shutdown {
+                    break;
+                }
+            }
             worker.shutdown();
         });
-        Self::over(ours, welcome, directory, worker)
+        let (reader, writer) = connect(&connections);
+        let mut agent = Self {
+            reader,
+            writer,
+            directory,
+            hello: v1::Hello::default(),
+            frames: 0,
+            modules: 0,
+            last: 0,
+            confirms: true,
+            again: VecDeque::new(),
+            holds: v1::Holds::default(),
+            welcome,
+            connections,
+            worker: Some(worker),
+        };
+        agent.greet(0);
+        assert!(agent.again.is_empty() && agent.holds == v1::Holds::default(), "a new worker has nothing");
+        agent
     }
 
-    fn over(stream: UnixStream, welcome: v1::Welcome, directory: TempDir, worker: JoinHandle<()>) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-        let (reader, writer) = blocking::split(stream).expect("two ends");
-        let hello = v1::Hello::default();
-        let mut agent = Self { reader, writer, directory, hello, frames: 0, modules: 0, worker: Some(worker) };
-        let slots = welcome.slots;
-        agent.send(To::Welcome(welcome), &[]);
-        let From::Hello(hello) = agent.receive() else { panic!("Hello comes first") };
+    /// The first words of a connection, up to what the worker holds.
+    fn greet(&mut self, confirmed: u64) {
+        self.last = confirmed;
+        self.send(To::Welcome(v1::Welcome { confirmed, ..self.welcome }), &[]);
+        let From::Hello(hello) = self.receive() else { panic!("Hello comes first") };
         assert_eq!(hello.protocol, PROTOCOL_VERSION);
-        assert_eq!(hello.slots.len(), slots as usize);
-        agent.hello = hello;
-        agent
+        assert_eq!(hello.slots.len(), self.welcome.slots as usize);
+        self.hello = hello;
+        self.again.clear();
+        loop {
+            match self.receive_numbered() {
+                (0, From::Holds(holds)) => break self.holds = holds,
+                said => self.again.push_back(said),
+            }
+        }
+    }
+
+    /// This agent is gone, unread messages and all.
+    fn cut(&mut self) {
+        self.reader.stream().shutdown(std::net::Shutdown::Both).expect("shut down");
+    }
+
+    /// The next agent, which knows of the messages up to `confirmed`.
+    fn come_back(&mut self, confirmed: u64) {
+        (self.reader, self.writer) = connect(&self.connections);
+        self.greet(confirmed);
     }
 
     fn send(&mut self, message: To, fds: &[&OwnedFd]) {
@@ -83,10 +136,25 @@ impl Agent {
     }
 
     fn receive(&mut self) -> From {
+        self.receive_numbered().1
+    }
+
+    fn receive_numbered(&mut self) -> (u64, From) {
         let (message, fds) = self.reader.recv::<FromExecutor>().expect("a frame").expect("the connection stands");
         assert!(fds.is_empty());
         self.frames += 1;
-        message.message.expect("a known message")
+        let number = message.number;
+        let message = message.message.expect("a known message");
+        let loose = matches!(message, From::Hello(_) | From::Holds(_) | From::Progress(_) | From::Usages(_));
+        assert_eq!(number == 0, loose, "{message:?}");
+        if number > 0 {
+            assert_eq!(number, self.last + 1, "{message:?}");
+            self.last = number;
+            if self.confirms && number.is_multiple_of(CONFIRM_EACH) {
+                self.send(To::Confirm(v1::Confirm { number }), &[]);
+            }
+        }
+        (number, message)
     }
 
     fn load_code(&mut self, code: &[u8], component: bool, fuel: bool) -> Result<u32, v1::Failure> {
@@ -188,6 +256,14 @@ impl Agent {
         }
         self.worker.take().map(JoinHandle::join).expect("a worker").expect("no panic");
     }
+}
+
+/// A connection to the worker.
+fn connect(connections: &mpsc::Sender<UnixStream>) -> (Reader, Writer) {
+    let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+    ours.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    connections.send(theirs).expect("the worker runs");
+    blocking::split(ours).expect("two ends")
 }
 
 /// What the agent's compiler process does.

@@ -1,7 +1,6 @@
 //! Single tasks.
 
 use super::*;
-use crate::worker::SessionEnd;
 use std::time::Instant;
 
 #[test]
@@ -270,32 +269,5 @@ fn components_run_too() {
         let outcome = agent.outcome(run, guest(module));
         assert_eq!((outcome.exit_code, outcome.result.as_deref()), (Some(result), Some(&b"A"[..])), "{outcome:?}");
     }
-    agent.stop();
-}
-
-#[test]
-fn runs_outlive_a_connection_and_garbage_only_closes_it() {
-    let (first, theirs) = UnixStream::pair().expect("a socket pair");
-    let (garbage, to_garbage) = UnixStream::pair().expect("a socket pair");
-    let (second, last) = UnixStream::pair().expect("a socket pair");
-    let directory = tempfile::tempdir().expect("a directory");
-    let worker = std::thread::spawn(move || {
-        let mut worker = Worker::new(false);
-        for stream in [theirs, to_garbage] {
-            assert_eq!(worker.session(stream).expect("a session"), SessionEnd::Disconnected);
-        }
-        assert_eq!(worker.session(last).expect("a session"), SessionEnd::Shutdown);
-        worker.shutdown();
-    });
-    let mut agent = Agent::over(first, v1::Welcome { slots: 1, ..Default::default() }, directory, worker);
-    let module = agent.load(guests::SLEEP);
-    agent.start_task(1, guest(module));
-    agent.await_started(1);
-    let Agent { reader, writer, directory, worker, .. } = agent;
-    drop((reader, writer));
-    (&garbage).write_all(&[0xff; 100]).expect("written");
-    let mut agent = Agent::over(second, v1::Welcome { slots: 1, ..Default::default() }, directory, worker.expect("a worker"));
-    agent.send(To::Kill(v1::Kill { run: 1, grace_us: 0 }), &[]);
-    assert_eq!(reason(&agent.await_outcome(1)), "KILLED_BY_REQUEST");
     agent.stop();
 }

@@ -3,7 +3,8 @@
 //! Owns the verdict on a single update. Does not know the connection.
 
 use crate::part::Part;
-use smalti_types::{AgentId, DurationMs, StatusUpdate, TaskId, TaskState, Time};
+use crate::record::AttemptRecord;
+use smalti_types::{AgentId, DurationMs, Sabotage, StatusUpdate, TaskId, TaskState, Time};
 
 /// An update whose predecessor is missing waits this long for it. Agents repeat what is not acknowledged within 30 s, so
 /// what has not come by then is gone with its agent.
@@ -80,6 +81,12 @@ pub(crate) struct Attempt {
     done: Vec<u64>,
     /// Delivered, and the handler has let go of it.
     again: Vec<u64>,
+    /// Updates without a number (the master's words and this client's) that were delivered and not answered.
+    words: u32,
+    /// Every number up to this one was taken by the handler, but for those of an earlier life that are listed as late.
+    taken: u64,
+    /// The state that the handler has taken with it.
+    taken_state: Option<TaskState>,
     /// A kill that the handler wants.
     pub(crate) kill: Option<Kill>,
     /// For array parts, what was handed to it.
@@ -95,6 +102,40 @@ impl Attempt {
     /// Launched in an earlier life of this process.
     pub(crate) fn adopted(agent: Option<AgentId>) -> Self {
         Self { agent, ..Self::default() }
+    }
+
+    /// As it was kept in an earlier life of this process.
+    pub(crate) fn restored(record: AttemptRecord) -> Self {
+        let AttemptRecord { agent, state, taken, first, late, kill, .. } = record;
+        Self {
+            agent,
+            state,
+            // Acknowledgements leave after the record is durable: what comes next is exactly the next number.
+            next: (first > 0).then_some(first.max(taken + 1)),
+            first,
+            late,
+            // Whose word its end was is not kept: whatever comes of it now is taken for a sign of life. A kill too many ends nothing.
+            end: 0,
+            taken,
+            taken_state: state,
+            kill: kill.map(|grace| Kill { grace, again: Time(0), wait: FIRST_KILL_WAIT }),
+            ..Self::default()
+        }
+    }
+
+    /// What must be kept of it.
+    pub(crate) fn record(&self, key: &Key) -> AttemptRecord {
+        let open = |s: &u64| self.pending.contains(s) || self.again.contains(s);
+        AttemptRecord {
+            task: key.0.clone(),
+            attempt: key.1,
+            agent: self.agent.clone(),
+            state: self.taken_state,
+            taken: self.taken,
+            first: self.first,
+            late: self.late.iter().filter(|s| !open(s)).copied().collect(),
+            kill: self.kill.as_ref().map(|kill| kill.grace),
+        }
     }
 
     /// Whether its terminal update was delivered.
@@ -114,7 +155,16 @@ impl Attempt {
 
     /// Whether the handler still has updates of it in its hands.
     pub(crate) const fn is_busy(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.is_empty() || self.words > 0
+    }
+
+    /// Whether the handler may take these numbers (0: an update without one) for good, leaving what it has besides: a
+    /// later life takes everything up to a number for known, so the order must be kept.
+    pub(crate) fn in_order(&self, seqs: &[u64]) -> Result<(), u64> {
+        let words = u32::try_from(seqs.iter().filter(|s| **s == 0).count()).unwrap_or(u32::MAX);
+        let most = if words > 0 && words >= self.words && self.is_ended() { u64::MAX } else { seqs.iter().copied().max().unwrap_or(0) };
+        let open = self.pending.iter().filter(|s| !seqs.contains(s)).chain(&self.again);
+        open.filter(|s| **s < most).min().map_or(Ok(()), |missing| Err(*missing))
     }
 
     /// Judges an update, and remembers it as delivered when it is to be.
@@ -126,16 +176,18 @@ impl Attempt {
         if seq == 0 {
             let news = match self.state {
                 None => true,
-                Some(state) => state != update.state && state.may_become(update.state),
+                Some(state) => state != update.state && (state.may_become(update.state) || Sabotage::SdkEndsTwice.is_on()),
             };
             return match self.state {
                 _ if news => {
                     self.state = Some(update.state);
+                    self.words = self.words.saturating_add(1);
                     Verdict::Deliver
                 }
                 // The master itself gives items back when a part's agent is away.
                 Some(state) if update.array.is_some() && !state.is_terminal() => {
                     update.state = state;
+                    self.words = self.words.saturating_add(1);
                     Verdict::Deliver
                 }
                 _ => Verdict::Drop,
@@ -160,7 +212,7 @@ impl Attempt {
                 }
             }
             Some(next) if seq < next => {
-                if seq >= self.first || self.late.contains(&seq) {
+                if (seq >= self.first || self.late.contains(&seq)) && !Sabotage::SdkDeliversRepeats.is_on() {
                     return Verdict::Acknowledge;
                 }
                 self.late.push(seq);
@@ -188,8 +240,13 @@ impl Attempt {
         self.is_ended() && (seq == 0 || seq > self.end) && !update.state.is_terminal() && update.state != TaskState::Unknown
     }
 
-    /// The handler has taken update `seq`. Returns what may be acknowledged now.
+    /// The handler has taken update `seq` (0: one without a number). Returns what may be acknowledged now.
     pub(crate) fn handled(&mut self, seq: u64) -> Vec<u64> {
+        if seq == 0 {
+            self.words = self.words.saturating_sub(1);
+            self.note_taken();
+            return Vec::new();
+        }
         let before = self.pending.len();
         self.pending.retain(|s| *s != seq);
         if self.pending.len() < before {
@@ -199,11 +256,26 @@ impl Attempt {
         let (mut ready, kept): (Vec<u64>, Vec<u64>) = self.done.iter().partition(|s| **s < oldest);
         self.done = kept;
         ready.sort_unstable();
+        self.taken = ready.last().copied().unwrap_or(0).max(self.taken);
+        self.note_taken();
         ready
+    }
+
+    /// The handler knows the present state once it has taken all that was delivered, or the update that ended it.
+    fn note_taken(&mut self) {
+        let all = self.pending.is_empty() && self.again.is_empty() && self.words == 0;
+        if all || (self.end > 0 && self.taken >= self.end) {
+            self.taken_state = self.state;
+        }
     }
 
     /// The handler has let go of update `seq`.
     pub(crate) fn not_handled(&mut self, seq: u64) {
+        if seq == 0 {
+            // It does not come again, and a later life asks for the state anyway.
+            self.words = self.words.saturating_sub(1);
+            return;
+        }
         let before = self.pending.len();
         self.pending.retain(|s| *s != seq);
         if self.pending.len() < before {
@@ -222,6 +294,9 @@ impl Attempt {
         }
         if self.state == Some(TaskState::Unknown) {
             return Err("UNKNOWN was taken for a state".into());
+        }
+        if self.next.is_some_and(|next| self.taken >= next) {
+            return Err(format!("{} is taken, and the next is {:?}", self.taken, self.next));
         }
         self.part.as_ref().map_or(Ok(()), Part::check)
     }

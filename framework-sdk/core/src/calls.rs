@@ -42,7 +42,9 @@ impl Client {
                     return;
                 }
                 known.kill = Some(Kill::new(grace, now));
-                self.kills.insert((task.clone(), attempt));
+                let key = (task.clone(), attempt);
+                self.keep(&key, out);
+                self.kills.insert(key);
                 self.pass_on(Call::Kill { task, attempt, grace }, out);
             }
             Call::AssignItems { task, attempt, batch, open } => self.assign(now, (task, attempt), batch, open, out),
@@ -79,13 +81,15 @@ impl Client {
         self.attempts.entry(key).or_insert_with(|| Attempt::adopted(agent))
     }
 
-    fn assign(&mut self, now: Time, key: Key, batch: ItemBatch, open: bool, out: &mut Out) {
+    fn assign(&mut self, now: Time, key: Key, mut batch: ItemBatch, open: bool, out: &mut Out) {
         let attempt = self.known(key.clone(), None);
         // Items for a part that has ended are as lost as those it had: the terminal update tells the handler.
         if attempt.is_ended() {
             return;
         }
-        attempt.part.get_or_insert_with(|| Part::adopted(now)).assign(batch.clone(), open, now);
+        let part = attempt.part.get_or_insert_with(|| Part::adopted(now));
+        part.without_ended(&mut batch);
+        part.assign(batch.clone(), open, now);
         self.parts.insert(key.clone());
         self.pass_on(Call::AssignItems { task: key.0, attempt: key.1, batch, open }, out);
     }
@@ -116,6 +120,8 @@ impl Client {
                 self.parts.insert(key.clone());
             }
             self.attempts.insert(key.clone(), Attempt::launched(agent.clone(), part));
+            // Also when it does not leave: the handler's own record may say that it did.
+            self.keep(&key, out);
             match earlier {
                 None => launched.push(key),
                 Some(other) => {
@@ -127,9 +133,7 @@ impl Client {
             true
         });
         if valid {
-            for key in launched {
-                self.doubt.expect(key, now);
-            }
+            launched.into_iter().for_each(|key| self.doubt.expect(key, now));
             out.send(Message::ToMaster(Call::Accept { offers, operations, filters }));
             return;
         }

@@ -2,9 +2,13 @@
 
 use crate::attempts::{Attempt, Key, Kill, Verdict};
 use crate::doubt::Doubt;
-use crate::event::{Delivery, Event, Message, Record, UpdateId};
+use crate::event::{Delivery, Event, Message, UpdateId};
+use crate::part::Part;
+use crate::record::Record;
 use smalti_types::protocol::{Call, FrameworkEvent, Subscription};
-use smalti_types::{AgentId, Effects, FrameworkId, FrameworkInfo, MasterEpoch, OfferId, Reason, StatusUpdate, TaskKey, TaskState, Time};
+use smalti_types::{
+    AgentId, Effects, FrameworkId, FrameworkInfo, MasterEpoch, OfferId, Reason, Sabotage, StatusUpdate, TaskId, TaskKey, TaskState, Time,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Ended attempts remembered so that repeats of their last update are dropped. An agent repeats for seconds, and
@@ -81,6 +85,56 @@ impl Client {
         }
     }
 
+    /// A client that goes on where an earlier life left off: `records` has the latest of each key.
+    #[must_use]
+    pub fn restore(info: FrameworkInfo, records: impl IntoIterator<Item = Record>) -> Self {
+        let mut client = Self::new(info, None);
+        for record in records {
+            match record {
+                Record::Subscribed(id) => client.id = Some(id),
+                Record::Forgotten { .. } => {}
+                Record::Attempt(record) => {
+                    let key = (record.task.clone(), record.attempt);
+                    let attempt = Attempt::restored(record);
+                    if attempt.is_ended() {
+                        client.ended.push_back(key.clone());
+                    } else if attempt.kill.is_some() {
+                        client.kills.insert(key.clone());
+                    }
+                    client.attempts.insert(key, attempt);
+                }
+            }
+        }
+        client
+    }
+
+    /// Whether the handler may take these updates for good while it leaves others that were delivered before them.
+    ///
+    /// # Errors
+    /// In words, which update must be taken first.
+    pub fn in_order(&self, updates: &[UpdateId]) -> Result<(), String> {
+        let mut by_attempt: BTreeMap<(&TaskId, u32), Vec<u64>> = BTreeMap::new();
+        for u in updates {
+            by_attempt.entry((&u.task, u.attempt)).or_default().push(u.seq);
+        }
+        for ((task, attempt), seqs) in by_attempt {
+            let Some(known) = self.attempts.get(&(task.clone(), attempt)) else { continue };
+            known.in_order(&seqs).map_err(|missing| {
+                format!(
+                    "update {missing} of {task}#{attempt} was delivered before and is not taken yet: take updates of one attempt in order"
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Keeps what is known of an attempt.
+    pub(crate) fn keep(&self, key: &Key, out: &mut Out) {
+        if let Some(attempt) = self.attempts.get(key) {
+            out.persist(Record::Attempt(attempt.record(key)));
+        }
+    }
+
     /// The framework's id, once it has one.
     #[must_use]
     pub const fn framework(&self) -> Option<&FrameworkId> {
@@ -96,7 +150,9 @@ impl Client {
     /// Takes one event in and says what is to be done.
     pub fn step(&mut self, now: Time, event: Event) -> Effects<Record, Message> {
         let mut out = Effects::default();
-        if self.link == Link::Closed && !matches!(event, Event::Call(_)) {
+        // What the handler takes is still kept.
+        let from_handler = matches!(event, Event::Call(_) | Event::Handled(_) | Event::NotHandled(_));
+        if self.link == Link::Closed && !from_handler {
             return out;
         }
         match event {
@@ -260,8 +316,14 @@ impl Client {
             Verdict::Drop | Verdict::Wait => {}
             Verdict::Acknowledge => repeats.push(UpdateId::of(&update)),
             Verdict::Deliver => {
-                if let (Some(part), Some(delta)) = (&mut attempt.part, &update.array) {
-                    part.account(delta, now);
+                if Sabotage::SdkAcknowledgesEarly.is_on() && update.key.seq > 0 {
+                    repeats.push(UpdateId::of(&update));
+                }
+                if let Some(delta) = &update.array
+                    && !ended
+                {
+                    attempt.part.get_or_insert_with(|| Part::adopted(now)).account(update.key.seq, delta, now);
+                    self.parts.insert(key.clone());
                 }
                 let agent = agent.or_else(|| attempt.agent.clone());
                 out.send(Message::Deliver(Delivery::Update { agent, update }));
@@ -277,7 +339,7 @@ impl Client {
             self.parts.remove(&key);
             self.kills.remove(&key);
             self.ended.push_back(key);
-            self.forget_ended();
+            self.forget_ended(out);
         }
     }
 
@@ -307,7 +369,7 @@ impl Client {
         }
     }
 
-    fn forget_ended(&mut self) {
+    fn forget_ended(&mut self, out: &mut Out) {
         if self.ended.len() <= KEEP_ENDED {
             return;
         }
@@ -316,17 +378,26 @@ impl Client {
                 self.ended.push_back(key);
             } else {
                 self.attempts.remove(&key);
+                out.persist(Record::Forgotten { task: key.0, attempt: key.1 });
             }
         }
     }
 
     fn handled(&mut self, updates: Vec<UpdateId>, out: &mut Out) {
         let mut ready = Vec::with_capacity(updates.len());
+        let mut touched = BTreeSet::new();
         for UpdateId { task, attempt, seq } in updates {
             let key = (task, attempt);
+            if let Some(part) = self.attempts.get_mut(&key).and_then(|a| a.part.as_mut()) {
+                part.taken(seq);
+            }
             for seq in self.attempts.get_mut(&key).map(|a| a.handled(seq)).unwrap_or_default() {
                 ready.push(UpdateId { task: key.0.clone(), attempt, seq });
             }
+            touched.insert(key);
+        }
+        for key in touched.into_iter().filter(|_| !Sabotage::SdkForgetsTaken.is_on()) {
+            self.keep(&key, out);
         }
         self.acknowledge(ready, out);
     }

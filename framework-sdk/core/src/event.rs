@@ -31,7 +31,7 @@ pub enum Event {
     Disconnected,
     /// The master said something.
     FromMaster(FrameworkEvent),
-    /// The handler has taken these updates: they may be acknowledged.
+    /// The handler has taken these updates, those without a number included: they may be acknowledged.
     Handled(Vec<UpdateId>),
     /// The handler has let go of these updates without taking them: they are delivered again when they come again.
     NotHandled(Vec<UpdateId>),
@@ -39,13 +39,6 @@ pub enum Event {
     Call(Call),
     /// About 100 ms have gone by. Only reconciling and re-sending hang on it.
     Tick,
-}
-
-/// What must be durable before the messages of the same step go out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
-    /// The framework's id: a later life subscribes with it and finds its tasks again.
-    Subscribed(FrameworkId),
 }
 
 /// What the shell is to do.

@@ -6,7 +6,7 @@
 
 use smalti_types::protocol::Call;
 use smalti_types::{ArrayDelta, DurationMs, ItemBatch, ItemSet, Time};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::attempts::Key;
 
@@ -27,6 +27,12 @@ pub(crate) struct Part {
     open: bool,
     /// Whether closing was said in a call of its own: then it can be lost on its own.
     closed_late: bool,
+    /// Items whose outcome was delivered in this life: when they are handed out all the same, that was decided before it was taken.
+    finished: ItemSet,
+    /// The same for items that failed, by attempt: a later one may be handed out.
+    failed: BTreeMap<u32, ItemSet>,
+    /// Items that came back, by the number of the update that says so and that the handler has not taken yet.
+    returned: BTreeMap<u64, ItemSet>,
     /// Launched in an earlier life: an update may be older than this life, so what it confirms the next may take back.
     adopted: bool,
     /// When to say things again.
@@ -37,8 +43,17 @@ pub(crate) struct Part {
 impl Part {
     /// Launched with these items.
     pub(crate) fn new(batch: ItemBatch, open: bool, now: Time) -> Self {
-        let mut part =
-            Self { batches: VecDeque::new(), open, closed_late: false, adopted: false, again: now.after(FIRST_WAIT), wait: FIRST_WAIT };
+        let mut part = Self {
+            batches: VecDeque::new(),
+            open,
+            closed_late: false,
+            finished: ItemSet::default(),
+            failed: BTreeMap::new(),
+            returned: BTreeMap::new(),
+            adopted: false,
+            again: now.after(FIRST_WAIT),
+            wait: FIRST_WAIT,
+        };
         // These come and go with the launch itself.
         part.push(batch, true);
         part
@@ -55,6 +70,17 @@ impl Part {
         }
     }
 
+    /// Takes out of a batch what has had its outcome already, or came back without the handler knowing it yet.
+    pub(crate) fn without_ended(&self, batch: &mut ItemBatch) {
+        let mut ended = self.finished.clone();
+        self.failed.range(batch.attempt..).for_each(|(_, items)| ended.extend(items));
+        self.returned.values().for_each(|items| ended.extend(items));
+        if !ended.is_disjoint(&batch.items) {
+            batch.items = batch.items.difference(&ended);
+            batch.splits.retain(|s| !ended.contains(s.item));
+        }
+    }
+
     /// More items are handed to it, or it is closed.
     pub(crate) fn assign(&mut self, batch: ItemBatch, open: bool, now: Time) {
         self.closed_late |= self.open && !open;
@@ -65,7 +91,14 @@ impl Part {
     }
 
     /// An update of the part was delivered.
-    pub(crate) fn account(&mut self, delta: &ArrayDelta, now: Time) {
+    pub(crate) fn account(&mut self, seq: u64, delta: &ArrayDelta, now: Time) {
+        if seq > 0 && !delta.returned.is_empty() {
+            self.returned.insert(seq, delta.returned.clone());
+        }
+        self.finished.extend(&delta.finished);
+        for f in &delta.failed {
+            self.failed.entry(f.attempt).or_default().insert(f.item);
+        }
         let mut gone = delta.finished.union(&delta.returned);
         if !delta.failed.is_empty() {
             gone.extend(&delta.failed.iter().map(|f| f.item).collect::<ItemSet>());
@@ -82,6 +115,11 @@ impl Part {
             self.batches.iter_mut().for_each(|(_, confirmed)| *confirmed = has_all);
         }
         self.again = self.again.max(now.after(RESUBSCRIBE_WAIT));
+    }
+
+    /// The handler has taken an update.
+    pub(crate) fn taken(&mut self, seq: u64) {
+        self.returned.remove(&seq);
     }
 
     /// A new subscription: say again soon what may have been lost.
@@ -145,14 +183,14 @@ mod tests {
         assert!(part.due(&key, at(60)).is_empty(), "the launch itself is reconciled, not its items");
         part.assign(batch(4, 8), true, at(60));
         assert!(part.due(&key, at(64)).is_empty());
-        part.account(&delta(ItemSet::range(0, 2), 2), at(64));
+        part.account(1, &delta(ItemSet::range(0, 2), 2), at(64));
         let again = part.due(&key, at(65));
         assert!(
             matches!(again.as_slice(), [Call::AssignItems { batch: b, open: true, .. }] if b.items == ItemSet::range(4, 8)),
             "{again:?}"
         );
         assert!(part.due(&key, at(74)).is_empty());
-        part.account(&delta(ItemSet::range(2, 4), 4), at(74));
+        part.account(1, &delta(ItemSet::range(2, 4), 4), at(74));
         assert!(part.due(&key, at(200)).is_empty());
     }
 
@@ -162,9 +200,9 @@ mod tests {
         let at = |s: u64| Time(s * 1_000_000);
         let mut part = Part::adopted(at(0));
         part.assign(batch(0, 4), true, at(0));
-        part.account(&delta(ItemSet::default(), 9), at(1));
+        part.account(1, &delta(ItemSet::default(), 9), at(1));
         assert!(part.due(&key, at(10)).is_empty());
-        part.account(&delta(ItemSet::default(), 0), at(11));
+        part.account(1, &delta(ItemSet::default(), 0), at(11));
         assert_eq!(part.due(&key, at(12)).len(), 1);
     }
 

@@ -10,15 +10,15 @@ use smalti_types::{
 };
 use std::collections::BTreeMap;
 
-fn framework() -> FrameworkId {
+pub(crate) fn framework() -> FrameworkId {
     FrameworkId::new("F1-1").unwrap()
 }
 
-fn agent() -> AgentId {
+pub(crate) fn agent() -> AgentId {
     AgentId::new("a1").unwrap()
 }
 
-fn task(name: &str) -> TaskId {
+pub(crate) fn task(name: &str) -> TaskId {
     TaskId::new(name).unwrap()
 }
 
@@ -30,7 +30,7 @@ fn resources() -> Resources {
     Resources::new(MilliCpus(100), Bytes::mib(16))
 }
 
-fn launch(name: &str, attempt: u32) -> Operation {
+pub(crate) fn launch(name: &str, attempt: u32) -> Operation {
     Operation::Launch(Launch { task: task(name), attempt, resources: resources(), spec: spec() })
 }
 
@@ -46,7 +46,7 @@ fn array(name: &str, items: u64) -> Operation {
     })
 }
 
-fn update(name: &str, attempt: u32, seq: u64, state: TaskState) -> StatusUpdate {
+pub(crate) fn update(name: &str, attempt: u32, seq: u64, state: TaskState) -> StatusUpdate {
     let key = TaskKey { framework: framework(), task: task(name), attempt };
     StatusUpdate::new(key, seq, state, Reason::None, "", Time(0))
 }

@@ -5,6 +5,7 @@
 //! call is refused instead.
 
 use crate::Effects;
+use crate::leases::is_exclusive;
 use crate::limits::{MAX_OFFERS_PER_CALL, MAX_OPERATIONS, MAX_TASKS_PER_FRAMEWORK};
 use crate::master::Master;
 use crate::shares::Column;
@@ -116,14 +117,14 @@ impl Master {
         out: &mut Effects,
     ) {
         let attempt = attempt_of(operation);
-        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        let Some(framework) = self.frameworks.get(fx) else { return };
         let key = framework.key(&attempt);
         if framework.tasks.contains_key(&attempt) || framework.done.contains(&attempt) {
             let message = format!("operations: {key} was launched before; this second launch is ignored ({})", verdict.2);
             return self.refuse(fx, "accept", message, out);
         }
         if verdict.0.is_terminal() {
-            framework.done.remember(attempt, (verdict.0, verdict.1));
+            self.remember_end(fx, attempt, verdict.0, verdict.1);
         }
         self.report(now, &key, agent, verdict, out);
     }
@@ -145,6 +146,17 @@ impl Master {
         let key = framework.key(&attempt);
         if framework.tasks.contains_key(&attempt) || framework.done.contains(&attempt) {
             let verdict = (TaskState::Error, Reason::InvalidTask, "an id is used once".to_owned());
+            return self.reject(now, fx, &operation, Some(agent), verdict, out);
+        }
+        if self.agents.get(ax).is_some_and(|a| a.orphans.contains_key(&key)) {
+            let message = format!("operations: {key} ended earlier and is still being killed on agent {agent}; an id is used once");
+            return self.refuse(fx, "accept", message, out);
+        }
+        let exclusive = is_exclusive(&operation);
+        let running = framework.tasks.range((attempt.0.clone(), 0)..=(attempt.0.clone(), u32::MAX)).find(|(_, t)| !t.state.is_terminal());
+        if let Some(((_, other), _)) = running.filter(|(_, t)| exclusive || t.exclusive) {
+            let problem = format!("exclusive: attempt {other} of this task has not ended; start another after its terminal status");
+            let verdict = (TaskState::Error, Reason::InvalidTask, problem);
             return self.reject(now, fx, &operation, Some(agent), verdict, out);
         }
         let known = framework.tasks.len();
@@ -172,9 +184,13 @@ impl Master {
         if let Some(books) = self.agents.get_mut(ax) {
             books.ledger.take(&wanted);
             books.tasks.insert(key.clone());
+            if exclusive {
+                // The agent will ask for its first lease as soon as this launch arrives.
+                books.lease_granted = books.lease_granted.max(now);
+            }
         }
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
-        framework.tasks.insert(attempt, Task::staging(agent.clone(), wanted, slot, slots));
+        framework.tasks.insert(attempt, Task { exclusive, ..Task::staging(agent.clone(), wanted, slot, slots) });
         let role = framework.info.role.clone();
         self.command(agent, into_command(key.framework, role, operation), out);
     }

@@ -1,12 +1,13 @@
 //! What the master knows of one agent, and the ways an agent leaves: disconnected, away too long, removed.
 //! Arriving is in `registration`.
 
+use crate::Effects;
 use crate::event::{AgentMessage, Conn, Message, Record};
 use crate::ledger::Ledger;
 use crate::limits::MAX_NAME;
 use crate::master::Master;
 use crate::slab::AgentIx;
-use crate::{Config, Effects};
+use crate::tasks::Task;
 use smalti_types::protocol::{AgentCommand, FrameworkEvent};
 use smalti_types::status::truncate;
 use smalti_types::{AgentId, AgentInfo, MilliCpus, Reason, Resources, TaskKey, TaskState, Time, UpdateKey};
@@ -21,6 +22,8 @@ pub(crate) enum AgentLink {
     Away {
         /// Since when.
         since: Time,
+        /// When something about its absence is to be done next.
+        due: Time,
         /// Whether its tasks were reported UNREACHABLE.
         reported: bool,
     },
@@ -33,6 +36,15 @@ pub(crate) struct Agent {
     pub(crate) link: AgentLink,
     pub(crate) ledger: Ledger,
     pub(crate) registered: Time,
+    /// Whether it has registered in this life of the master: if not, nothing is known of its tasks.
+    pub(crate) heard: bool,
+    /// When it was last allowed to run exclusive tasks. Of an agent that is new here, since now: an earlier life of the master, or this
+    /// one before it removed the agent, may have allowed it.
+    pub(crate) lease_granted: Time,
+    /// Until when exclusive tasks of an earlier incarnation of it, of which it knows nothing, may run on its machine.
+    pub(crate) strays_until: Time,
+    /// Its machine restarted between an earlier life of the master and this one.
+    pub(crate) rebooted: bool,
     /// Attempts that hold resources here and have a framework that waits for them.
     pub(crate) tasks: BTreeSet<TaskKey>,
     /// Attempts that hold resources here although nobody waits for them any more (their framework was removed, or they
@@ -43,6 +55,23 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
+    /// An agent without tasks.
+    pub(crate) fn new(info: AgentInfo, link: AgentLink, ledger: Ledger, now: Time) -> Self {
+        Self {
+            info,
+            link,
+            ledger,
+            registered: now,
+            heard: matches!(link, AgentLink::Connected(_)),
+            lease_granted: now,
+            strays_until: Time::default(),
+            rebooted: false,
+            tasks: BTreeSet::new(),
+            orphans: BTreeMap::new(),
+            offers: BTreeSet::new(),
+        }
+    }
+
     pub(crate) fn conn(&self) -> Option<Conn> {
         match self.link {
             AgentLink::Connected(conn) => Some(conn),
@@ -89,29 +118,65 @@ impl Master {
     pub(crate) fn agent_disconnected(&mut self, now: Time, conn: Conn, out: &mut Effects) {
         let Some(ax) = self.agent_conns.remove(&conn) else { return };
         self.rescind_agent(ax, out);
-        let Some(agent) = self.agents.get_mut(ax) else { return };
-        agent.link = AgentLink::Away { since: now, reported: false };
-        self.away.insert(ax);
+        self.set_away(ax, now, false);
         self.mark_dirty(ax);
     }
 
-    /// Reports the tasks of agents that have been away too long. They keep their resources: they may still run.
-    pub(crate) fn report_unreachable(&mut self, now: Time, out: &mut Effects) {
-        let Config { agent_timeout, .. } = self.config;
-        for ax in self.away.iter().copied().collect::<Vec<_>>() {
-            let Some(agent) = self.agents.get_mut(ax) else { continue };
-            let AgentLink::Away { since, reported: false } = agent.link else { continue };
-            if now < since.after(agent_timeout) {
+    /// Notes that an agent is away, and when something is to be done about it next.
+    pub(crate) fn set_away(&mut self, ax: AgentIx, since: Time, reported: bool) {
+        self.end_absence(ax);
+        let Some(agent) = self.agents.get(ax) else { return };
+        let mut due = since.after(self.config.agent_removal);
+        if !reported {
+            due = due.min(since.after(self.config.agent_timeout));
+        }
+        if agent.tasks.iter().any(|key| self.task(key).is_some_and(|t| t.exclusive)) {
+            due = due.min(self.lease_end(agent));
+        }
+        self.away.insert((due, ax));
+        if let Some(agent) = self.agents.get_mut(ax) {
+            agent.link = AgentLink::Away { since, due, reported };
+        }
+    }
+
+    /// The agent is back, or removed: nothing about its absence is due any more.
+    pub(crate) fn end_absence(&mut self, ax: AgentIx) {
+        if let Some(AgentLink::Away { due, .. }) = self.agents.get(ax).map(|a| a.link) {
+            self.away.remove(&(due, ax));
+        }
+    }
+
+    /// Does what is due about agents that are away: leases end, tasks are reported UNREACHABLE, and in the end the agent is removed.
+    pub(crate) fn look_for_agents(&mut self, now: Time, out: &mut Effects) {
+        while let Some((due, ax)) = self.away.first().copied().filter(|(due, _)| *due <= now) {
+            let Some(AgentLink::Away { since, reported, .. }) = self.agents.get(ax).map(|a| a.link) else {
+                self.away.remove(&(due, ax)); // Cannot be: a defect must not become an endless loop.
+                continue;
+            };
+            if now >= since.after(self.config.agent_removal) {
+                let why = format!("it has not been heard of for {} h", self.config.agent_removal.0 / 3_600_000);
+                self.agent_removed(now, ax, &why, out);
                 continue;
             }
-            agent.link = AgentLink::Away { since, reported: true };
-            let id = agent.info.id.clone();
-            for key in agent.tasks.iter().cloned().collect::<Vec<_>>() {
-                let Some(task) = self.task_mut(&key).filter(|t| t.state.may_become(TaskState::Unreachable)) else { continue };
-                task.state = TaskState::Unreachable;
-                let message = format!("agent {id} has not been heard of for {} s", agent_timeout.0 / 1_000);
-                self.report(now, &key, Some(&id), (TaskState::Unreachable, Reason::AgentDisconnected, message), out);
+            self.end_exclusive_of(now, ax, out);
+            let late = now >= since.after(self.config.agent_timeout);
+            if late && !reported {
+                self.report_unreachable(now, ax, out);
             }
+            self.set_away(ax, since, reported || late);
+        }
+    }
+
+    /// Reports the tasks of an agent that has been away too long. They keep their resources: they may still run.
+    fn report_unreachable(&mut self, now: Time, ax: AgentIx, out: &mut Effects) {
+        let Some(agent) = self.agents.get(ax) else { return };
+        let id = agent.info.id.clone();
+        for key in agent.tasks.clone() {
+            let may = |t: &&mut Task| !t.exclusive && t.state != TaskState::Unreachable && t.state.may_become(TaskState::Unreachable);
+            let Some(task) = self.task_mut(&key).filter(may) else { continue };
+            task.state = TaskState::Unreachable;
+            let message = format!("agent {id} has not been heard of for {} s", self.config.agent_timeout.0 / 1_000);
+            self.report(now, &key, Some(&id), (TaskState::Unreachable, Reason::AgentDisconnected, message), out);
         }
     }
 
@@ -124,15 +189,16 @@ impl Master {
         let (id, conn, tasks) = (agent.info.id.clone(), agent.conn(), agent.tasks.clone());
         for key in &tasks {
             let why = format!("agent {id} was removed: {reason}");
-            self.end_task(now, key, (TaskState::Gone, Reason::AgentRemoved, why), out);
+            self.end_or_await_lease(now, ax, key, (TaskState::Gone, Reason::AgentRemoved, why), out);
         }
         if let Some(conn) = conn {
             self.agent_conns.remove(&conn);
             out.send(Message::Close { conn, reason: format!("agent {id} was removed: {reason}") });
         }
+        self.end_absence(ax);
         let Some(agent) = self.agents.remove(&id) else { return };
         self.shares.sub_total(agent.ledger.total());
-        self.away.remove(&ax);
+        self.unheard -= usize::from(!agent.heard);
         self.dirty.remove(&ax);
         self.offerable.remove(&ax);
         self.forget_refusals_of(ax);

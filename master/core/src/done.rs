@@ -16,14 +16,24 @@ impl<K: Ord + Clone, V> Memory<K, V> {
         Self { values: BTreeMap::new(), order: VecDeque::new(), limit }
     }
 
-    /// Keeps the first value of a key.
-    pub(crate) fn remember(&mut self, key: K, value: V) {
+    /// Keeps the first value of a key. Gives the key that is forgotten for it.
+    pub(crate) fn remember(&mut self, key: K, value: V) -> Option<K> {
         if self.values.contains_key(&key) {
-            return;
+            return None;
         }
         self.order.push_back(key.clone());
         self.values.insert(key, value);
-        while self.order.len() > self.limit {
+        if self.order.len() <= self.limit {
+            return None;
+        }
+        let oldest = self.order.pop_front();
+        oldest.inspect(|oldest| drop(self.values.remove(oldest)))
+    }
+
+    /// Another limit from now on; what is beyond it is forgotten.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        while self.order.len() > limit {
             if let Some(oldest) = self.order.pop_front() {
                 self.values.remove(&oldest);
             }
@@ -50,7 +60,11 @@ mod tests {
         memory.remember("a", 9);
         memory.remember("b", 2);
         assert_eq!(memory.get(&"a"), Some(&1));
-        memory.remember("c", 3);
+        assert_eq!(memory.remember("c", 3), Some("a"));
+        memory.set_limit(1);
+        assert!(!memory.contains(&"b") && memory.contains(&"c"));
+        memory.set_limit(2);
+        memory.remember("d", 4);
         assert_eq!((memory.get(&"a"), memory.contains(&"c"), memory.order.len()), (None, true, 2));
     }
 }

@@ -1,7 +1,7 @@
 //! What can come into the core and what can go out of it. A feature of the master starts as a variant of each.
 
 use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, Subscription};
-use smalti_types::{AgentId, AgentInfo, FrameworkId, FrameworkInfo, MasterEpoch, StatusUpdate};
+use smalti_types::{AgentId, AgentInfo, BootTime, FrameworkId, FrameworkInfo, MasterEpoch, StatusUpdate, Time};
 use std::fmt;
 
 /// One connection of a peer. The shell numbers them upwards and never uses a number twice in one life of the master.
@@ -36,6 +36,13 @@ pub enum Event {
         conn: Conn,
         /// In the order in which the agent made them.
         updates: Vec<StatusUpdate>,
+    },
+    /// An agent asks for a lease for its exclusive tasks.
+    AgentLease {
+        /// The connection.
+        conn: Conn,
+        /// When it asked, by its own clock.
+        asked: BootTime,
     },
     /// An agent said goodbye: it is removed.
     AgentDeregistered {
@@ -78,7 +85,8 @@ pub enum Event {
     BatchEnd,
 }
 
-/// What must be durable before the messages of the same batch leave.
+/// What must be durable before the messages of the same batch leave. Each replaces what was stored under its id before, so
+/// that writing one twice changes nothing. [`crate::Stored`] is what they add up to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// This agent belongs to the cluster, as described now.
@@ -91,9 +99,18 @@ pub enum Record {
         id: FrameworkId,
         /// Its description.
         info: FrameworkInfo,
+        /// When it is removed unless its scheduler comes back; `None` while its scheduler is connected.
+        away_until: Option<Time>,
     },
-    /// This framework is gone for good.
-    FrameworkRemoved(FrameworkId),
+    /// This framework is gone for good; its id is not given out again while it is remembered.
+    FrameworkRemoved {
+        /// Its id.
+        id: FrameworkId,
+        /// Since when: the earliest are forgotten first.
+        at: Time,
+    },
+    /// This removed framework need not be remembered any longer.
+    FrameworkForgotten(FrameworkId),
 }
 
 /// What the master says to an agent.

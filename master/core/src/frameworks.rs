@@ -9,8 +9,8 @@ use crate::master::Master;
 use crate::slab::FrameworkIx;
 use crate::tasks::{Attempt, Task};
 use crate::{AgentMessage, Effects, shares::Column};
-use smalti_types::protocol::{AgentCommand, FrameworkEvent, Subscription};
-use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, TaskKey, TaskState, Time};
+use smalti_types::protocol::{AgentCommand, FrameworkEvent, REMOVED_FRAMEWORK, Subscription};
+use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, Sabotage, TaskKey, TaskState, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether a framework's scheduler is there.
@@ -38,6 +38,12 @@ pub(crate) struct Framework {
     pub(crate) unanswered: u32,
     /// Attempts that have not ended, or whose end waits for the framework's acknowledgement.
     pub(crate) tasks: BTreeMap<Attempt, Task>,
+    /// Bytes of all updates that wait for its acknowledgement.
+    pub(crate) pending_bytes: usize,
+    /// Since it came back: from this attempt on, updates that wait were not sent yet.
+    pub(crate) resend: Option<Attempt>,
+    /// A reconciliation of everything that is being answered: from this attempt on, answers are owed.
+    pub(crate) recite: Option<Attempt>,
     /// Attempts that ended: their first terminal state and its reason.
     pub(crate) done: Memory<Attempt, (TaskState, Reason)>,
     /// Numbers of the offers it holds.
@@ -59,6 +65,11 @@ impl Framework {
 
     pub(crate) fn wants_offers(&self) -> bool {
         self.conn().is_some() && !self.suppressed
+    }
+
+    /// Whether updates of this attempt wait for their turn: the ones before them were not sent yet.
+    pub(crate) fn is_held_back(&self, attempt: &Attempt) -> bool {
+        self.resend.as_ref().is_some_and(|from| attempt >= from)
     }
 
     pub(crate) fn key(&self, attempt: &Attempt) -> TaskKey {
@@ -104,8 +115,10 @@ impl Master {
             out.send(Message::Close { conn, reason: problem });
             return;
         }
-        let fx = known.unwrap_or_else(|| self.add_framework(now, id.clone(), info.clone(), born_here));
+        let until = now.after(info.failover_timeout);
+        let fx = known.unwrap_or_else(|| self.add_framework(now, id.clone(), info.clone(), born_here, until));
         self.fence_out(fx, out);
+        self.end_framework_absence(fx);
         self.subscriptions += 1;
         let subscriptions = self.subscriptions;
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
@@ -113,19 +126,19 @@ impl Master {
         framework.info = info.clone();
         framework.suppressed = false;
         framework.subscription = subscriptions;
+        (framework.resend, framework.recite) = (framework.tasks.keys().next().cloned(), None);
         self.framework_conns.insert(conn, fx);
-        self.framework_away.remove(&fx);
         self.shares.change_role(fx, &info.role);
-        out.persist(Record::Framework { id: id.clone(), info });
+        out.persist(Record::Framework { id: id.clone(), info, away_until: None });
         out.send(Message::ToFramework { conn, event: FrameworkEvent::Subscribed { framework: id, epoch: self.epoch } });
-        self.send_pending_again(fx, out);
+        self.send_pending_again(fx, self.config.resend_window, out);
         self.revive(fx);
     }
 
     fn may_subscribe(&self, id: &FrameworkId, info: &FrameworkInfo, known: bool) -> Result<(), String> {
         check_info(info)?;
         if self.removed.contains(id) {
-            return Err(format!("framework {id} was removed; subscribe without an id to become a new one"));
+            return Err(format!("framework {id} {REMOVED_FRAMEWORK}"));
         }
         if !known && self.frameworks.len() >= MAX_FRAMEWORKS {
             return Err(format!("there are {MAX_FRAMEWORKS} frameworks already, no more are allowed"));
@@ -133,10 +146,9 @@ impl Master {
         Ok(())
     }
 
-    /// Adds a framework that is not connected yet.
-    pub(crate) fn add_framework(&mut self, now: Time, id: FrameworkId, info: FrameworkInfo, born_here: bool) -> FrameworkIx {
+    /// Adds a framework that is not connected yet, and is removed at `until` if it does not.
+    pub(crate) fn add_framework(&mut self, now: Time, id: FrameworkId, info: FrameworkInfo, born_here: bool, until: Time) -> FrameworkIx {
         let role = info.role.clone();
-        let until = now.after(self.config.orphan_timeout);
         let framework = Framework {
             id: id.clone(),
             info,
@@ -145,6 +157,9 @@ impl Master {
             refusals: Refusals::default(),
             unanswered: 0,
             tasks: BTreeMap::new(),
+            pending_bytes: 0,
+            resend: None,
+            recite: None,
             done: Memory::new(self.config.remembered_attempts),
             offers: BTreeSet::new(),
             born_here,
@@ -153,7 +168,7 @@ impl Master {
         };
         let fx = self.frameworks.insert(id, framework);
         self.shares.join(fx, role);
-        self.framework_away.insert(fx);
+        self.framework_away.insert((until, fx));
         fx
     }
 
@@ -170,47 +185,90 @@ impl Master {
             failover_timeout: self.config.orphan_timeout,
             services: BTreeMap::new(),
         };
-        Some(self.add_framework(now, id, info, false))
+        Some(self.add_framework(now, id, info, false, now.after(self.config.orphan_timeout)))
     }
 
     /// Ends an earlier connection under the same id: one scheduler at a time.
     fn fence_out(&mut self, fx: FrameworkIx, out: &mut Effects) {
         let Some(conn) = self.frameworks.get(fx).and_then(Framework::conn) else { return };
-        let reason = "another scheduler subscribed with this framework's id".to_owned();
+        let reason = "another scheduler took over: it subscribed with this framework's id".to_owned();
         self.tell(fx, FrameworkEvent::Error(reason.clone()), out);
         out.send(Message::Close { conn, reason });
         self.framework_conns.remove(&conn);
         self.void_offers_of(fx);
     }
 
-    /// Updates that wait for an acknowledgement, at once and not only when the agent sends them again.
-    fn send_pending_again(&self, fx: FrameworkIx, out: &mut Effects) {
-        let Some(framework) = self.frameworks.get(fx) else { return };
-        let pending = |t: &Task| t.pending.clone().map(|u| (Some(t.agent.clone()), u));
-        for update in framework.tasks.values().filter_map(pending) {
-            self.tell(fx, FrameworkEvent::Updates(vec![update]), out);
+    /// Its scheduler is back, or it is removed: it is not away any more.
+    fn end_framework_absence(&mut self, fx: FrameworkIx) {
+        if let Some(FrameworkLink::Away { until }) = self.frameworks.get(fx).map(|f| f.link) {
+            self.framework_away.remove(&(until, fx));
+        }
+    }
+
+    /// Updates that wait for an acknowledgement, at once and not only when the agents send them again. A window of them: the rest
+    /// follows as the framework acknowledges, so that a million of them do not flood a scheduler that has just come back.
+    pub(crate) fn send_pending_again(&mut self, fx: FrameworkIx, most: usize, out: &mut Effects) {
+        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        let (Some(from), Some(conn)) = (framework.resend.take(), framework.conn()) else { return };
+        let mut left = most;
+        for (attempt, task) in framework.tasks.range(from..) {
+            if left == 0 {
+                framework.resend = Some(attempt.clone());
+                break;
+            }
+            if task.pending.is_empty() {
+                continue;
+            }
+            left = left.saturating_sub(task.pending.len());
+            if Sabotage::MasterLosesOnFailover.is_on() {
+                let agent = self.agents.find(&task.agent).and_then(|ax| self.agents.get(ax)).and_then(Agent::conn);
+                let key = TaskKey { framework: framework.id.clone(), task: attempt.0.clone(), attempt: attempt.1 };
+                agent
+                    .into_iter()
+                    .for_each(|conn| Self::acknowledge_myself(conn, smalti_types::UpdateKey { task: key.clone(), seq: task.seq }, out));
+                continue;
+            }
+            let updates = task.pending.iter().map(|u| (Some(task.agent.clone()), u.clone())).collect();
+            out.send(Message::ToFramework { conn, event: FrameworkEvent::Updates(updates) });
+        }
+        self.note_owed(fx);
+    }
+
+    /// Keeps the set of frameworks to which something is owed with each tick.
+    pub(crate) fn note_owed(&mut self, fx: FrameworkIx) {
+        if self.frameworks.get(fx).is_some_and(|f| f.conn().is_some() && (f.resend.is_some() || f.recite.is_some())) {
+            self.owed.insert(fx);
+        } else {
+            self.owed.remove(&fx);
+        }
+    }
+
+    /// Goes on with what is owed to frameworks: acknowledgements may be lost, so a few updates go out even without them.
+    pub(crate) fn pay_owed(&mut self, now: Time, out: &mut Effects) {
+        for fx in self.owed.iter().copied().collect::<Vec<_>>() {
+            self.send_pending_again(fx, self.config.resend_window.div_ceil(100), out);
+            self.recite(now, fx, out);
         }
     }
 
     /// The connection ended. Tasks live on for the fail-over time, offers do not.
-    pub(crate) fn framework_disconnected(&mut self, now: Time, conn: Conn) {
+    pub(crate) fn framework_disconnected(&mut self, now: Time, conn: Conn, out: &mut Effects) {
         let Some(fx) = self.framework_conns.remove(&conn) else { return };
         self.void_offers_of(fx);
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
-        framework.link = FrameworkLink::Away { until: now.after(framework.info.failover_timeout) };
-        self.framework_away.insert(fx);
+        let until = now.after(framework.info.failover_timeout);
+        framework.link = FrameworkLink::Away { until };
+        out.persist(Record::Framework { id: framework.id.clone(), info: framework.info.clone(), away_until: Some(until) });
+        self.framework_away.insert((until, fx));
+        self.owed.remove(&fx);
         self.shares.set_eager(fx, false);
     }
 
     /// Removes frameworks whose fail-over time is over.
     pub(crate) fn end_failovers(&mut self, now: Time, out: &mut Effects) {
-        for fx in self.framework_away.iter().copied().collect::<Vec<_>>() {
-            let link = self.frameworks.get(fx).map(|f| f.link);
-            if let Some(FrameworkLink::Away { until }) = link
-                && until <= now
-            {
-                self.remove_framework(fx, "its fail-over time is over", out);
-            }
+        while let Some((until, fx)) = self.framework_away.first().copied().filter(|(until, _)| *until <= now) {
+            self.remove_framework(now, fx, "its fail-over time is over", out);
+            self.framework_away.remove(&(until, fx));
         }
     }
 
@@ -234,7 +292,7 @@ impl Master {
 
     /// Removes a framework for good. Its tasks are killed; what they hold stays in the books until the agents say that
     /// they ended.
-    pub(crate) fn remove_framework(&mut self, fx: FrameworkIx, why: &str, out: &mut Effects) {
+    pub(crate) fn remove_framework(&mut self, now: Time, fx: FrameworkIx, why: &str, out: &mut Effects) {
         self.void_offers_of(fx);
         self.forget_refusals_by(fx);
         let Some(framework) = self.frameworks.get(fx) else { return };
@@ -243,9 +301,15 @@ impl Master {
             self.framework_conns.remove(&conn);
             out.send(Message::Close { conn, reason: format!("framework {id} was removed: {why}") });
         }
+        self.end_framework_absence(fx);
+        self.owed.remove(&fx);
         let Some(framework) = self.frameworks.remove(&id) else { return };
+        self.pending_bytes -= framework.pending_bytes;
         for (attempt, task) in &framework.tasks {
             let key = framework.key(attempt);
+            if let Some((at, _)) = &task.fate {
+                self.fated.remove(&(*at, key.clone()));
+            }
             self.shares.sub(fx, Column::Used, &task.held);
             let Some(agent) = self.agents.find(&task.agent).and_then(|ax| self.agents.get_mut(ax)) else { continue };
             if agent.tasks.remove(&key) {
@@ -259,9 +323,10 @@ impl Master {
             }
         }
         self.shares.leave(fx);
-        self.framework_away.remove(&fx);
-        self.removed.remember(id.clone(), ());
-        out.persist(Record::FrameworkRemoved(id));
+        out.persist(Record::FrameworkRemoved { id: id.clone(), at: now });
+        if let Some(forgotten) = self.removed.remember(id, ()) {
+            out.persist(Record::FrameworkForgotten(forgotten));
+        }
     }
 
     /// Nobody will acknowledge the end of this task any more: the master does.

@@ -1,11 +1,11 @@
 //! What must be true between any two steps, checked over the whole state: for tests and the simulation.
 
-use crate::agents::Agent;
-use crate::frameworks::Framework;
+use crate::agents::{Agent, AgentLink};
+use crate::frameworks::{Framework, FrameworkLink};
 use crate::master::Master;
 use crate::slab::{AgentIx, FrameworkIx};
 use crate::sum::Sum;
-use smalti_types::Resources;
+use smalti_types::{Resources, StatusUpdate, TaskState};
 
 type Checked = Result<(), String>;
 
@@ -34,6 +34,18 @@ impl Master {
             ensure(agent && framework, || format!("offer {number} is not in the books of both sides"))?;
             ensure(!offer.resources.is_empty(), || format!("offer {number} is empty"))?;
         }
+        let away = self.agents.iter().filter(|(_, _, a)| a.conn().is_none()).count();
+        ensure(away == self.away.len(), || format!("{away} agents are away, {} are noted", self.away.len()))?;
+        let away = self.frameworks.iter().filter(|(_, _, f)| f.conn().is_none()).count();
+        ensure(away == self.framework_away.len(), || format!("{away} frameworks are away, {} are noted", self.framework_away.len()))?;
+        let pending: usize = self.frameworks.iter().map(|(_, _, f)| f.pending_bytes).sum();
+        ensure(pending == self.pending_bytes, || format!("updates of {pending} bytes wait in all, not {}", self.pending_bytes))?;
+        let unheard = self.agents.iter().filter(|(_, _, a)| !a.heard).count();
+        ensure(unheard == self.unheard, || format!("{unheard} agents were not heard of, not {}", self.unheard))?;
+        for (at, key) in &self.fated {
+            let fate = self.task(key).and_then(|t| t.fate.as_ref()).map(|(at, _)| at);
+            ensure(fate == Some(at), || format!("{key} has no such fate"))?;
+        }
         self.check_connections()?;
         self.check_refusals()
     }
@@ -60,23 +72,37 @@ impl Master {
         }
         ensure(offered == *ledger.offered(), || format!("offers hold {offered}, the books say {}", ledger.offered()))?;
         ensure(agent.conn().is_some() || agent.offers.is_empty(), || "it is away and offered".into())?;
-        ensure(agent.conn().is_none() == self.away.contains(&ax), || "its absence is not noted".into())?;
+        if let AgentLink::Away { due, .. } = agent.link {
+            ensure(self.away.contains(&(due, ax)), || "its absence is not noted".into())?;
+        }
         ensure(agent.is_offerable() == self.offerable.contains(&ax), || "it is wrong in the set of free agents".into())
     }
 
     fn check_framework(&self, fx: FrameworkIx, framework: &Framework) -> Checked {
-        let (mut used, mut offered) = (Sum::default(), Sum::default());
+        let (mut used, mut offered, mut pending) = (Sum::default(), Sum::default(), 0);
         for (attempt, task) in &framework.tasks {
             used.add(&task.held);
             let key = framework.key(attempt);
             let ended = task.state.is_terminal();
             ensure(!ended || task.held.is_empty(), || format!("{key} has ended and holds {}", task.held))?;
-            ensure(!ended || task.pending.is_some(), || format!("{key} has ended and nobody waits for an acknowledgement"))?;
+            ensure(!ended || !task.pending.is_empty(), || format!("{key} has ended and nobody waits for an acknowledgement"))?;
             ensure(task.acknowledged <= task.seq, || format!("{key}: acknowledged beyond what there is"))?;
             ensure(!framework.done.contains(attempt), || format!("{key} is remembered as ended while it exists"))?;
             let agent = self.agents.find(&task.agent).and_then(|ax| self.agents.get(ax));
             let there = agent.is_some_and(|a| a.tasks.contains(&key));
             ensure(ended || there || task.held.is_empty(), || format!("{key} holds resources of an agent that does not know it"))?;
+            let fated = task.fate.as_ref().map(|(at, _)| (*at, key.clone()));
+            ensure(fated.as_ref().is_none_or(|f| self.fated.contains(f)), || format!("{key}: its fate is not noted"))?;
+            ensure(ended || there || fated.is_some(), || format!("{key} is on no agent and will never end"))?;
+            ensure(!ended || fated.is_none(), || format!("{key} has ended and still waits for its lease"))?;
+            let numbers: Vec<u64> = task.pending.iter().map(|u| u.key.seq).collect();
+            let sorted = numbers.iter().zip(numbers.iter().skip(1)).all(|(a, b)| a < b);
+            let within = numbers.first().is_none_or(|n| *n > task.acknowledged) && numbers.last().is_none_or(|n| *n == task.seq);
+            ensure(sorted && within, || {
+                format!("{key}: updates {numbers:?} wait, {} is acknowledged, {} the last", task.acknowledged, task.seq)
+            })?;
+            ensure(!task.exclusive || task.state != TaskState::Unreachable, || format!("{key} is exclusive and UNREACHABLE"))?;
+            pending += task.pending.iter().map(StatusUpdate::weight).sum::<usize>();
         }
         for number in &framework.offers {
             let offer = self.offers.get(number).ok_or(format!("offer {number} does not exist"))?;
@@ -87,7 +113,10 @@ impl Master {
         ensure(holding.used == used, || "its share counts other tasks than it has".into())?;
         ensure(holding.offered == offered, || "its share counts other offers than it has".into())?;
         ensure(self.shares.is_eager(fx) == framework.wants_offers(), || "it is wrong in the order of shares".into())?;
-        ensure(framework.conn().is_none() == self.framework_away.contains(&fx), || "its absence is not noted".into())?;
+        ensure(pending == framework.pending_bytes, || format!("updates of {pending} bytes wait, not {}", framework.pending_bytes))?;
+        if let FrameworkLink::Away { until } = framework.link {
+            ensure(self.framework_away.contains(&(until, fx)), || "its absence is not noted".into())?;
+        }
         ensure(framework.conn().is_some() || framework.offers.is_empty(), || "it is away and holds offers".into())
     }
 

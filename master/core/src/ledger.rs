@@ -3,7 +3,7 @@
 //! Owns that equation. Every movement is between two of the three columns, checked in fixed point. Whoever moves
 //! resources has them written down elsewhere (a task, an offer), so a movement that fails is a defect of this crate.
 
-use smalti_types::{Resources, ResourcesError};
+use smalti_types::{Resources, ResourcesError, Sabotage};
 
 /// The columns. `total` changes only when the agent registers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,7 +41,7 @@ impl Ledger {
 
     /// Moves all that is free into an offer.
     pub(crate) fn offer_all(&mut self) -> Resources {
-        let offer = std::mem::take(&mut self.free);
+        let offer = if Sabotage::MasterOffersTwice.is_on() { self.free.clone() } else { std::mem::take(&mut self.free) };
         self.offered = self.offered.checked_add(&offer).expect(BALANCED);
         offer
     }

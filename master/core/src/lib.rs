@@ -17,14 +17,17 @@ mod event;
 mod filters;
 mod frameworks;
 mod invariants;
+mod leases;
 mod ledger;
 mod limits;
 mod master;
 mod offers;
 mod reconcile;
+mod recover;
 mod registration;
 mod shares;
 mod slab;
+mod stored;
 mod sum;
 mod tasks;
 mod updates;
@@ -38,6 +41,7 @@ pub use config::Config;
 pub use event::{AgentMessage, Conn, Event, Message, Record};
 pub use limits::*;
 pub use master::Master;
+pub use stored::{Stored, StoredFramework};
 pub use views::{AgentState, AgentView, ClusterView, FrameworkState, FrameworkView};
 
 /// What one step, or a batch of them, decided.

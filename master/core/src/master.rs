@@ -2,14 +2,14 @@
 
 use crate::agents::Agent;
 use crate::done::Memory;
-use crate::event::{Conn, Event};
+use crate::event::{Conn, Event, Record};
 use crate::frameworks::Framework;
 use crate::offers::OfferRecord;
 use crate::shares::Shares;
 use crate::slab::{AgentIx, FrameworkIx, Slab};
 use crate::{Config, Effects};
 use smalti_types::protocol::Call;
-use smalti_types::{AgentId, FrameworkId, MasterEpoch, Time};
+use smalti_types::{AgentId, FrameworkId, MasterEpoch, TaskKey, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The master: all that it knows, and nothing of the world outside.
@@ -20,12 +20,26 @@ pub struct Master {
     pub(crate) started: Time,
     pub(crate) agents: Slab<AgentId, AgentIx, Agent>,
     pub(crate) agent_conns: BTreeMap<Conn, AgentIx>,
-    /// Agents without a connection.
-    pub(crate) away: BTreeSet<AgentIx>,
+    /// Agents without a connection, by when something about their absence is due.
+    pub(crate) away: BTreeSet<(Time, AgentIx)>,
+    /// How many agents were recovered and have not registered in this life.
+    pub(crate) unheard: usize,
+    /// Exclusive tasks whose agent cannot be asked, by when their last lease is over.
+    pub(crate) fated: BTreeSet<(Time, TaskKey)>,
     pub(crate) frameworks: Slab<FrameworkId, FrameworkIx, Framework>,
     pub(crate) framework_conns: BTreeMap<Conn, FrameworkIx>,
-    /// Frameworks without a connection.
-    pub(crate) framework_away: BTreeSet<FrameworkIx>,
+    /// Frameworks without a connection, by when they are removed.
+    pub(crate) framework_away: BTreeSet<(Time, FrameworkIx)>,
+    /// Frameworks that are sent more of what waits for them with each tick.
+    pub(crate) owed: BTreeSet<FrameworkIx>,
+    /// Records that recovery decided, for the first step.
+    pub(crate) unsaved: Vec<Record>,
+    /// Bytes of all updates that wait for acknowledgements.
+    pub(crate) pending_bytes: usize,
+    /// Refusals that ended before their time because there were too many.
+    pub(crate) forgotten_refusals: u64,
+    /// Updates that were left with their agents because too many waited for a framework.
+    pub(crate) refused_updates: u64,
     /// Frameworks that were removed: their ids are not given out again.
     pub(crate) removed: Memory<FrameworkId, ()>,
     /// Counts subscriptions.
@@ -54,9 +68,16 @@ impl Master {
             agents: Slab::new(),
             agent_conns: BTreeMap::new(),
             away: BTreeSet::new(),
+            unheard: 0,
+            fated: BTreeSet::new(),
             frameworks: Slab::new(),
             framework_conns: BTreeMap::new(),
             framework_away: BTreeSet::new(),
+            owed: BTreeSet::new(),
+            unsaved: Vec::new(),
+            pending_bytes: 0,
+            forgotten_refusals: 0,
+            refused_updates: 0,
             removed,
             subscriptions: 0,
             offers: BTreeMap::new(),
@@ -78,12 +99,14 @@ impl Master {
     pub fn step(&mut self, now: Time, event: Event) -> Effects {
         let mut effects = Effects::default();
         let out = &mut effects;
+        self.unsaved.drain(..).for_each(|record| out.persist(record));
         match event {
             // A connection has one peer: who speaks on it is decided by its first message.
             Event::AgentRegistered { conn, .. } | Event::FrameworkSubscribed { conn, .. } if self.is_taken(conn) => {}
             Event::AgentRegistered { conn, registration } => self.agent_registered(now, conn, registration, out),
             Event::AgentDisconnected { conn } => self.agent_disconnected(now, conn, out),
             Event::AgentUpdates { conn, updates } => self.agent_updates(now, conn, updates, out),
+            Event::AgentLease { conn, asked } => self.agent_lease(now, conn, asked, out),
             Event::AgentDeregistered { conn, reason } => {
                 if let Some(ax) = self.agent_conns.get(&conn).copied() {
                     self.agent_removed(now, ax, &reason, out);
@@ -97,7 +120,7 @@ impl Master {
             Event::FrameworkSubscribed { conn, subscription, fresh } => {
                 self.framework_subscribed(now, conn, subscription, fresh, out);
             }
-            Event::FrameworkDisconnected { conn } => self.framework_disconnected(now, conn),
+            Event::FrameworkDisconnected { conn } => self.framework_disconnected(now, conn, out),
             Event::FrameworkCall { conn, call } => {
                 if let Some(fx) = self.framework_conns.get(&conn).copied() {
                     self.call(now, fx, call, out);
@@ -107,7 +130,9 @@ impl Master {
                 self.end_leases(now, out);
                 self.end_refusals(now);
                 self.end_failovers(now, out);
-                self.report_unreachable(now, out);
+                self.look_for_agents(now, out);
+                self.end_fated(now, out);
+                self.pay_owed(now, out);
             }
             Event::BatchEnd => self.allocate(now, out),
         }
@@ -127,9 +152,9 @@ impl Master {
             Call::Kill { task, attempt, grace } => self.kill(now, fx, task, attempt, grace, out),
             Call::Acknowledge(updates) => self.acknowledge(fx, updates, out),
             Call::Reconcile(tasks) => self.reconcile(now, fx, tasks, out),
-            Call::AssignItems { task, attempt, batch, open } => self.assign_items(now, fx, (task, attempt), batch, open, out),
+            Call::AssignItems { task, attempt, batch, open } => self.assign_items(fx, (task, attempt), batch, open, out),
             Call::ReturnItems { task, attempt, most } => self.return_items(fx, (task, attempt), most, out),
-            Call::Teardown => self.remove_framework(fx, "it asked for it", out),
+            Call::Teardown => self.remove_framework(now, fx, "it asked for it", out),
         }
     }
 }

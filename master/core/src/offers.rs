@@ -5,7 +5,7 @@ use crate::master::Master;
 use crate::slab::{AgentIx, FrameworkIx};
 use crate::{Effects, shares::Column};
 use smalti_types::protocol::FrameworkEvent;
-use smalti_types::{DurationMs, Filters, Offer, OfferId, Resources, Time};
+use smalti_types::{DurationMs, Filters, Offer, OfferId, Resources, Sabotage, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One offer that is out.
@@ -142,16 +142,24 @@ impl Master {
             self.refusal_ends.remove(&(earlier, fx, ax));
         }
         self.refusal_ends.insert((until, fx, ax));
+        while self.refusal_ends.len() > self.config.remembered_refusals {
+            self.forgotten_refusals += 1;
+            self.end_first_refusal();
+        }
+    }
+
+    fn end_first_refusal(&mut self) {
+        let Some((_, fx, ax)) = self.refusal_ends.pop_first() else { return };
+        if let Some(framework) = self.frameworks.get_mut(fx) {
+            framework.refusals.remove(ax);
+        }
+        self.mark_dirty(ax);
     }
 
     /// Refusals whose time is over: their agents are considered again.
     pub(crate) fn end_refusals(&mut self, now: Time) {
-        while let Some((until, fx, ax)) = self.refusal_ends.first().copied().filter(|(until, _, _)| *until <= now) {
-            self.refusal_ends.remove(&(until, fx, ax));
-            if let Some(framework) = self.frameworks.get_mut(fx) {
-                framework.refusals.remove(ax);
-            }
-            self.mark_dirty(ax);
+        while self.refusal_ends.first().is_some_and(|(until, _, _)| *until <= now) && !Sabotage::MasterKeepsRefusals.is_on() {
+            self.end_first_refusal();
         }
     }
 

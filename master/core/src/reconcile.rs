@@ -1,26 +1,39 @@
 //! Answers to "where is this task?", and items that are passed on to running parts of arrays.
 
 use crate::Effects;
-use crate::agents::Agent;
 use crate::event::{AgentMessage, Message};
 use crate::master::Master;
 use crate::slab::FrameworkIx;
-use crate::tasks::Attempt;
+use crate::tasks::{Attempt, Verdict};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent};
-use smalti_types::{AgentId, ArrayDelta, ItemBatch, Reason, StatusUpdate, TaskId, TaskState, Time};
+use smalti_types::{AgentId, ItemBatch, Reason, StatusUpdate, TaskId, TaskState, Time};
 
 impl Master {
-    /// The current state of the named tasks, or of all.
-    pub(crate) fn reconcile(&self, now: Time, fx: FrameworkIx, tasks: Vec<(TaskId, u32, Option<AgentId>)>, out: &mut Effects) {
-        let Some(framework) = self.frameworks.get(fx) else { return };
+    /// The current state of the named tasks, or of all: of all, as many at a time as a framework can take.
+    pub(crate) fn reconcile(&mut self, now: Time, fx: FrameworkIx, tasks: Vec<(TaskId, u32, Option<AgentId>)>, out: &mut Effects) {
         if tasks.is_empty() {
-            for attempt in framework.tasks.keys() {
-                self.answer(now, fx, attempt.clone(), None, out);
-            }
+            let Some(framework) = self.frameworks.get_mut(fx) else { return };
+            framework.recite = framework.tasks.keys().next().cloned();
+            self.recite(now, fx, out);
         }
         for (task, attempt, agent) in tasks {
             self.answer(now, fx, (task, attempt), agent.as_ref(), out);
         }
+    }
+
+    /// Goes on with the answers to a reconciliation of everything.
+    pub(crate) fn recite(&mut self, now: Time, fx: FrameworkIx, out: &mut Effects) {
+        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        let Some(from) = framework.recite.take() else { return };
+        let mut attempts: Vec<Attempt> =
+            framework.tasks.range(from..).map(|(a, _)| a).take(self.config.resend_window + 1).cloned().collect();
+        if attempts.len() > self.config.resend_window {
+            framework.recite = attempts.pop();
+        }
+        for attempt in attempts {
+            self.answer(now, fx, attempt, None, out);
+        }
+        self.note_owed(fx);
     }
 
     /// What the master knows of one attempt. It says nothing while it may still learn more: after its own start, agents
@@ -28,29 +41,57 @@ impl Master {
     pub(crate) fn answer(&self, now: Time, fx: FrameworkIx, attempt: Attempt, agent: Option<&AgentId>, out: &mut Effects) {
         let Some(framework) = self.frameworks.get(fx) else { return };
         let key = framework.key(&attempt);
-        let update = |state, reason, message: &str| StatusUpdate::new(key.clone(), 0, state, reason, message, now);
-        let answer = if let Some(task) = framework.tasks.get(&attempt) {
-            let ended = task.pending.clone().filter(|_| task.state.is_terminal());
-            let state = || update(task.state, Reason::Reconciliation, "answer to a reconciliation");
-            (Some(task.agent.clone()), ended.unwrap_or_else(state))
+        let update = |state, reason, message: String| StatusUpdate::new(key.clone(), 0, state, reason, message, now);
+        let answers = if let Some(task) = framework.tasks.get(&attempt) {
+            // What waits for an acknowledgement comes first, in its order: the end of a task is only the last of it.
+            let mut answers: Vec<StatusUpdate> = task.pending.iter().cloned().collect();
+            if !task.state.is_terminal() {
+                answers.push(update(task.state, Reason::Reconciliation, "answer to a reconciliation".to_owned()));
+            }
+            answers.into_iter().map(|u| (Some(task.agent.clone()), u)).collect()
         } else if let Some((state, reason)) = framework.done.get(&attempt) {
             let reason = if *reason == Reason::None { Reason::Reconciliation } else { *reason };
-            (None, update(*state, reason, "this attempt ended earlier"))
-        } else if self.knows_everything(now, framework.born_here, agent) {
-            (None, update(TaskState::Unknown, Reason::Reconciliation, "no agent has this task"))
+            vec![(None, update(*state, reason, "this attempt ended earlier".to_owned()))]
+        } else if let Some((state, reason, message)) = self.verdict_of_unknown(now, framework.born_here, agent) {
+            vec![(agent.cloned(), update(state, reason, message))]
         } else {
             return;
         };
-        self.tell(fx, FrameworkEvent::Updates(vec![answer]), out);
+        self.tell(fx, FrameworkEvent::Updates(answers), out);
     }
 
-    fn knows_everything(&self, now: Time, born_here: bool, agent: Option<&AgentId>) -> bool {
-        let connected = |id: &AgentId| self.agents.find(id).and_then(|ax| self.agents.get(ax)).and_then(Agent::conn).is_some();
-        born_here || agent.is_some_and(connected) || now >= self.started.after(self.config.agent_timeout)
+    /// What to say of a task of which this life of the master knows nothing; `None` while an agent may still bring it back, or
+    /// while it may still run under the lease of an agent that was lost.
+    fn verdict_of_unknown(&self, now: Time, born_here: bool, agent: Option<&AgentId>) -> Option<Verdict> {
+        let nobody = |words: &str| Some((TaskState::Unknown, Reason::Reconciliation, words.to_owned()));
+        if born_here {
+            return nobody("no agent has this task");
+        }
+        let waited = now >= self.started.after(self.config.agent_timeout.max(self.config.lease_span()));
+        match agent.map(|id| (id, self.agents.find(id).and_then(|ax| self.agents.get(ax)))) {
+            Some((_, Some(agent))) if agent.heard && now < agent.strays_until => None,
+            Some((id, Some(agent))) if agent.heard && agent.rebooted => {
+                Some((TaskState::Gone, Reason::AgentRestarted, format!("the machine of agent {id} restarted")))
+            }
+            Some((id, Some(agent))) if agent.heard => nobody(&format!("agent {id} does not have this task")),
+            _ if !waited => None,
+            // Whatever leases an earlier life of the master gave are over by now: an exclusive task has ended.
+            Some((id, Some(_))) => {
+                let why = format!("agent {id} has not been heard of since this master started; leases that it had are over");
+                Some((TaskState::Unreachable, Reason::LeaseExpired, why))
+            }
+            Some((id, None)) => nobody(&format!("there is no agent {id}, and no other has this task")),
+            None if self.unheard > 0 => {
+                let why =
+                    format!("{} agents have not been heard of since this master started; leases that they had are over", self.unheard);
+                Some((TaskState::Unreachable, Reason::LeaseExpired, why))
+            }
+            None => nobody("no agent has this task"),
+        }
     }
 
-    /// Hands more items to a part. If its agent is away, they come straight back as returned.
-    pub(crate) fn assign_items(&self, now: Time, fx: FrameworkIx, part: (TaskId, u32), batch: ItemBatch, open: bool, out: &mut Effects) {
+    /// Hands more items to a part. While its agent is away nothing happens: the framework's client says it again.
+    pub(crate) fn assign_items(&self, fx: FrameworkIx, part: (TaskId, u32), batch: ItemBatch, open: bool, out: &mut Effects) {
         if let Err(problem) = crate::validate::check_batch_splits(&batch) {
             return self.refuse(fx, "assign_items", problem, out);
         }
@@ -60,13 +101,8 @@ impl Master {
                 let command = AgentCommand::AssignItems { task: key, batch, open };
                 out.send(Message::ToAgent { conn, message: AgentMessage::Command(command) });
             }
-            Ok((key, task, None)) => {
-                let why = format!("agent {} is not connected", task.agent);
-                let mut update = StatusUpdate::new(key, 0, task.state, Reason::AgentDisconnected, why, now);
-                update.array =
-                    Some(ArrayDelta { returned: batch.items, outstanding: task.outstanding, slots: task.slots, ..ArrayDelta::default() });
-                self.tell(fx, FrameworkEvent::Updates(vec![(Some(task.agent.clone()), update)]), out);
-            }
+            // It may be a repeat of what the part has: nobody can say here that these items were not started.
+            Ok((_, _, None)) => {}
         }
     }
 

@@ -69,13 +69,20 @@ impl Master {
             self.replace_connection(ax, out);
             self.end_missing(now, ax, &info, &listed, &unacknowledged, out);
         }
-        let ax = self.admit(now, conn, info.clone(), known);
-        out.persist(Record::Agent(info));
+        // Ten thousand agents that come back after a restart as they were need not be written down again.
+        if known.and_then(|ax| self.agents.get(ax)).is_none_or(|agent| agent.info != info) {
+            out.persist(Record::Agent(info.clone()));
+        }
+        let ax = self.admit(now, conn, info, known);
         out.send(Message::ToAgent { conn, message: AgentMessage::Registered { epoch: self.epoch } });
         self.rebuild(now, conn, ax, listed, &unacknowledged, out);
+        let told: BTreeSet<TaskKey> = unacknowledged.iter().map(|u| u.key.task.clone()).collect();
         for update in unacknowledged {
             self.adopt_unacknowledged(now, ax, &update);
             self.agent_update(now, conn, ax, update, out);
+        }
+        for key in &told {
+            self.end_stray(now, ax, key, out);
         }
         self.mark_dirty(ax);
     }
@@ -101,8 +108,15 @@ impl Master {
         let Some(agent) = self.agents.get(ax) else { return };
         let (rebooted, restarted) = (agent.info.boot_id != info.boot_id, agent.info.incarnation != info.incarnation);
         let ended: BTreeSet<&TaskKey> = unacknowledged.iter().filter(|u| u.state.is_terminal()).map(|u| &u.key.task).collect();
-        for key in agent.tasks.clone() {
-            if listed.contains_key(&key) || ended.contains(&key) {
+        let strays = if restarted && !rebooted { self.lease_end(agent) } else { Time::default() };
+        let earlier_boot = rebooted && !agent.heard;
+        let keys = agent.tasks.clone();
+        if let Some(agent) = self.agents.get_mut(ax) {
+            agent.strays_until = agent.strays_until.max(strays);
+            agent.rebooted |= earlier_boot;
+        }
+        for key in keys {
+            if listed.get(&key).is_some_and(|t| !t.state.is_terminal()) || ended.contains(&key) {
                 continue;
             }
             let heard = self.task(&key).is_some_and(|t| t.heard);
@@ -113,13 +127,20 @@ impl Master {
             } else {
                 (TaskState::Dropped, Reason::AgentDisconnected, format!("the launch never reached agent {}", info.id))
             };
-            self.end_task(now, &key, verdict, out);
+            if restarted && !rebooted {
+                self.end_or_await_lease(now, ax, &key, verdict, out); // Its executors may have outlived what it knew of them.
+            } else {
+                self.end_task(now, &key, verdict, out);
+            }
         }
     }
 
     /// Puts the agent into the books, with nothing on it yet.
     fn admit(&mut self, now: Time, conn: Conn, info: AgentInfo, known: Option<AgentIx>) -> AgentIx {
         let link = AgentLink::Connected(conn);
+        if let Some(ax) = known {
+            self.end_absence(ax);
+        }
         self.shares.add_total(&info.total);
         let ledger = Ledger::open(info.total.clone(), Resources::default()).expect("nothing is in use");
         let ax = if let Some(ax) = known {
@@ -127,14 +148,14 @@ impl Master {
             if let Some(agent) = self.agents.get_mut(ax) {
                 self.shares.sub_total(agent.ledger.total());
                 (agent.info, agent.link, agent.ledger, agent.registered) = (info, link, ledger, now);
+                self.unheard -= usize::from(!agent.heard);
+                agent.heard = true;
             }
             ax
         } else {
-            let (tasks, orphans, offers) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
-            self.agents.insert(info.id.clone(), Agent { info, link, ledger, registered: now, tasks, orphans, offers })
+            self.agents.insert(info.id.clone(), Agent::new(info, link, ledger, now))
         };
         self.agent_conns.insert(conn, ax);
-        self.away.remove(&ax);
         ax
     }
 
@@ -198,7 +219,8 @@ impl Master {
         let Some(agent) = self.agents.get_mut(ax) else { return };
         agent.tasks.insert(key.clone());
         let id = agent.info.id.clone();
-        let RunningTask { state, resources, slot_resources, .. } = running;
+        let RunningTask { state, resources, slot_resources, exclusive, .. } = running;
+        self.clear_fate(key);
         let slots = slot_resources.as_ref().map_or(0, |slot| resources.times(slot, u32::MAX));
         let Some(fx) = self.frameworks.find(&key.framework) else { return };
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
@@ -209,6 +231,7 @@ impl Master {
         let task = framework.tasks.entry(attempt).or_insert_with(fresh);
         let was_unreachable = task.state == TaskState::Unreachable;
         task.heard = true;
+        task.exclusive |= exclusive;
         (task.held, task.slot, task.slots) = (resources, slot_resources, slots);
         if was_unreachable || task.state.may_become(state) {
             task.state = state;
@@ -220,6 +243,16 @@ impl Master {
         if (was_unreachable || is_news) && !told {
             let verdict = (state, Reason::Reconciliation, format!("agent {id} is back"));
             self.report(now, key, Some(&id), verdict, out);
+        }
+    }
+
+    /// A task of which the agent sent the end, but under a number that it had used before: nothing else will end it.
+    fn end_stray(&mut self, now: Time, ax: AgentIx, key: &TaskKey, out: &mut Effects) {
+        let Some(agent) = self.agents.get(ax).filter(|agent| !agent.tasks.contains(key)) else { return };
+        let id = &agent.info.id;
+        if self.task(key).is_some_and(|t| t.agent == *id && !t.state.is_terminal() && t.fate.is_none()) {
+            let why = format!("agent {id} came back without this task, and with an end of it that cannot be its own");
+            self.end_task(now, key, (TaskState::Lost, Reason::AgentRestarted, why), out);
         }
     }
 

@@ -6,6 +6,7 @@ use crate::slab::FrameworkIx;
 use crate::{Effects, shares::Column};
 use smalti_types::protocol::FrameworkEvent;
 use smalti_types::{AgentId, DurationMs, Reason, Resources, StatusUpdate, TaskId, TaskKey, TaskState, Time};
+use std::collections::VecDeque;
 
 /// Names an attempt within its framework.
 pub(crate) type Attempt = (TaskId, u32);
@@ -33,8 +34,14 @@ pub(crate) struct Task {
     pub(crate) acknowledged: u64,
     /// Whether the agent has ever spoken of it: if not, it may never have arrived there.
     pub(crate) heard: bool,
-    /// The last update that waits for the framework's acknowledgement: sent again when it reconnects or reconciles.
-    pub(crate) pending: Option<StatusUpdate>,
+    /// Updates that wait for the framework's acknowledgement, in order: sent again when it reconnects or reconciles.
+    pub(crate) pending: VecDeque<StatusUpdate>,
+    /// The first update that was not taken because too many wait: nothing after it is taken before it, or it would be lost.
+    pub(crate) refused: Option<u64>,
+    /// It runs under a lease: it must be known to have ended before it may start again.
+    pub(crate) exclusive: bool,
+    /// An exclusive task whose agent cannot be asked any more: the end it gets when its lease is over.
+    pub(crate) fate: Option<(Time, Verdict)>,
     /// A kill that was asked for, with its grace period: repeated when the agent comes back.
     pub(crate) kill: Option<Option<DurationMs>>,
 }
@@ -52,7 +59,10 @@ impl Task {
             seq: 0,
             acknowledged: 0,
             heard: false,
-            pending: None,
+            pending: VecDeque::new(),
+            refused: None,
+            exclusive: false,
+            fate: None,
             kill: None,
         }
     }
@@ -92,6 +102,25 @@ impl Master {
         self.tell(fx, FrameworkEvent::Updates(vec![(agent.cloned(), update)]), out);
     }
 
+    /// Remembers that an attempt has ended, in the memory of its framework.
+    pub(crate) fn remember_end(&mut self, fx: FrameworkIx, attempt: Attempt, state: TaskState, reason: Reason) {
+        let limit = self.config.remembered_of(self.frameworks.len());
+        if let Some(framework) = self.frameworks.get_mut(fx) {
+            framework.done.set_limit(limit);
+            framework.done.remember(attempt, (state, reason));
+        }
+    }
+
+    /// Takes an attempt out of its framework, with the updates that wait.
+    pub(crate) fn forget_task(&mut self, fx: FrameworkIx, attempt: &Attempt) -> Option<Task> {
+        let framework = self.frameworks.get_mut(fx)?;
+        let task = framework.tasks.remove(attempt)?;
+        let bytes: usize = task.pending.iter().map(StatusUpdate::weight).sum();
+        framework.pending_bytes -= bytes;
+        self.pending_bytes -= bytes;
+        Some(task)
+    }
+
     /// Gives back part of what an attempt holds of its agent.
     pub(crate) fn release(&mut self, key: &TaskKey, agent: &AgentId, part: &Resources) {
         if part.is_empty() {
@@ -110,13 +139,15 @@ impl Master {
     /// Ends an attempt by the master's word. An attempt that has ended already keeps its own end.
     pub(crate) fn end_task(&mut self, now: Time, key: &TaskKey, verdict: Verdict, out: &mut Effects) {
         let Some(fx) = self.frameworks.find(&key.framework) else { return };
-        let Some(framework) = self.frameworks.get_mut(fx) else { return };
         let attempt = (key.task.clone(), key.attempt);
-        if framework.tasks.get(&attempt).is_none_or(|task| task.state.is_terminal()) {
+        if self.task(key).is_none_or(|task| task.state.is_terminal()) {
             return;
         }
-        let Some(task) = framework.tasks.remove(&attempt) else { return };
-        framework.done.remember(attempt, (verdict.0, verdict.1));
+        let Some(task) = self.forget_task(fx, &attempt) else { return };
+        if let Some((at, _)) = task.fate {
+            self.fated.remove(&(at, key.clone()));
+        }
+        self.remember_end(fx, attempt, verdict.0, verdict.1);
         if let Some(agent) = self.agents.find(&task.agent).and_then(|ax| self.agents.get_mut(ax)) {
             agent.tasks.remove(key);
         }

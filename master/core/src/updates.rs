@@ -10,7 +10,7 @@ use crate::slab::{AgentIx, FrameworkIx};
 use crate::tasks::Task;
 use crate::{Effects, Message};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent};
-use smalti_types::{DurationMs, Resources, StatusUpdate, TaskId, TaskKey, TaskState, Time, UpdateKey};
+use smalti_types::{DurationMs, Resources, Sabotage, StatusUpdate, TaskId, TaskKey, TaskState, Time, UpdateKey};
 
 /// What an update changes.
 enum Change {
@@ -20,10 +20,12 @@ enum Change {
     New { freed: Resources },
     /// Nobody waits for it.
     Unwanted,
+    /// Too many wait for the framework already: it stays with the agent, which sends it again.
+    NoRoom,
 }
 
-/// Applies an update to its task: the state table, the sequence, the slots.
-fn apply(task: &mut Task, update: &mut StatusUpdate) -> Change {
+/// Applies an update to its task: the state table, the sequence, the slots. `room`: whether another one may wait here.
+fn apply(task: &mut Task, update: &mut StatusUpdate, room: bool) -> Change {
     if update.key.seq <= task.acknowledged {
         return Change::Unwanted; // The acknowledgement was lost on its way to the agent.
     }
@@ -34,6 +36,12 @@ fn apply(task: &mut Task, update: &mut StatusUpdate) -> Change {
     if task.state.is_terminal() || matches!(next, TaskState::Unknown | TaskState::Unreachable) {
         return Change::Unwanted;
     }
+    // A later one must not overtake one that was refused: its acknowledgement would count for both.
+    if !room || task.refused.is_some_and(|first| update.key.seq > first) {
+        task.refused = Some(task.refused.map_or(update.key.seq, |first| first.min(update.key.seq)));
+        return Change::NoRoom;
+    }
+    task.refused = None;
     if task.state.may_become(next) {
         task.state = next;
     } else {
@@ -55,7 +63,7 @@ fn apply(task: &mut Task, update: &mut StatusUpdate) -> Change {
             }
         }
     }
-    task.pending = Some(update.clone());
+    task.pending.push_back(update.clone());
     Change::New { freed }
 }
 
@@ -84,21 +92,47 @@ impl Master {
             return Self::acknowledge_myself(conn, key, out);
         }
         let id = agent.info.id.clone();
-        let Some(task) = self.task_mut(&key.task).filter(|t| t.agent == id) else {
+        let Some(fx) = self.frameworks.find(&key.task.framework) else { return Self::acknowledge_myself(conn, key, out) };
+        let (most, most_bytes) = (self.config.pending_per_attempt, self.config.pending_bytes);
+        let full = self.pending_bytes >= self.config.pending_bytes_total;
+        let attempt = (key.task.task.clone(), key.task.attempt);
+        let Some(framework) = self.frameworks.get_mut(fx) else { return };
+        let (bytes, held_back) = (framework.pending_bytes, framework.is_held_back(&attempt));
+        let Some(task) = framework.tasks.get_mut(&attempt).filter(|t| t.agent == id) else {
             return Self::acknowledge_myself(conn, key, out);
         };
-        match apply(task, &mut update) {
+        // One update of each framework always fits: it is bounded by what a frame may hold.
+        let room = task.pending.len() < most && (bytes == 0 || !full && bytes.saturating_add(update.weight()) <= most_bytes);
+        match apply(task, &mut update, room) {
             Change::Unwanted => return Self::acknowledge_myself(conn, key, out),
+            Change::NoRoom => {
+                self.refused_updates += 1;
+                return self.has(ax, key.task);
+            }
             Change::Repeat => {}
             Change::New { freed } => {
+                if Sabotage::MasterAcknowledgesEarly.is_on() {
+                    Self::acknowledge_myself(conn, key.clone(), out);
+                }
+                framework.pending_bytes += update.weight();
+                self.pending_bytes += update.weight();
                 self.release(&key.task, &id, &freed);
+                self.has(ax, key.task.clone());
                 if update.state.is_terminal() {
                     self.leave_agent(ax, &key.task);
                 }
             }
         }
-        if let Some(fx) = self.frameworks.find(&key.task.framework) {
+        if !held_back {
             self.tell(fx, FrameworkEvent::Updates(vec![(Some(id), update)]), out);
+        }
+    }
+
+    /// The agent speaks of a task: it has it, whatever it said before.
+    fn has(&mut self, ax: AgentIx, key: TaskKey) {
+        self.clear_fate(&key);
+        if let Some(agent) = self.agents.get_mut(ax) {
+            agent.tasks.insert(key);
         }
     }
 
@@ -108,8 +142,10 @@ impl Master {
         }
     }
 
-    /// The framework has these updates. The end of a task, acknowledged, is the end of its record.
+    /// The framework has these updates, and with each all before it: it takes them in order. The end of a task, acknowledged, is the
+    /// end of its record.
     pub(crate) fn acknowledge(&mut self, fx: FrameworkIx, updates: Vec<(TaskId, u32, u64)>, out: &mut Effects) {
+        let named = updates.len();
         for (task, attempt, seq) in updates {
             let Some(framework) = self.frameworks.get_mut(fx) else { return };
             let attempt = (task, attempt);
@@ -119,17 +155,22 @@ impl Master {
                 continue;
             }
             task.acknowledged = seq;
-            if seq == task.seq {
-                let ended = task.pending.take().filter(|_| task.state.is_terminal());
-                if let Some(last) = ended {
-                    framework.done.remember(attempt.clone(), (last.state, last.reason));
-                }
+            let mut last = None;
+            while task.pending.front().is_some_and(|u| u.key.seq <= seq) {
+                last = task.pending.pop_front();
+                let bytes = last.as_ref().map_or(0, StatusUpdate::weight);
+                framework.pending_bytes -= bytes;
+                self.pending_bytes -= bytes;
             }
             let agent = task.agent.clone();
-            if task.state.is_terminal() && seq == task.seq {
-                framework.tasks.remove(&attempt);
+            if let Some(last) = last.filter(|_| task.state.is_terminal() && task.pending.is_empty()) {
+                self.forget_task(fx, &attempt);
+                self.remember_end(fx, attempt, last.state, last.reason);
             }
             self.command(&agent, AgentCommand::Acknowledge(UpdateKey { task: key, seq }), out);
+        }
+        if self.frameworks.get(fx).is_some_and(|f| f.resend.is_some()) {
+            self.send_pending_again(fx, named, out);
         }
     }
 

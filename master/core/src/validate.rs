@@ -49,6 +49,9 @@ fn check_array(launch: &LaunchArray) -> Checked {
     }
     at_most("template.split_inputs", template.split_inputs.len(), MAX_SPLIT_INPUTS)?;
     template.split_inputs.iter().try_for_each(|input| check_input("template.split_inputs", input))?;
+    if template.spec.exclusive {
+        return Err("template.spec.exclusive: items of an array may run more than once; launch exclusive tasks one by one".to_owned());
+    }
     check_spec("template.spec", &template.spec, &launch.slot_resources)?;
     if launch.batch.items.end() > template.total_items {
         return Err(format!("batch.items ends at {}, beyond template.total_items {}", launch.batch.items.end(), template.total_items));

@@ -15,6 +15,8 @@ pub enum AgentState {
     Active,
     /// Not connected; its tasks may still run.
     Disconnected,
+    /// Not connected for so long that its tasks were reported UNREACHABLE.
+    Unreachable,
 }
 
 /// One agent.
@@ -34,6 +36,8 @@ pub struct AgentView {
     pub registered: Time,
     /// Attempts that hold resources here.
     pub tasks: usize,
+    /// Since when it is not connected.
+    pub away_since: Option<Time>,
 }
 
 /// Whether a framework's scheduler is there.
@@ -64,6 +68,10 @@ pub struct FrameworkView {
     pub tasks: usize,
     /// When it registered first in this life of the master.
     pub registered: Time,
+    /// When it is removed unless its scheduler comes back; `None` while its scheduler is there.
+    pub failover_deadline: Option<Time>,
+    /// Updates that wait for its acknowledgement, in bytes.
+    pub pending_bytes: usize,
 }
 
 /// The cluster in one line.
@@ -77,6 +85,8 @@ pub struct ClusterView {
     pub frameworks: usize,
     /// Addresses that connected frameworks announce, by protocol; of equal names, the newest subscription's.
     pub services: BTreeMap<String, String>,
+    /// What the bounds made this life of the master do, by name: see `docs/bounds.md`.
+    pub counters: BTreeMap<&'static str, u64>,
 }
 
 impl Master {
@@ -86,7 +96,22 @@ impl Master {
         let mut connected: Vec<&Framework> = self.frameworks.iter().map(|(_, _, f)| f).filter(|f| f.conn().is_some()).collect();
         connected.sort_by_key(|f| f.subscription);
         let services = connected.into_iter().flat_map(|f| f.info.services.clone()).collect();
-        ClusterView { epoch: self.epoch, agents: self.agents.len(), frameworks: self.frameworks.len(), services }
+        ClusterView { epoch: self.epoch, agents: self.agents.len(), frameworks: self.frameworks.len(), services, counters: self.counters() }
+    }
+
+    fn counters(&self) -> BTreeMap<&'static str, u64> {
+        let pending = u64::try_from(self.pending_bytes).unwrap_or(u64::MAX);
+        BTreeMap::from([
+            ("refused_updates", self.refused_updates),
+            ("forgotten_refusals", self.forgotten_refusals),
+            ("pending_update_bytes", pending),
+        ])
+    }
+
+    /// When the first refusal ends.
+    #[must_use]
+    pub fn first_refusal_end(&self) -> Option<Time> {
+        self.refusal_ends.first().map(|(until, _, _)| *until)
     }
 
     /// Every agent, by id.
@@ -148,6 +173,11 @@ impl Master {
             dominant_share: self.shares.share_of(fx).to_f64(),
             tasks: framework.tasks.values().filter(|t| !t.state.is_terminal()).count(),
             registered: framework.registered,
+            failover_deadline: match framework.link {
+                FrameworkLink::Connected(_) => None,
+                FrameworkLink::Away { until } => Some(until),
+            },
+            pending_bytes: framework.pending_bytes,
         }
     }
 }
@@ -157,12 +187,17 @@ fn view_agent(agent: &Agent) -> AgentView {
         info: agent.info.clone(),
         state: match agent.link {
             AgentLink::Connected(_) => AgentState::Active,
-            AgentLink::Away { .. } => AgentState::Disconnected,
+            AgentLink::Away { reported: false, .. } => AgentState::Disconnected,
+            AgentLink::Away { reported: true, .. } => AgentState::Unreachable,
         },
         used: agent.ledger.used().clone(),
         offered: agent.ledger.offered().clone(),
         free: agent.ledger.free().clone(),
         registered: agent.registered,
         tasks: agent.tasks.len() + agent.orphans.len(),
+        away_since: match agent.link {
+            AgentLink::Connected(_) => None,
+            AgentLink::Away { since, .. } => Some(since),
+        },
     }
 }

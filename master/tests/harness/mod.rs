@@ -42,7 +42,7 @@ pub(crate) struct Master {
     pub(crate) addr: SocketAddr,
     stop: oneshot::Sender<()>,
     serving: tokio::task::JoinHandle<anyhow::Result<()>>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Master {
@@ -51,19 +51,30 @@ impl Master {
     }
 
     pub(crate) async fn start_with(change: impl FnOnce(&mut Options)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), change).await
+    }
+
+    async fn start_in(dir: tempfile::TempDir, change: impl FnOnce(&mut Options)) -> Self {
         let mut options = Options { listen: "127.0.0.1:0".parse().unwrap(), data_dir: Some(dir.path().to_owned()), ..Options::default() };
         change(&mut options);
         let server = Server::bind(options).await.unwrap();
         let addr = server.local_addr();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(server.serve(async move { drop(stopped.await) }));
-        Self { addr, stop, serving, _dir: dir }
+        Self { addr, stop, serving, dir }
     }
 
     pub(crate) async fn stop(self) {
         self.stop.send(()).unwrap();
         patient(self.serving).await.unwrap().unwrap();
+    }
+
+    /// Another life over the same directory.
+    pub(crate) async fn restart(self) -> Self {
+        let Self { stop, serving, dir, .. } = self;
+        stop.send(()).unwrap();
+        patient(serving).await.unwrap().unwrap();
+        Self::start_in(dir, |_| {}).await
     }
 
     pub(crate) async fn channel(&self) -> Channel {
@@ -139,6 +150,21 @@ impl FakeAgent {
         self.send(v1::agent_to_master::Message::Updates(vec![update].into())).await;
     }
 
+    pub(crate) async fn ask_for_a_lease(&self, asked: u64) {
+        let heartbeat = v1::Heartbeat { lease_asked_us: Some(asked), ..v1::Heartbeat::default() };
+        self.send(v1::agent_to_master::Message::Heartbeat(heartbeat)).await;
+    }
+
+    /// The stream's last word.
+    pub(crate) async fn end(mut self) -> tonic::Status {
+        loop {
+            match patient(self.inbound.message()).await {
+                Ok(message) => assert!(message.is_some(), "it ends with a word"),
+                Err(status) => return status,
+            }
+        }
+    }
+
     async fn message(&mut self) -> v1::master_to_agent::Message {
         loop {
             let message = patient(self.inbound.message()).await.unwrap().unwrap().message.unwrap();
@@ -168,7 +194,7 @@ impl FakeAgent {
         let mut messages = vec![Message::ReadId(read_id)];
         for data in chunks {
             let data = bytes::Bytes::from_static(data);
-            messages.push(Message::Chunk(v1::OutputChunk { item: None, stream: v1::OutputStream::Stdout.into(), data }));
+            messages.push(Message::Chunk(v1::OutputChunk { item: None, stream: v1::OutputStream::Stdout.into(), data, attempt: 0 }));
         }
         let messages = messages.into_iter().map(|message| v1::ReadReply { message: Some(message) });
         self.client.serve_read(tokio_stream::iter(messages)).await.unwrap();
@@ -187,15 +213,19 @@ pub(crate) struct FakeFramework {
 
 impl FakeFramework {
     pub(crate) async fn subscribe(master: &Master, name: &str) -> Self {
+        Self::subscribe_as(master, name, None).await
+    }
+
+    pub(crate) async fn subscribe_as(master: &Master, name: &str, id: Option<FrameworkId>) -> Self {
         let info = FrameworkInfo {
             name: name.into(),
             principal: "somebody".into(),
             role: Role::default(),
-            failover_timeout: DurationMs(1_000),
+            failover_timeout: DurationMs(3_600_000),
             services: BTreeMap::from([("test.v1".to_owned(), "127.0.0.1:1".to_owned())]),
         };
         let (out, rx) = mpsc::channel(16);
-        out.send(Subscription { info, id: None }.into()).await.unwrap();
+        out.send(Subscription { info, id }.into()).await.unwrap();
         let mut client = FrameworkServiceClient::new(master.channel().await);
         let inbound = client.subscribe(ReceiverStream::new(rx)).await.unwrap().into_inner();
         let mut this = Self { out, inbound, id: FrameworkId::new("none").unwrap() };
@@ -217,6 +247,16 @@ impl FakeFramework {
             let event = patient(self.inbound.message()).await.unwrap().unwrap();
             if !matches!(event.event, Some(v1::event::Event::Heartbeat(_))) {
                 return event.try_into().unwrap();
+            }
+        }
+    }
+
+    /// The stream's last word.
+    pub(crate) async fn end(mut self) -> tonic::Status {
+        loop {
+            match patient(self.inbound.message()).await {
+                Ok(message) => assert!(message.is_some(), "it ends with a word"),
+                Err(status) => return status,
             }
         }
     }

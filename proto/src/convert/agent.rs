@@ -4,7 +4,7 @@ use super::status::task_state;
 use super::{ConvertError, MAX_LIST, Result, at, duration, wire};
 use crate::{v1, version};
 use smalti_types::protocol::{AgentCommand, Registration, RunningTask};
-use smalti_types::{ItemBatch, Resources};
+use smalti_types::{BootTime, ItemBatch, Resources};
 
 impl TryFrom<v1::RunningTask> for RunningTask {
     type Error = ConvertError;
@@ -14,6 +14,7 @@ impl TryFrom<v1::RunningTask> for RunningTask {
             state: task_state(m.state)?,
             resources: at("RunningTask", "resources").get(m.resources)?,
             slot_resources: m.slot_resources.map(Resources::try_from).transpose()?,
+            exclusive: m.exclusive,
         })
     }
 }
@@ -25,6 +26,7 @@ impl From<RunningTask> for v1::RunningTask {
             state: v1::TaskState::from(t.state).into(),
             resources: Some(t.resources.into()),
             slot_resources: t.slot_resources.map(Into::into),
+            exclusive: t.exclusive,
         }
     }
 }
@@ -71,6 +73,7 @@ impl TryFrom<v1::AgentCommand> for AgentCommand {
             Command::ReturnItems(c) => Self::ReturnItems { task: at("ReturnItems", "task").get(c.task)?, most: c.most },
             Command::Kill(c) => Self::Kill { task: at("Kill", "task").get(c.task)?, grace: c.grace_ms.map(duration) },
             Command::Acknowledge(key) => Self::Acknowledge(key.try_into()?),
+            Command::Lease(c) => Self::Lease { asked: BootTime(c.asked_us), lease: duration(c.lease_ms) },
         })
     }
 }
@@ -91,6 +94,7 @@ impl From<AgentCommand> for v1::AgentCommand {
             AgentCommand::ReturnItems { task, most } => Command::ReturnItems(v1::ReturnItems { task: Some(task.into()), most }),
             AgentCommand::Kill { task, grace } => Command::Kill(v1::Kill { task: Some(task.into()), grace_ms: grace.map(|g| g.0) }),
             AgentCommand::Acknowledge(key) => Command::Acknowledge(key.into()),
+            AgentCommand::Lease { asked, lease } => Command::Lease(v1::Lease { asked_us: asked.0, lease_ms: lease.0 }),
         };
         Self { command: Some(command) }
     }

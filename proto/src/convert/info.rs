@@ -2,7 +2,10 @@
 
 use super::{ConvertError, MAX_LABEL_LEN, Result, at, duration};
 use crate::v1;
-use smalti_types::{AgentInfo, Attributes, FrameworkInfo, Offer, Role};
+use smalti_types::{AgentInfo, Attributes, DurationMs, FrameworkInfo, Offer, Role};
+
+/// The fail-over time of a framework that does not say one: a week. Zero must be asked for.
+pub const DEFAULT_FAILOVER_TIMEOUT: DurationMs = DurationMs(7 * 24 * 3_600_000);
 
 impl TryFrom<v1::FrameworkInfo> for FrameworkInfo {
     type Error = ConvertError;
@@ -11,7 +14,7 @@ impl TryFrom<v1::FrameworkInfo> for FrameworkInfo {
             name: at("FrameworkInfo", "name").text(m.name, MAX_LABEL_LEN)?,
             principal: at("FrameworkInfo", "principal").text(m.principal, MAX_LABEL_LEN)?,
             role: if m.role.is_empty() { Role::default() } else { at("FrameworkInfo", "role").id(&m.role)? },
-            failover_timeout: duration(m.failover_timeout_ms),
+            failover_timeout: m.failover_timeout_ms.map_or(DEFAULT_FAILOVER_TIMEOUT, duration),
             services: at("FrameworkInfo", "services").labels(m.services)?,
         })
     }
@@ -23,7 +26,7 @@ impl From<FrameworkInfo> for v1::FrameworkInfo {
             name: i.name,
             principal: i.principal,
             role: i.role.into(),
-            failover_timeout_ms: i.failover_timeout.0,
+            failover_timeout_ms: Some(i.failover_timeout.0),
             services: i.services.into_iter().collect(),
         }
     }
@@ -102,5 +105,12 @@ mod tests {
             prop_assert_eq!(AgentInfo::try_from(v1::AgentInfo::from(a.clone())), Ok(a));
             prop_assert_eq!(Offer::try_from(v1::Offer::from(o.clone())), Ok(o));
         }
+    }
+
+    #[test]
+    fn durable_is_the_default_and_zero_must_be_asked_for() {
+        let read = |failover_timeout_ms| FrameworkInfo::try_from(v1::FrameworkInfo { failover_timeout_ms, ..Default::default() });
+        assert_eq!(read(None).unwrap().failover_timeout, DEFAULT_FAILOVER_TIMEOUT);
+        assert_eq!(read(Some(0)).unwrap().failover_timeout, DurationMs(0));
     }
 }

@@ -12,10 +12,11 @@ mod info;
 mod resources;
 mod status;
 #[cfg(test)]
-mod strategies;
+pub(crate) mod strategies;
 mod task;
 
 pub use framework::HEARTBEAT_INTERVAL_MS;
+pub use info::DEFAULT_FAILOVER_TIMEOUT;
 
 use smalti_types::id::IdError;
 use smalti_types::{Digest, DurationMs};

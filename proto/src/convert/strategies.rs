@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::task::OutputSource;
 use smalti_types::{
-    AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem, Filters,
-    FrameworkId, FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch, MilliCpus,
-    MilliUnits, Offer, OfferId, Operation, PortRange, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId, TaskKey, TaskSpec,
-    TaskState, Time, UpdateKey, Usage,
+    AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BootTime, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem,
+    Filters, FrameworkId, FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch,
+    MilliCpus, MilliUnits, Offer, OfferId, Operation, PortRange, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId, TaskKey,
+    TaskSpec, TaskState, Time, UpdateKey, Usage,
 };
 
 fn id_text() -> impl Strategy<Value = String> {
@@ -113,8 +113,8 @@ pub(super) fn task_spec() -> impl Strategy<Value = TaskSpec> {
     let isolation = prop::sample::select(vec![Isolation::Instance, Isolation::Process]);
     let disk_path = option::of(id_text().prop_map(|t| format!("/{t}")));
     let head = (bundle_ref(), vec(text(), 0..3), vec((id_text(), text()), 0..3), stdin(), vec(input(), 0..2), limits());
-    (head, isolation, vec(endpoint(), 0..3), disk_path).prop_map(
-        |((bundle, args, env, stdin, inputs, limits), isolation, connect, disk_path)| TaskSpec {
+    (head, isolation, vec(endpoint(), 0..3), disk_path, any::<bool>()).prop_map(
+        |((bundle, args, env, stdin, inputs, limits), isolation, connect, disk_path, exclusive)| TaskSpec {
             bundle,
             args,
             env,
@@ -124,6 +124,7 @@ pub(super) fn task_spec() -> impl Strategy<Value = TaskSpec> {
             isolation,
             connect,
             disk_path,
+            exclusive,
         },
     )
 }
@@ -219,12 +220,12 @@ pub(super) fn status_update() -> impl Strategy<Value = StatusUpdate> {
     })
 }
 
-pub(super) fn framework_info() -> impl Strategy<Value = FrameworkInfo> {
+pub(crate) fn framework_info() -> impl Strategy<Value = FrameworkInfo> {
     (text(), text(), role(), duration(), btree_map(text(), text(), 0..3))
         .prop_map(|(name, principal, role, failover_timeout, services)| FrameworkInfo { name, principal, role, failover_timeout, services })
 }
 
-pub(super) fn agent_info() -> impl Strategy<Value = AgentInfo> {
+pub(crate) fn agent_info() -> impl Strategy<Value = AgentInfo> {
     let labels = || btree_map(text(), text(), 0..3);
     (agent(), text(), resources(), resources(), labels(), labels(), text(), any::<u64>()).prop_map(
         |(id, hostname, total, overhead, attributes, isolation, boot_id, incarnation)| AgentInfo {
@@ -255,12 +256,8 @@ pub(super) fn offer() -> impl Strategy<Value = Offer> {
 }
 
 pub(super) fn registration() -> impl Strategy<Value = Registration> {
-    let running = (key(), state(), resources(), option::of(resources())).prop_map(|(key, state, resources, slot_resources)| RunningTask {
-        key,
-        state,
-        resources,
-        slot_resources,
-    });
+    let running = (key(), state(), resources(), option::of(resources()), any::<bool>())
+        .prop_map(|(key, state, resources, slot_resources, exclusive)| RunningTask { key, state, resources, slot_resources, exclusive });
     (agent_info(), vec(running, 0..3), vec(status_update(), 0..3)).prop_map(|(info, tasks, unacknowledged)| Registration {
         info,
         tasks,
@@ -276,6 +273,7 @@ pub(super) fn agent_command() -> impl Strategy<Value = AgentCommand> {
         (key(), any::<u64>()).prop_map(|(task, most)| AgentCommand::ReturnItems { task, most }),
         (key(), option::of(duration())).prop_map(|(task, grace)| AgentCommand::Kill { task, grace }),
         (key(), any::<u64>()).prop_map(|(task, seq)| AgentCommand::Acknowledge(UpdateKey { task, seq })),
+        (any::<u64>(), duration()).prop_map(|(asked, lease)| AgentCommand::Lease { asked: BootTime(asked), lease }),
     ]
 }
 

@@ -188,6 +188,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             isolation: isolation.into(),
             connect: at("TaskSpec", "connect").list(m.connect, MAX_ENDPOINTS)?,
             disk_path: m.disk_path.map(disk_path).transpose()?,
+            exclusive: m.exclusive,
         })
     }
 }
@@ -204,6 +205,7 @@ impl From<TaskSpec> for v1::TaskSpec {
             isolation: v1::Isolation::from(s.isolation).into(),
             connect: wire(s.connect),
             disk_path: s.disk_path,
+            exclusive: s.exclusive,
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use crate::part::Part;
 use crate::pool::Pool;
+use crate::trouble::Troubles;
 use smalti_types::{ItemSet, TaskState, Time};
 
 /// Work that a part may have queued, in microseconds at its measured speed: long against a round trip, short against a tail.
@@ -71,6 +72,21 @@ impl Pool {
             self.balance(now, &mut orders);
         }
         orders
+    }
+
+    /// Parts on agents where items keep failing are closed, and what they have not started goes elsewhere, if there is another part.
+    pub(crate) fn leave(&mut self, now: Time, troubles: &Troubles, orders: &mut Vec<Order>) {
+        if troubles.is_empty() {
+            return;
+        }
+        let avoided = troubles.avoided(now, self.parts.values().filter(|p| p.is_live() && p.is_running()).map(|p| &p.agent));
+        for (number, part) in self.parts.iter_mut().filter(|(_, p)| p.open && p.is_running() && avoided.contains(&p.agent)) {
+            part.open = false;
+            orders.push(Order::Close { part: *number });
+            if part.unstarted() > 0 {
+                orders.push(Order::Return { part: *number, most: part.unstarted() });
+            }
+        }
     }
 
     /// Splits of the array make chunks smaller.

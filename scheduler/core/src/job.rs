@@ -18,11 +18,20 @@ use crate::pool::{Pool, Rules};
 use crate::retry::Blame;
 use crate::run::{TaskRun, Turn};
 use crate::spec::{JobSpec, Work};
+use crate::trouble::Troubles;
 use serde::{Deserialize, Serialize};
 use smalti_types::protocol::Call;
-use smalti_types::{AgentId, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, Split, StatusUpdate, TaskId, Time};
-use std::collections::BTreeSet;
+use smalti_types::{AgentId, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, Reason, Split, StatusUpdate, TaskId, Time};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// So often a reduce may fail to read an agent's outputs before they are computed again elsewhere.
+const MOST_UNREAD: u32 = 2;
+
+/// Whether `text` begins with this id and not with a longer one.
+fn is_first_word(text: &str, id: &str) -> bool {
+    text.strip_prefix(id).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))
+}
 
 /// Where a job stands; the table above says what follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +73,12 @@ pub struct JobState {
     pub pool: Option<Pool>,
     /// The single task or this round's reduce.
     pub run: Option<TaskRun>,
+    /// Agents where its attempts keep failing.
+    #[serde(default)]
+    pub troubles: Troubles,
+    /// Agents whose outputs the reduce could not read, and how often.
+    #[serde(default)]
+    pub unread: BTreeMap<AgentId, u32>,
     /// Agents that were lost while the reduce was on its way: should it fail, their outputs are why.
     pub lost_agents: BTreeSet<AgentId>,
 }
@@ -75,6 +90,8 @@ pub struct Job {
     pub spec: Arc<JobSpec>,
     /// How far it is.
     pub state: JobState,
+    /// Agents that its next task or part must not go to. Worked out when offers come, and not kept.
+    pub avoided: Vec<AgentId>,
 }
 
 /// What a job wants of an offer.
@@ -104,6 +121,8 @@ impl Job {
             state_input: None,
             pool: None,
             run: None,
+            troubles: Troubles::default(),
+            unread: BTreeMap::new(),
             lost_agents: BTreeSet::new(),
         };
         match &spec.work {
@@ -114,7 +133,7 @@ impl Job {
                 state.pool = Some(Pool::new(map.template.total_items, !map.splits.is_empty()));
             }
         }
-        Self { spec, state }
+        Self { spec, state, avoided: Vec::new() }
     }
 
     /// Its id.
@@ -168,7 +187,7 @@ impl Job {
             (Work::Map(map), Stage::Reduce | Stage::Storing) => (map.reduce.as_ref().map_or(&map.slot_resources, |r| &r.resources), 0),
             (Work::Map(map), _) => (&map.slot_resources, 0),
         };
-        Request { resources, ports, constraints }
+        Request { resources, ports, constraints, avoided: &self.avoided }
     }
 
     /// Whether it has launched this attempt, and not seen its end.
@@ -194,7 +213,8 @@ impl Job {
                 if round != self.state.round || update.key.task.attempt != 0 {
                     return;
                 }
-                let failed = self.state.pool.as_mut().is_some_and(|p| p.apply(now, part, update, rules));
+                let troubles = &mut self.state.troubles;
+                let failed = self.state.pool.as_mut().is_some_and(|p| p.apply(now, part, update, rules, troubles));
                 if failed && self.spec.policy.fail_fast && self.state.ending.is_none() && self.state.stage == Stage::Map {
                     self.end_early(now, Ending::FailFast, None, out);
                 }
@@ -205,8 +225,31 @@ impl Job {
     }
 
     fn on_run_update(&mut self, now: Time, update: &StatusUpdate, rules: Rules, out: &mut Vec<Message>) {
+        let unread = self.unread_source(update);
+        let exclusive = match &self.spec.work {
+            Work::Single(single) => single.spec.exclusive,
+            Work::Map(map) => map.reduce.as_ref().is_some_and(|r| r.spec.exclusive),
+        };
         let Some(run) = self.state.run.as_mut().filter(|r| r.task == update.key.task.task) else { return };
-        match run.apply(now, update, rules.retries, rules.ending) {
+        let before = (run.attempt(), run.agent.clone());
+        let turn = run.apply(now, update, rules, exclusive, unread.is_some());
+        if let (Some(agent), true) = (before.1, update.key.task.attempt == before.0) {
+            match turn {
+                Turn::Goes => {}
+                Turn::Finished => self.state.troubles.finished(&agent),
+                Turn::Again | Turn::Failed => self.state.troubles.failed(now, &agent, 1, update.reason),
+            }
+        }
+        if let Some(agent) = unread.filter(|_| matches!(turn, Turn::Again | Turn::Failed) && self.state.ending.is_none()) {
+            let misses = self.state.unread.entry(agent.clone()).or_default();
+            *misses += 1;
+            if *misses >= MOST_UNREAD {
+                // It is not coming back in time, or what it had is gone.
+                self.state.unread.remove(&agent);
+                self.state.lost_agents.insert(agent);
+            }
+        }
+        match turn {
             Turn::Goes => {}
             Turn::Finished => self.run_finished(now, out),
             Turn::Again | Turn::Failed if !self.state.lost_agents.is_empty() && self.state.ending.is_none() => {
@@ -218,6 +261,17 @@ impl Job {
                 self.finish(now, outcome.unwrap_or_else(Outcome::finished));
             }
         }
+    }
+
+    /// The agent whose outputs a reduce could not read, when that is what it failed of.
+    fn unread_source(&self, update: &StatusUpdate) -> Option<AgentId> {
+        if self.state.stage != Stage::Reduce || update.reason != Reason::InputFailed || !update.state.is_terminal() {
+            return None;
+        }
+        // Statuses have words for this and no field; agents name each other in them.
+        let names = |agent: &AgentId| update.message.split("agent ").skip(1).any(|rest| is_first_word(rest, agent.as_str()));
+        let parts = self.state.pool.iter().flat_map(|p| p.parts.values()).filter(|p| !p.lost && !p.finished.is_empty());
+        parts.map(|p| &p.agent).find(|agent| names(agent)).cloned()
     }
 
     fn run_finished(&mut self, now: Time, out: &mut Vec<Message>) {
@@ -366,7 +420,10 @@ impl Job {
             // What is being killed needs no other word.
             (Some(_), _) => {}
             (None, true) => pool.close_all(&mut orders),
-            (None, false) => orders = pool.feed(now),
+            (None, false) => {
+                pool.leave(now, &self.state.troubles, &mut orders);
+                orders.extend(pool.feed(now));
+            }
         }
         let settled = pool.is_settled();
         for order in orders {

@@ -20,6 +20,7 @@ pub mod retry;
 pub mod run;
 pub mod scheduler;
 pub mod spec;
+pub mod trouble;
 pub mod views;
 mod yielding;
 

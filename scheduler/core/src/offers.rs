@@ -6,8 +6,11 @@ use crate::job::Demand;
 use crate::placing::{OpenOffer, WaitingArray, WaitingTask, place_arrays, place_tasks};
 use crate::scheduler::{Out, Scheduler};
 use smalti_types::protocol::Call;
-use smalti_types::{Offer, OfferId, Operation, Role, Time};
+use smalti_types::{DurationMs, Offer, OfferId, Operation, Role, Time};
 use std::cmp::Reverse;
+
+/// An agent that was offered this long ago may be offered again soon.
+const SEEN: DurationMs = DurationMs(600_000);
 
 /// The greatest key of a priority.
 const LAST_JOB: JobId = JobId::new(u64::MAX, u16::MAX);
@@ -15,6 +18,7 @@ const LAST_JOB: JobId = JobId::new(u64::MAX, u16::MAX);
 impl Scheduler {
     /// Every offer is answered in the same step: held offers are resources that nobody uses.
     pub(crate) fn on_offers(&mut self, now: Time, role: &Role, offers: Vec<Offer>, out: &mut Out) {
+        self.work_out_avoided(now, role, &offers);
         let mut open: Vec<OpenOffer<JobId>> = offers.into_iter().map(OpenOffer::new).collect();
         self.plan(now, role, &mut open);
         let mut unused: Vec<OfferId> = Vec::new();
@@ -37,6 +41,21 @@ impl Scheduler {
         }
         if !unused.is_empty() {
             out.messages.push(Message::Call { role: role.clone(), call: Call::Decline { offers: unused, filters } });
+        }
+    }
+
+    /// Which agents each job that wants something must not go to.
+    fn work_out_avoided(&mut self, now: Time, role: &Role, offers: &[Offer]) {
+        self.seen.retain(|_, at| now < at.after(SEEN));
+        for offer in offers {
+            self.seen.insert(offer.agent.clone(), now);
+        }
+        let Some(state) = self.roles.get(role) else { return };
+        for (_, id) in state.tasks.iter().chain(&state.arrays) {
+            if let Some(job) = self.jobs.get_mut(id).filter(|j| !j.state.troubles.is_empty() || !j.avoided.is_empty()) {
+                let parts = job.state.pool.iter().flat_map(|p| p.parts.values()).filter(|p| p.is_live()).map(|p| &p.agent);
+                job.avoided = job.state.troubles.avoided(now, self.seen.keys().chain(parts));
+            }
         }
     }
 

@@ -120,7 +120,11 @@ impl Part {
                 self.asked_back = None;
             }
         }
-        if update.state.is_terminal() {
+        if update.state == TaskState::Unreachable {
+            // For this array it is over: its items go elsewhere.
+            self.state = TaskState::Lost;
+        }
+        if self.state.is_terminal() {
             self.slots = 0;
             self.open = false;
             self.asked_back = None;

@@ -5,7 +5,7 @@
 //! array that holds the fewest. An array's slots are spread over the offers of the batch.
 
 use crate::spec::Constraint;
-use smalti_types::{Attributes, MilliCpus, Offer, Resources};
+use smalti_types::{AgentId, Attributes, MilliCpus, Offer, Resources};
 use std::collections::BTreeMap;
 
 /// Most slots of one part: an executor's threads are not free.
@@ -22,6 +22,8 @@ pub struct Request<'a> {
     pub ports: u32,
     /// All must hold.
     pub constraints: &'a [Constraint],
+    /// Agents that it must not go to now.
+    pub avoided: &'a [AgentId],
 }
 
 impl Request<'_> {
@@ -88,7 +90,10 @@ impl<K: Copy + Ord> OpenOffer<K> {
     }
 
     fn take(&mut self, request: &Request<'_>) -> Option<Resources> {
-        if self.is_used_up() || !request.constraints.iter().all(|c| c.holds(&self.offer.attributes)) {
+        if self.is_used_up()
+            || request.avoided.contains(&self.offer.agent)
+            || !request.constraints.iter().all(|c| c.holds(&self.offer.attributes))
+        {
             return None;
         }
         let wanted = request.take_from(&self.left)?;

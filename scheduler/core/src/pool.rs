@@ -5,6 +5,7 @@
 
 use crate::part::Part;
 use crate::retry::{self, Blame, Tries, Verdict};
+use crate::trouble::Troubles;
 use serde::{Deserialize, Serialize};
 use smalti_types::{AgentId, ItemSet, Reason, StatusUpdate, TaskState, Time, Usage};
 use std::collections::BTreeMap;
@@ -76,6 +77,22 @@ fn never_began(part: &Part, update: &StatusUpdate) -> bool {
             Blame::Infrastructure => part.finished.is_empty(),
             Blame::Request => false,
         }
+}
+
+/// What an update says of the agent that sent it.
+fn note(now: Time, part: &Part, update: &StatusUpdate, troubles: &mut Troubles) {
+    let to_blame = |state, reason| matches!(retry::blame(state, reason), Blame::Guest | Blame::Infrastructure);
+    let mut ended =
+        update.array.iter().flat_map(|d| &d.failed).filter(|f| part.outstanding.contains(f.item) && to_blame(f.state, f.reason));
+    let failed = ended.clone().count() as u64;
+    if update.array.as_ref().is_some_and(|d| !d.finished.is_disjoint(&part.outstanding)) {
+        troubles.finished(&part.agent);
+    } else if let Some(last) = ended.next_back() {
+        troubles.failed(now, &part.agent, failed, last.reason);
+    }
+    if update.state.is_terminal() && update.state != TaskState::Finished && to_blame(update.state, update.reason) {
+        troubles.failed(now, &part.agent, 1, update.reason);
+    }
 }
 
 impl Pool {
@@ -162,9 +179,10 @@ impl Pool {
     }
 
     /// An update about part `number`. Returns whether an item failed for good.
-    pub fn apply(&mut self, now: Time, number: u32, update: &StatusUpdate, rules: Rules) -> bool {
+    pub fn apply(&mut self, now: Time, number: u32, update: &StatusUpdate, rules: Rules, troubles: &mut Troubles) -> bool {
         let Some(part) = self.parts.get_mut(&number).filter(|p| p.is_live()) else { return false };
         part.heard(now, update);
+        note(now, part, update, troubles);
         let mut failed = false;
         if let Some(delta) = &update.array {
             // Only what was handed out can end or come back: an agent cannot speak about other items.
@@ -199,7 +217,7 @@ impl Pool {
                 }
             }
         }
-        if update.state.is_terminal() {
+        if update.state.is_terminal() || update.state == TaskState::Unreachable {
             failed |= self.end_part(now, number, update, rules);
         }
         failed
@@ -260,6 +278,8 @@ impl Pool {
             // FINISHED with items left over would be an agent's mistake: run them elsewhere rather than believe it.
             let (state, reason) = match update.state {
                 TaskState::Finished => (TaskState::Lost, Reason::None),
+                // Its agent may come back with it: then it is told to stop. What it had finished stays where it is.
+                TaskState::Unreachable => (TaskState::Lost, Reason::AgentDisconnected),
                 state => (state, update.reason),
             };
             let failure =

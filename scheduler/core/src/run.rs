@@ -1,7 +1,7 @@
 //! A task that runs by itself, over all its attempts: the task of a `run` job, or the reduce of a `map` job.
 
-use crate::pool::Failure;
-use crate::retry::{self, Tries, Verdict};
+use crate::pool::{Failure, Rules};
+use crate::retry::{self, Blame, Tries, Verdict};
 use serde::{Deserialize, Serialize};
 use smalti_types::{AgentId, PortSet, Reason, StatusUpdate, TaskId, TaskState, Time, Usage};
 
@@ -114,7 +114,11 @@ impl TaskRun {
     }
 
     /// An update about attempt `update.key.task.attempt`.
-    pub fn apply(&mut self, now: Time, update: &StatusUpdate, retries: u32, ending: bool) -> Turn {
+    ///
+    /// `exclusive`: another attempt only after the end of this one. `ours`: it failed of what other tasks of the job had
+    /// left it to read, so it is not to blame.
+    pub fn apply(&mut self, now: Time, update: &StatusUpdate, rules: Rules, exclusive: bool, ours: bool) -> Turn {
+        let Rules { retries, ending } = rules;
         if !self.is_placed() || update.key.task.attempt != self.attempt() {
             return Turn::Goes;
         }
@@ -133,6 +137,10 @@ impl TaskRun {
         if update.result.is_some() {
             self.result.clone_from(&update.result);
         }
+        if update.state == TaskState::Unreachable && (!exclusive || update.reason == Reason::LeaseExpired) {
+            // Its agent may come back with it: then it is told to stop. A guest whose lease is over has stopped.
+            return self.failed(now, Blame::Infrastructure, retries, ending);
+        }
         if !update.state.is_terminal() {
             return Turn::Goes;
         }
@@ -141,11 +149,12 @@ impl TaskRun {
             (self.standing, self.ended) = (Standing::Over, Some(now));
             return Turn::Finished;
         }
-        self.failed(now, retry::blame(update.state, update.reason), retries, ending)
+        let blame = if ours { Blame::Infrastructure } else { retry::blame(update.state, update.reason) };
+        self.failed(now, blame, retries, ending)
     }
 
     /// The current attempt ended otherwise than FINISHED.
-    pub fn failed(&mut self, now: Time, blame: retry::Blame, retries: u32, ending: bool) -> Turn {
+    pub fn failed(&mut self, now: Time, blame: Blame, retries: u32, ending: bool) -> Turn {
         match retry::verdict(now, blame, self.tries, retries) {
             Verdict::Again(at, next) if !ending => {
                 self.previous = Some(self.failure());

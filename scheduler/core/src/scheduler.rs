@@ -40,6 +40,8 @@ pub struct Scheduler {
     pub(crate) wake_of: BTreeMap<JobId, Time>,
     /// Arrays that are looked at with every tick.
     pub(crate) arrays: BTreeSet<JobId>,
+    /// Agents that were offered, and when they were last.
+    pub(crate) seen: BTreeMap<AgentId, Time>,
     /// Jobs that want something and have nothing, and since when.
     pub(crate) hungry: BTreeMap<JobId, Time>,
 }
@@ -205,10 +207,9 @@ impl Scheduler {
                 out.noted.insert(job);
             }
         }
-        if update.key.seq > 0 {
-            let key = UpdateKey { task: update.key.task.clone(), seq: update.key.seq };
-            out.messages.push(Message::Handled { role: role.clone(), key });
-        }
+        // Also of the master's own words: that they were taken is kept with what they changed.
+        let key = UpdateKey { task: update.key.task.clone(), seq: update.key.seq };
+        out.messages.push(Message::Handled { role: role.clone(), key });
     }
 
     fn on_agent_lost(&mut self, now: Time, role: &Role, agent: &AgentId, out: &mut Out) {

@@ -134,6 +134,9 @@ pub enum SpecError {
     /// Items share their slot, so they cannot listen.
     #[error("an array's slots cannot have ports")]
     ArrayPorts,
+    /// Items run at least once.
+    #[error("exclusive: items of an array may run more than once when an executor is lost; only single tasks can be exclusive")]
+    ExclusiveArray,
     /// A number above its limit.
     #[error("{what}: {value} is above the limit of {limit}")]
     TooMany {
@@ -192,6 +195,9 @@ impl MapSpec {
         check_step("slot", &self.template.spec, &self.slot_resources)?;
         if !self.slot_resources.ports.is_empty() {
             return Err(SpecError::ArrayPorts);
+        }
+        if self.template.spec.exclusive {
+            return Err(SpecError::ExclusiveArray);
         }
         if let Some(reduce) = &self.reduce {
             check_step("reduce", &reduce.spec, &reduce.resources)?;

@@ -6,6 +6,7 @@ use crate::launch::sources;
 use crate::part::Part;
 use crate::pool::{Failure, Pool};
 use crate::run::{Standing, TaskRun};
+use crate::trouble::Trouble;
 use smalti_types::task::OutputSource;
 use smalti_types::{AgentId, FrameworkId, ItemSet, Reason, Resources, Role, TaskId, TaskState, Time, Usage};
 use std::collections::BTreeMap;
@@ -243,6 +244,15 @@ impl Job {
         }
     }
 
+    /// Agents where its attempts keep failing, in words.
+    #[must_use]
+    pub fn avoids(&self) -> Vec<String> {
+        let words = |(agent, t): (&AgentId, &Trouble)| {
+            format!("{} attempts in a row failed on agent {agent} ({}): it is avoided while there is another", t.streak, t.reason)
+        };
+        self.state.troubles.iter().map(words).collect()
+    }
+
     fn run_resources(&self) -> Resources {
         match &self.spec.work {
             crate::spec::Work::Single(single) => single.resources.clone(),
@@ -267,7 +277,7 @@ impl Job {
         TaskView {
             state,
             reason: failure.filter(|_| settled).map_or(Reason::None, |f| f.reason),
-            message: failure.filter(|_| settled).map_or_else(String::new, |f| f.message.clone()),
+            message: if settled { failure.map_or_else(String::new, |f| f.message.clone()) } else { self.avoids().join("; ") },
             usage: pool.usage(),
             items: self.counts(),
             started: pool.parts.values().map(|p| p.launched).min(),

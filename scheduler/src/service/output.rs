@@ -171,11 +171,12 @@ impl Sender {
     /// `unstarted`: a task that could not even start has written nothing, and that there is nothing is no error.
     async fn relay(&self, location: &Location, unstarted: bool) -> Sent {
         let mut stream = location.read(&self.cluster, self.read(None, self.stream)).await?;
-        while let Some(reply) = stream.message().await? {
-            match reply.message {
+        while let Some(mut reply) = stream.message().await? {
+            match &mut reply.message {
                 Some(read_reply::Message::ReadId(_)) | None => continue,
                 Some(read_reply::Message::Error(_)) if unstarted => return Ok(true),
-                Some(_) => {}
+                Some(read_reply::Message::Chunk(chunk)) => chunk.attempt = location.attempt,
+                Some(read_reply::Message::Error(_)) => {}
             }
             if self.replies.send(Ok(reply)).await.is_err() {
                 return Ok(false);

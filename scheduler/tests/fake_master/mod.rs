@@ -3,8 +3,8 @@
 use smalti_proto::v1::{self, framework_service_server as framework, operator_service_server as operator};
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{
-    AgentId, ArrayDelta, Attributes, Bytes, FrameworkId, ItemBatch, LaunchArray, MasterEpoch, MilliCpus, Offer, OfferId, Operation, Reason,
-    Resources, Role, StatusUpdate, TaskId, TaskKey, TaskState, Time,
+    AgentId, ArrayDelta, Attributes, Bytes, FrameworkId, ItemBatch, ItemSet, LaunchArray, MasterEpoch, MilliCpus, Offer, OfferId,
+    Operation, Reason, Resources, Role, StatusUpdate, TaskId, TaskKey, TaskState, Time,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -25,6 +25,14 @@ pub(crate) struct State {
     /// Whether launches end, or run for ever.
     pub(crate) finish: bool,
     pub(crate) acknowledged: usize,
+    /// Numbers of the updates that were acknowledged.
+    pub(crate) acks: Vec<u64>,
+    /// Items of each assignment after a launch.
+    pub(crate) assigned: Vec<ItemSet>,
+    /// Where the present connection's events go.
+    pub(crate) events: Option<mpsc::Sender<Result<v1::Event, Status>>>,
+    /// How the subscription is answered instead, if so.
+    pub(crate) refuse: Option<String>,
     /// Calls after the subscription.
     pub(crate) calls: usize,
     pub(crate) launched: Vec<String>,
@@ -57,6 +65,7 @@ impl framework::FrameworkService for FakeMaster {
 
     async fn subscribe(&self, request: Request<Streaming<v1::Call>>) -> Result<Response<Self::SubscribeStream>, Status> {
         let (events, receiver) = mpsc::channel(1024);
+        self.state.lock().unwrap().events = Some(events.clone());
         let mut calls = request.into_inner();
         let session = Session { state: self.state.clone(), events, seqs: BTreeMap::new(), offers: 0, open: BTreeMap::new() };
         tokio::spawn(async move {
@@ -92,6 +101,10 @@ impl Session {
                 state.announced.push(info.services["smalti.v1.Jobs"].clone());
                 state.framework_ids.push(subscribe.framework_id);
             }
+            let refuse = self.state.lock().unwrap().refuse.take();
+            if let Some(reason) = refuse {
+                return self.say(FrameworkEvent::Error(reason)).await;
+            }
             let subscribed = v1::SubscribedEvent {
                 version: Some(smalti_proto::version::current()),
                 framework_id: "F1-1".into(),
@@ -111,9 +124,22 @@ impl Session {
                 }
                 self.offer().await;
             }
-            Call::AssignItems { task, batch, open, .. } => self.run_items(&task, batch, open).await,
+            Call::AssignItems { task, batch, open, .. } => {
+                let finish = {
+                    let mut state = self.state.lock().unwrap();
+                    state.assigned.push(batch.items.clone());
+                    state.finish
+                };
+                if finish {
+                    self.run_items(&task, batch, open).await;
+                }
+            }
             Call::Kill { task, attempt, .. } => self.update(&task, attempt, TaskState::Killed, Reason::KilledByRequest, None).await,
-            Call::Acknowledge(updates) => self.state.lock().unwrap().acknowledged += updates.len(),
+            Call::Acknowledge(updates) => {
+                let mut state = self.state.lock().unwrap();
+                state.acknowledged += updates.len();
+                state.acks.extend(updates.iter().map(|(_, _, seq)| *seq));
+            }
             _ => {}
         }
     }
@@ -208,7 +234,7 @@ impl operator::OperatorService for FakeMaster {
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
             let chunk = |item: Option<u64>, text: String| {
-                let chunk = v1::OutputChunk { item, stream: v1::OutputStream::Stdout.into(), data: text.into() };
+                let chunk = v1::OutputChunk { item, stream: v1::OutputStream::Stdout.into(), data: text.into(), attempt: 0 };
                 Ok(v1::ReadReply { message: Some(v1::read_reply::Message::Chunk(chunk)) })
             };
             match output.items {

@@ -1,66 +1,87 @@
-//! An agent's process with its executors: what its shell does for the core, with random delays and failures.
+//! An agent's process and machine: what its shell does for the core, with random delays and failures. Its executors are processes of
+//! their own (see `executors`).
 
-use crate::executor::{Action, Executor, Inside};
+mod checkpoint;
+mod executors;
+
+use crate::executor::{Entry, Executor};
+use crate::faults::{WriteCrash, write_crash};
+use crate::machine::Machine;
 use crate::network::ToMaster;
+use crate::nodes::LEASE;
 use crate::rng::Rng;
 use crate::world::{Happening, Node, Peer, World};
-use smalti_agent_core::{Agent, Event, Failure, Message, Parameters};
+use checkpoint::Checkpoint;
+use smalti_agent_core::{Agent, Event, Failure, Message, Parameters, Record};
 use smalti_master_core::AgentMessage;
 use smalti_types::protocol::Registration;
-use smalti_types::{AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time};
-use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
+use smalti_types::{
+    AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, Effects, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time,
+};
+use std::collections::BTreeMap;
 
 /// An agent, or the place where it was.
 #[derive(Debug)]
 pub(crate) struct AgentNode {
     index: usize,
     total: Resources,
+    pub(crate) machine: Machine,
     pub(crate) core: Option<Agent>,
     pub(crate) life: u64,
     /// Its connection, registered or not.
     pub(crate) conn: Option<u64>,
-    executors: BTreeMap<ExecutorId, Executor>,
-    /// Those of this life that have had the only task of theirs.
-    bound: BTreeSet<ExecutorId>,
+    /// Executor processes on the machine, whichever life of the agent started them.
+    executors: BTreeMap<u64, Executor>,
+    processes: u64,
+    /// Which process the agent of this life knows under which name.
+    links: BTreeMap<ExecutorId, u64>,
+    /// The same the other way round.
+    names: BTreeMap<u64, ExecutorId>,
+    /// What executors that are gone have written about items.
+    ledgers: BTreeMap<ExecutorId, Vec<Entry>>,
+    checkpoint: Checkpoint,
+    /// When it last asked for a lease.
+    asked: Time,
 }
 
 impl AgentNode {
     pub(crate) fn new(index: usize, rng: &mut Rng) -> Self {
         let mut total = Resources::new(MilliCpus(rng.between(2, 8) * 1_000), Bytes::gib(rng.between(2, 8)));
         total.ports = vec![PortRange { first: 31_000, last: 31_010 }].into();
-        Self { index, total, core: None, life: 0, conn: None, executors: BTreeMap::new(), bound: BTreeSet::new() }
+        Self {
+            index,
+            total,
+            machine: Machine::new(rng),
+            core: None,
+            life: 0,
+            conn: None,
+            executors: BTreeMap::new(),
+            processes: 0,
+            links: BTreeMap::new(),
+            names: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
+            checkpoint: Checkpoint::default(),
+            asked: Time(0),
+        }
     }
 
     pub(crate) fn id(&self) -> AgentId {
         AgentId::new(format!("agent-{}", self.index)).expect("letters, digits and a dash")
     }
 
-    pub(crate) fn start(&mut self) {
-        self.life += 1;
-        let parameters = Parameters {
-            slots_per_executor: 4,
-            most_slots_per_executor: 8,
-            most_executors: 3,
-            pool: 1,
-            most_processes: 5,
-            most_starting: 2,
-            idle_stop: DurationMs(1_500),
-            ..Parameters::new(self.total.clone())
-        };
-        self.core = Some(Agent::new(parameters));
-    }
-
+    /// The process is gone; executors and disk are not.
     pub(crate) fn crash(&mut self) {
         self.core = None;
+        self.checkpoint.close();
         self.conn = None;
-        self.executors.clear();
-        self.bound.clear();
+        self.links.clear();
+        self.names.clear();
     }
 
     /// A connection stands: what is said first on it.
     pub(crate) fn connected(&mut self, conn: u64, now: Time) -> Registration {
         self.conn = Some(conn);
+        let now = self.machine.clock.wall(now);
         let (tasks, unacknowledged) = self.core.as_mut().map(|core| core.registration(now)).unwrap_or_default();
         let info = AgentInfo {
             id: self.id(),
@@ -69,8 +90,9 @@ impl AgentNode {
             overhead: Resources::default(),
             attributes: Attributes::default(),
             isolation: BTreeMap::new(),
-            boot_id: "boot".into(),
-            incarnation: self.life,
+            boot_id: format!("boot-{}", self.machine.boot),
+            // It goes on with its tasks, unless the machine was booted.
+            incarnation: self.machine.boot,
         };
         Registration { info, tasks, unacknowledged }
     }
@@ -81,11 +103,57 @@ impl AgentNode {
         if core.live() > 0 || !core.held().is_empty() {
             return Some(format!("{} still has {} attempts that hold {}", self.id(), core.live(), core.held()));
         }
-        None
+        let busy = self.executors.values().find(|e| !e.is_idle());
+        busy.map(|e| format!("{}: executor {} runs something: {:?}", self.id(), e.id, e.holds()))
+    }
+
+    /// What must hold at the end.
+    pub(crate) fn check_end(&self) -> Result<(), String> {
+        match self.executors.iter().find(|(process, _)| !self.names.contains_key(process)) {
+            Some((_, e)) => Err(format!("{}: executor {} was left behind", self.id(), e.id)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn parameters(total: &Resources) -> Parameters {
+    Parameters {
+        slots_per_executor: 4,
+        most_slots_per_executor: 8,
+        most_executors: 3,
+        pool: 1,
+        most_processes: 5,
+        most_starting: 2,
+        idle_stop: DurationMs(1_500),
+        ..Parameters::new(total.clone())
     }
 }
 
 impl World {
+    pub(crate) fn start_agent(&mut self, i: usize) -> Result<(), String> {
+        let node = &mut self.agents[i];
+        node.life += 1;
+        node.asked = Time(0);
+        let now = node.machine.clock.wall(self.now);
+        let boot = node.machine.boot;
+        let (records, same_boot) = node.checkpoint.open(&node.machine.disk, boot).map_err(|e| format!("{}: {e}", node.id()))?;
+        let mut core = Agent::restore(parameters(&node.total), records, same_boot);
+        node.checkpoint.snapshot(core.checkpoint())?;
+        let effects = core.resume(now);
+        core.check_invariants().map_err(|e| format!("{} restored: {e}", node.id()))?;
+        let to_find: Vec<ExecutorId> = core.to_find().cloned().collect();
+        node.core = Some(core);
+        self.find_executors(i, &to_find);
+        self.agent_commits(i, effects)
+    }
+
+    /// The machine loses its power: with it go its executors.
+    pub(crate) fn agent_power_fails(&mut self, i: usize) {
+        let all: Vec<u64> = self.agents[i].executors.keys().copied().collect();
+        all.into_iter().for_each(|process| self.executor_dies(i, process));
+        self.agents[i].machine.power_fails(self.now, &mut self.rng);
+    }
+
     pub(crate) fn agent_hears(&mut self, i: usize, message: AgentMessage) -> Result<(), String> {
         let life = self.agents[i].life;
         match message {
@@ -95,17 +163,68 @@ impl World {
         }
     }
 
+    pub(crate) fn agent_tick(&mut self, i: usize, life: u64) -> Result<(), String> {
+        self.agent_event(i, life, Event::Tick)
+    }
+
+    /// An agent with exclusive tasks asks for its lease: at once for the first, then every third of it.
+    fn ask_for_lease(&mut self, i: usize) {
+        let node = &mut self.agents[i];
+        let due = self.now.micros_since(node.asked) >= LEASE.0 * 1_000 / 3 || node.asked == Time(0);
+        let Some(conn) = node.conn.filter(|_| due && node.core.as_ref().is_some_and(Agent::wants_lease)) else { return };
+        node.asked = self.now;
+        let asked = node.machine.clock.boot(self.now);
+        self.say_to_master(conn, ToMaster::Lease(asked));
+    }
+
     pub(crate) fn agent_event(&mut self, i: usize, life: u64, event: Event) -> Result<(), String> {
         if self.life(Node::Peer(Peer::Agent(i))) != Some(life) {
             return Ok(());
         }
         let node = &mut self.agents[i];
+        let now = node.machine.clock.wall(self.now);
         let Some(core) = &mut node.core else { return Ok(()) };
-        let effects = core.step(self.now, event);
+        let effects = core.step(now, event);
         core.check_invariants().map_err(|e| format!("{}: {e}", node.id()))?;
-        let messages = effects.commit(|_| Ok::<_, Infallible>(())).unwrap_or_else(|never| match never {});
-        for message in messages {
+        self.agent_commits(i, effects)?;
+        self.ask_for_lease(i);
+        Ok(())
+    }
+
+    fn agent_commits(&mut self, i: usize, effects: Effects<Record, Message>) -> Result<(), String> {
+        let node = &mut self.agents[i];
+        let life = node.life;
+        let (checkpoint, disk) = (&mut node.checkpoint, &node.machine.disk);
+        let mut failed = None;
+        let persist = |records: Vec<Record>| {
+            let crash = write_crash(records.len(), self.calm, &mut self.rng);
+            if crash != Err(WriteCrash::Before) && !records.is_empty() {
+                failed = checkpoint.append(records).err();
+            }
+            if crash == Err(WriteCrash::Within) {
+                disk.borrow_mut().tear(&mut self.rng);
+            }
+            crash
+        };
+        let Ok(messages) = effects.commit(persist) else {
+            self.faults += 1;
+            self.crash(Node::Peer(Peer::Agent(i)), false);
+            return Ok(());
+        };
+        if let Some(problem) = failed {
+            return Err(problem);
+        }
+        if node.checkpoint.wants_snapshot()
+            && let Some(core) = &node.core
+        {
+            node.checkpoint.snapshot(core.checkpoint())?;
+        }
+        let crash = self.send_crash(messages.len());
+        for message in messages.into_iter().take(crash.unwrap_or(usize::MAX)) {
             self.agent_acts(i, life, message)?;
+        }
+        if crash.is_some() {
+            self.crash(Node::Peer(Peer::Agent(i)), false);
         }
         Ok(())
     }
@@ -113,6 +232,7 @@ impl World {
     fn agent_acts(&mut self, i: usize, life: u64, message: Message) -> Result<(), String> {
         match message {
             Message::Updates(updates) => {
+                updates.iter().try_for_each(|u| self.checks.say(u))?;
                 if let Some(conn) = self.agents[i].conn {
                     self.say_to_master(conn, ToMaster::Updates(updates));
                 }
@@ -122,79 +242,17 @@ impl World {
                 let us = if self.rng.chance(10) { self.rng.between(10_000, 2_000_000) } else { self.rng.between(50, 5_000) };
                 self.after(us, Happening::Agent(i, life, Event::Prepared { run, result }));
             }
-            Message::StartExecutor { executor, slots, .. } => {
-                let us = self.rng.between(500, 50_000);
-                let event = if self.rng.chance(5) {
-                    Event::ExecutorFailed { executor, reason: Reason::LaunchFailed, message: "no memory".into() }
-                } else {
-                    self.agents[i].executors.insert(executor.clone(), Executor::new(slots));
-                    Event::ExecutorStarted { executor, slots }
-                };
-                self.after(us, Happening::Agent(i, life, event));
-            }
-            Message::BindExecutor { executor, key } => {
-                if !self.agents[i].bound.insert(executor.clone()) {
-                    return Err(format!("executor {executor} had its only task, and gets {key}"));
-                }
-            }
-            Message::DiscardExecutor { executor } => self.end_executor(i, life, executor, "its task is over"),
-            Message::StopExecutor { executor } => self.end_executor(i, life, executor, "it was told to"),
-            Message::KillExecutor { executor, .. } => self.end_executor(i, life, executor, "it was killed"),
-            Message::ToExecutor { executor, message } => {
-                if !self.agents[i].executors.contains_key(&executor) {
-                    // It died, and the news is on its way.
-                    return Ok(());
-                }
-                // The socket keeps its order, so the delay is the same for all.
-                self.after(20, Happening::Executor(i, life, executor, Inside::Told(message)));
-            }
+            Message::StartExecutor { executor, slots, .. } => self.start_executor(i, life, executor, slots),
+            Message::BindExecutor { executor, key } => self.bind_executor(i, &executor, &key)?,
+            Message::DiscardExecutor { executor } => self.end_executor(i, &executor, "its task is over"),
+            Message::StopExecutor { executor } => self.end_executor(i, &executor, "it was told to"),
+            Message::KillExecutor { executor, .. } => self.end_executor(i, &executor, "it was killed"),
+            Message::ToExecutor { executor, message } => self.tell_executor(i, &executor, message),
             Message::CancelPrepare { .. }
             | Message::SetSlotCpus { .. }
             | Message::SlotsIdle { .. }
             | Message::SetExecutorMemory { .. }
             | Message::Ended { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn end_executor(&mut self, i: usize, life: u64, executor: ExecutorId, cause: &str) {
-        if self.agents[i].executors.remove(&executor).is_some() {
-            let out_of_memory = self.rng.chance(20);
-            let us = self.rng.between(100, 5_000);
-            self.after(us, Happening::Agent(i, life, Event::ExecutorExited { executor, cause: cause.into(), out_of_memory }));
-        }
-    }
-
-    /// A fault: an executor dies with everything in it.
-    pub(crate) fn kill_executor(&mut self, i: usize) -> Result<(), String> {
-        let Some(life) = self.life(Node::Peer(Peer::Agent(i))) else { return Ok(()) };
-        let ids: Vec<ExecutorId> = self.agents[i].executors.keys().cloned().collect();
-        if !ids.is_empty() {
-            let id = ids[self.rng.index(ids.len())].clone();
-            self.log.add(format_args!("{} executor {id} of agent {i} dies", self.now.0));
-            self.end_executor(i, life, id, "signal 9");
-        }
-        Ok(())
-    }
-
-    pub(crate) fn executor_happens(&mut self, i: usize, life: u64, id: ExecutorId, inside: Inside) -> Result<(), String> {
-        if self.life(Node::Peer(Peer::Agent(i))) != Some(life) {
-            return Ok(());
-        }
-        let Some(executor) = self.agents[i].executors.get_mut(&id) else { return Ok(()) };
-        let actions = executor.happen(inside, &mut self.rng).map_err(|e| format!("executor {id}: {e}"))?;
-        for action in actions {
-            match action {
-                Action::Say(message) => {
-                    let event = Event::Executor { executor: id.clone(), message };
-                    self.after(20, Happening::Agent(i, life, event));
-                }
-                Action::After(us, inside) => self.after(us, Happening::Executor(i, life, id.clone(), inside)),
-                Action::Starts(key) => {
-                    let agent = self.agents[i].id();
-                    self.checks.start(key, agent)?;
-                }
-            }
         }
         Ok(())
     }

@@ -1,13 +1,15 @@
-//! A framework's process: the SDK's core and a handler above it. The handler's state is durable, as if every batch that
-//! it handles were one transaction of its store; the SDK's state dies with the process.
+//! A framework's process: the SDK's core and a handler above it. What the handler makes of a batch, what it has taken of the SDK's
+//! updates and what it asks of the master are one transaction of the SDK's store. A crash before it is as if the handler had not run.
 
 use crate::batch::Batch;
+use crate::faults::{WriteCrash, write_crash};
+use crate::machine::Machine;
 use crate::network::ToMaster;
 use crate::rng::Rng;
 use crate::script::{Answers, Script};
 use crate::world::{Happening, Node, Peer, World};
-use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record};
-use smalti_types::{DurationMs, FrameworkId, FrameworkInfo, Role, TaskId, TaskState, Time};
+use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record, UpdateId};
+use smalti_types::{DurationMs, Effects, FrameworkInfo, Role, TaskId, TaskState, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 
@@ -59,12 +61,13 @@ impl Handler {
 #[derive(Debug)]
 pub(crate) struct FrameworkNode {
     index: usize,
+    pub(crate) machine: Machine,
     pub(crate) client: Option<Client>,
     pub(crate) life: u64,
     pub(crate) conn: Option<u64>,
-    /// Durable.
-    id: Option<FrameworkId>,
-    /// Durable.
+    /// The SDK's store, and with it in every transaction …
+    store: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// … what the handler keeps.
     handler: Handler,
     inbox: VecDeque<Delivery>,
     /// The last state delivered of each attempt, in this life.
@@ -75,7 +78,18 @@ impl FrameworkNode {
     pub(crate) fn new(index: usize, rng: &mut Rng) -> Self {
         // Every second one is the batch scheduler.
         let handler = if index % 2 == 1 { Handler::Batch(Box::new(Batch::new())) } else { Handler::Script(Script::new(rng)) };
-        Self { index, client: None, life: 0, conn: None, id: None, handler, inbox: VecDeque::new(), seen: BTreeMap::new() }
+        let machine = Machine::new(rng);
+        Self {
+            index,
+            machine,
+            client: None,
+            life: 0,
+            conn: None,
+            store: BTreeMap::new(),
+            handler,
+            inbox: VecDeque::new(),
+            seen: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn crash(&mut self) {
@@ -118,6 +132,7 @@ impl FrameworkNode {
 impl World {
     pub(crate) fn start_framework(&mut self, i: usize) -> Result<(), String> {
         let node = &mut self.frameworks[i];
+        let now = node.machine.clock.wall(self.now);
         node.life += 1;
         let info = FrameworkInfo {
             name: format!("framework {i}"),
@@ -126,40 +141,65 @@ impl World {
             failover_timeout: DurationMs(3_600_000),
             services: BTreeMap::new(),
         };
-        node.client = Some(Client::new(info, node.id.clone()));
-        node.handler.restarted(self.now);
+        let records: Result<Vec<Record>, _> = node.store.iter().map(|(key, value)| Record::decode(key, value)).collect();
+        node.client = Some(Client::restore(info, records.map_err(|e| format!("the store of framework {i}: {e}"))?));
+        node.handler.restarted(now);
         Ok(())
     }
 
+    /// One event for the SDK's core, its records in a transaction of their own.
     pub(crate) fn client_step(&mut self, i: usize, event: Event) -> Result<(), String> {
-        let node = &mut self.frameworks[i];
-        let Some(client) = &mut node.client else { return Ok(()) };
-        let effects = client.step(self.now, event);
-        client.check_invariants().map_err(|e| format!("SDK of framework {i}: {e}"))?;
-        let saved = &mut node.id;
+        let effects = self.client_decides(i, event)?;
+        // The store is transactional: all of it is kept, or nothing.
+        let store = &mut self.frameworks[i].store;
         let persist = |records: Vec<Record>| {
-            for Record::Subscribed(id) in records {
-                *saved = Some(id);
-            }
-            Ok::<_, Infallible>(())
+            write_crash(records.len(), self.calm, &mut self.rng)?;
+            keep(store, &records);
+            Ok::<_, WriteCrash>(())
         };
-        let messages = effects.commit(persist).unwrap_or_else(|never| match never {});
-        for message in messages {
-            let node = &mut self.frameworks[i];
-            let conn = node.conn;
-            match message {
-                Message::Subscribe(subscription) => {
-                    conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Subscribe(subscription.clone())));
-                }
-                Message::ToMaster(call) => conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Call(call.clone()))),
-                Message::Deliver(delivery) => {
-                    node.check(&delivery)?;
-                    node.inbox.push_back(delivery);
-                    if node.inbox.len() == 1 {
-                        let us = self.rng.below(3_000);
-                        let life = self.frameworks[i].life;
-                        self.after(us, Happening::Handle(i, life));
-                    }
+        let Ok(messages) = effects.commit(persist) else {
+            self.faults += 1;
+            self.crash(Node::Peer(Peer::Framework(i)), false);
+            return Ok(());
+        };
+        self.client_sends(i, messages)
+    }
+
+    fn client_decides(&mut self, i: usize, event: Event) -> Result<Effects<Record, Message>, String> {
+        let node = &mut self.frameworks[i];
+        let now = node.machine.clock.wall(self.now);
+        let Some(client) = &mut node.client else { return Ok(Effects::default()) };
+        let effects = client.step(now, event);
+        client.check_invariants().map_err(|e| format!("SDK of framework {i}: {e}"))?;
+        Ok(effects)
+    }
+
+    fn client_sends(&mut self, i: usize, messages: Vec<Message>) -> Result<(), String> {
+        let crash = self.send_crash(messages.len());
+        for message in messages.into_iter().take(crash.unwrap_or(usize::MAX)) {
+            self.client_says(i, message)?;
+        }
+        if crash.is_some() {
+            self.crash(Node::Peer(Peer::Framework(i)), false);
+        }
+        Ok(())
+    }
+
+    fn client_says(&mut self, i: usize, message: Message) -> Result<(), String> {
+        let node = &mut self.frameworks[i];
+        let conn = node.conn;
+        match message {
+            Message::Subscribe(subscription) => {
+                conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Subscribe(subscription.clone())));
+            }
+            Message::ToMaster(call) => conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Call(call.clone()))),
+            Message::Deliver(delivery) => {
+                node.check(&delivery)?;
+                node.inbox.push_back(delivery);
+                if node.inbox.len() == 1 {
+                    let us = self.rng.below(3_000);
+                    let life = self.frameworks[i].life;
+                    self.after(us, Happening::Handle(i, life));
                 }
             }
         }
@@ -171,31 +211,69 @@ impl World {
         if self.life(Node::Peer(Peer::Framework(i))) != Some(life) {
             return Ok(());
         }
-        let node = &mut self.frameworks[i];
-        let mut answers = Answers::default();
-        for delivery in std::mem::take(&mut node.inbox) {
-            node.handler.take(self.now, delivery, &mut self.rng, &mut answers);
-        }
-        node.handler.check().map_err(|e| format!("framework {i}: {e}"))?;
-        // Durable, but nobody was told.
-        if !self.calm && self.rng.chance(1) {
-            self.crash(Node::Peer(Peer::Framework(i)));
+        // Before the transaction is committed: then the handler might as well not have run.
+        if write_crash(1, self.calm, &mut self.rng).is_err() {
+            self.faults += 1;
+            self.crash(Node::Peer(Peer::Framework(i)), false);
             return Ok(());
         }
+        let node = &mut self.frameworks[i];
+        let now = node.machine.clock.wall(self.now);
+        let mut answers = Answers::default();
+        // What is said again after a subscription must leave before what waits is taken: it may speak of the same items.
+        let most = node.inbox.iter().position(|d| matches!(d, Delivery::Subscribed { .. })).map_or(node.inbox.len(), |at| at + 1);
+        let batch: Vec<Delivery> = node.inbox.drain(..most).collect();
+        if !node.inbox.is_empty() {
+            self.after(0, Happening::Handle(i, life));
+        }
+        let node = &mut self.frameworks[i];
+        for delivery in batch {
+            if let Delivery::Update { update, .. } = &delivery {
+                self.checks.commit(update)?;
+                answers.handled.push(UpdateId::of(update));
+            }
+            node.handler.take(now, delivery, &mut self.rng, &mut answers);
+        }
+        node.handler.check().map_err(|e| format!("framework {i}: {e}"))?;
         self.answer(i, answers)
     }
 
     pub(crate) fn framework_tick(&mut self, i: usize) -> Result<(), String> {
         self.client_step(i, Event::Tick)?;
-        let mut answers = Answers::default();
         let node = &mut self.frameworks[i];
-        node.handler.tick(self.now, self.calm, &mut self.rng, &mut answers);
+        if node.client.is_none() {
+            return Ok(());
+        }
+        let now = node.machine.clock.wall(self.now);
+        let mut answers = Answers::default();
+        node.handler.tick(now, self.calm, &mut self.rng, &mut answers);
         node.handler.check().map_err(|e| format!("framework {i}: {e}"))?;
         self.answer(i, answers)
     }
 
+    /// What the handler has made of it, what it has taken, and what it asks: one transaction.
     fn answer(&mut self, i: usize, answers: Answers) -> Result<(), String> {
-        self.client_step(i, Event::Handled(answers.handled))?;
-        answers.calls.into_iter().try_for_each(|call| self.client_step(i, Event::Call(call)))
+        // An acknowledgement comes before what is asked because of what it is for.
+        let mut all = self.client_decides(i, Event::Handled(answers.handled))?;
+        for call in answers.calls {
+            all.merge(self.client_decides(i, Event::Call(call))?);
+        }
+        let store = &mut self.frameworks[i].store;
+        let persist = |records: Vec<Record>| {
+            keep(store, &records);
+            Ok::<_, Infallible>(())
+        };
+        let messages = all.commit(persist).unwrap_or_else(|never| match never {});
+        self.client_sends(i, messages)
+    }
+}
+
+/// Makes records durable, as the store's bytes.
+fn keep(store: &mut BTreeMap<Vec<u8>, Vec<u8>>, records: &[Record]) {
+    for (key, value) in records.iter().map(Record::encode) {
+        match value {
+            Some(value) => drop(store.insert(key, value)),
+            None => drop(store.remove(&key)),
+        }
     }
 }

@@ -4,7 +4,6 @@
 use crate::{Result, eventually, guest};
 use anyhow::Context;
 use smalti_tests::{AgentConfig, Cluster, Config};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Where a pure v2 host has its hierarchy.
@@ -160,7 +159,7 @@ fn an_agent_alone_in_its_group_makes_room_and_puts_everything_back() -> Result {
 }
 
 #[test]
-fn a_killed_agents_executors_and_groups_are_gone_when_it_is_back_and_limits_hold_again() -> Result {
+fn a_killed_agents_executors_stay_in_their_groups_and_are_limited_by_the_next_one() -> Result {
     let Some(playground) = playground() else { return Ok(()) };
     let service = Service::new(&playground, "crash")?;
     let (first, second) = (service.subgroup()?, Service::new(&playground, "crash-elsewhere")?);
@@ -170,24 +169,27 @@ fn a_killed_agents_executors_and_groups_are_gone_when_it_is_back_and_limits_hold
     let (job, executor) = spinning(&c, &agent_group, "0.3")?;
     let processes = text(&executor, "cgroup.procs")?;
     assert!(processes.lines().count() >= 2, "{processes}");
-    let before = std::fs::metadata(&executor)?.ino();
     let config = AgentConfig { cpus: "1".into(), group: Some(first), ..AgentConfig::default() };
     c.crash_agent(0, &config)?;
     assert_eq!(agent_id(&c)?, id);
-    // The agent names its executors anew, and the task's next attempt may have its own by now, but no two groups have one number.
-    let now = std::fs::metadata(&executor).ok().map(|m| m.ino());
-    assert_ne!(now, Some(before), "the earlier executor's group is still there");
-    let (retried, again) = (&job, &agent_group);
-    eventually("the task's next attempt is held back, too", || Ok(executors(again)?.iter().any(|e| busy_slot(e).is_some())))?;
-    // A third start, from another group than the one that the second used.
+    assert_eq!(text(&executor, "cgroup.procs")?, processes, "the same processes in the same group");
+    let slot = busy_slot(&executor).context("the slot that runs")?;
+    assert_eq!(text(&slot, "cpu.max")?, "30000 100000");
+    // A third start, from another group than the one that the second used: what runs stays where it is.
     let elsewhere = AgentConfig { group: Some(second.group.clone()), ..config };
     c.crash_agent(0, &elsewhere)?;
-    assert!(!agent_group.exists(), "groups of the earlier place are removed");
+    assert_eq!(text(&executor, "cgroup.procs")?, processes, "and again");
     let moved = second.group.join(format!("smalti-{id}"));
-    eventually("and the next one there", || Ok(executors(&moved)?.iter().any(|e| busy_slot(e).is_some())))?;
-    c.ok(&["kill", "--grace", "0s", retried])?;
-    assert_eq!(c.smalti(&["wait", retried])?.code, 137);
+    // Its slots' limits are the new agent's to set.
+    let again = c.ok(&["submit", "--cpus", "0.2", &guest(&c, "misbehave")?, "--", "loop"])?;
+    let limited = |wanted: &str| Ok(executors(&executor)?.iter().any(|s| text(s, "cpu.max").is_ok_and(|limit| limit == wanted)));
+    eventually("a second task runs beside it under its own limit", || limited("20000 100000"))?;
+    for job in [job.as_str(), again.trim()] {
+        c.ok(&["kill", "--grace", "0s", job])?;
+        assert_eq!(c.smalti(&["wait", job])?.code, 137);
+    }
     c.agents[0].stop();
+    assert!(!agent_group.exists() && !moved.exists(), "groups of both places are removed");
     assert_eq!((service.children()?, second.children()?), (vec!["main".to_owned()], vec![]), "{}", c.logs());
     Ok(())
 }

@@ -7,6 +7,7 @@ mod classic;
 mod dev;
 mod disk;
 mod executors;
+mod failover;
 mod guests;
 mod hostile;
 mod hostile_generate;
@@ -22,6 +23,7 @@ mod noisy;
 mod output;
 mod process_class;
 mod resources;
+mod restart;
 
 use smalti_tests::{AgentConfig, Cluster, Config};
 

@@ -15,6 +15,7 @@ fn main() {
         Some("print") => print_without_end(),
         Some("exit") => std::process::exit(i32::try_from(number()).unwrap_or(1)),
         Some("until-stopped") => until_stopped(),
+        Some("tick") => tick(&args[1..]),
         Some("fail-item") => fail_item(number()),
         other => {
             eprintln!("unknown misbehaviour {other:?}");
@@ -59,6 +60,17 @@ fn until_stopped() {
         std::thread::sleep(Duration::from_millis(5));
     }
     println!("asked to stop");
+}
+
+/// Says its item and a number, `COUNT` times, `PAUSE_MS` apart, and exits with `CODE`: output that comes over time.
+fn tick(args: &[String]) {
+    let number = |i: usize| args.get(i).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    let item = smalti_guest_sdk::Me::from_env().item.unwrap_or(0);
+    for n in 0..number(0) {
+        println!("tick {item} {n}");
+        std::thread::sleep(Duration::from_millis(number(1)));
+    }
+    std::process::exit(i32::try_from(number(2)).unwrap_or(1));
 }
 
 /// Item `which` exits with code 3, the others with 0.

@@ -1,6 +1,6 @@
 //! The recording fake: every message must be expected, and silence is demanded at the end.
 
-use crate::{Agent, Event, ExecutorKind, Failure, FromExecutor, Message, ModuleId, Parameters, Run, ToExecutor};
+use crate::{Agent, Event, ExecutorKind, Failure, FromExecutor, Message, ModuleId, Parameters, Record, Run, ToExecutor};
 use smalti_types::protocol::AgentCommand;
 use smalti_types::*;
 use std::collections::VecDeque;
@@ -10,6 +10,9 @@ pub(super) struct World {
     pub(super) agent: Agent,
     pub(super) now: Time,
     pub(super) said: VecDeque<Message>,
+    /// What is durable.
+    pub(super) records: Vec<Record>,
+    parameters: Parameters,
 }
 
 pub(super) fn framework(n: u32) -> FrameworkId {
@@ -84,7 +87,11 @@ pub(super) fn prepared(run: u64) -> Event {
 }
 
 pub(super) fn from(e: u32, message: FromExecutor) -> Event {
-    Event::Executor { executor: executor(e), message }
+    Event::Executor { executor: executor(e), number: 0, message }
+}
+
+pub(super) fn numbered(e: u32, number: u64, message: FromExecutor) -> Event {
+    Event::Executor { executor: executor(e), number, message }
 }
 
 pub(super) fn exited(e: u32, cause: &str) -> Event {
@@ -105,7 +112,8 @@ pub(super) fn outcome(e: u32, run: u64, exit_code: Option<i32>, failure: Option<
 
 impl World {
     pub(super) fn new(parameters: Parameters) -> Self {
-        let mut world = Self { agent: Agent::new(parameters), now: Time(1_000_000), said: VecDeque::new() };
+        let agent = Agent::new(parameters.clone());
+        let mut world = Self { agent, now: Time(1_000_000), said: VecDeque::new(), records: Vec::new(), parameters };
         world.event(Event::MasterConnected { epoch: MasterEpoch(1) });
         world
     }
@@ -113,11 +121,39 @@ impl World {
     /// Steps, checks everything, records.
     pub(super) fn event(&mut self, event: Event) {
         let shown = format!("{event:?}");
-        let messages = self.agent.step(self.now, event).commit(|_| Ok::<_, ()>(())).unwrap();
-        self.said.extend(messages);
+        let effects = self.agent.step(self.now, event);
+        self.take(effects, &shown);
+    }
+
+    fn take(&mut self, effects: Effects<Record, Message>, shown: &str) {
+        let messages = effects.commit(|records| {
+            self.records.extend(records);
+            Ok::<_, ()>(())
+        });
+        self.said.extend(messages.unwrap());
         if let Err(e) = self.agent.check_invariants() {
             panic!("after {shown}: {e}\n{:#?}", self.agent);
         }
+    }
+
+    /// The agent's process dies and another takes its place, with the records that were written or with a snapshot: both are the same.
+    pub(super) fn restart(&mut self, same_boot: bool) {
+        let again = Agent::restore(self.parameters.clone(), std::mem::take(&mut self.records), same_boot);
+        let short = Agent::restore(self.parameters.clone(), self.agent.checkpoint(), same_boot);
+        assert_eq!(again.checkpoint(), short.checkpoint(), "a snapshot says something else than the log");
+        self.records = again.checkpoint();
+        let twice = Agent::restore(self.parameters.clone(), self.records.iter().chain(&self.records).cloned(), same_boot);
+        assert_eq!(twice.checkpoint(), self.records, "records that are written twice mean something else");
+        self.agent = again;
+        let effects = self.agent.resume(self.now);
+        self.take(effects, "a restart");
+    }
+
+    /// The new agent reaches its master.
+    pub(super) fn register(&mut self) -> (Vec<smalti_types::protocol::RunningTask>, Vec<StatusUpdate>) {
+        let registration = self.agent.registration(self.now);
+        self.event(Event::MasterConnected { epoch: MasterEpoch(1) });
+        registration
     }
 
     pub(super) fn after_ms(&mut self, ms: u64) {

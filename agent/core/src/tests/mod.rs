@@ -6,5 +6,6 @@ mod hostile;
 mod kills;
 mod process;
 mod random;
+mod recovery;
 mod tasks;
 mod usage;

@@ -2,7 +2,7 @@
 
 use super::fake::*;
 use crate::task::Phase;
-use crate::{ArrayReport, Event, Failure, FromExecutor, ItemFailure, Message, ModuleId, Run};
+use crate::{ArrayReport, Event, Failure, FromExecutor, HeldPart, ItemFailure, Message, ModuleId, Run};
 use proptest::prelude::*;
 use smalti_types::protocol::AgentCommand;
 use smalti_types::*;
@@ -77,6 +77,47 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// What happens: an event, or the agent's process dies and comes back.
+#[expect(clippy::large_enum_variant, reason = "a test's list of what happens")]
+#[derive(Debug, Clone)]
+enum Happening {
+    Event(Event),
+    /// Some executors are found again and say what they hold; the others are gone.
+    Restart {
+        found: u8,
+        holds: Vec<FromExecutor>,
+    },
+}
+
+fn holds() -> impl Strategy<Value = FromExecutor> {
+    let runs = || proptest::collection::vec(RUNS.prop_map(Run), 0..3);
+    let part = (RUNS.prop_map(Run), item_set()).prop_map(|(run, items)| HeldPart { run, items, slots: vec![0] });
+    (proptest::collection::vec((1_u32..4).prop_map(ModuleId), 0..2), runs(), proptest::collection::vec(part, 0..3))
+        .prop_map(|(modules, tasks, parts)| FromExecutor::Holds { modules, tasks, parts })
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        30 => event().prop_map(Happening::Event),
+        1 => (any::<u8>(), proptest::collection::vec(holds(), 8)).prop_map(|(found, holds)| Happening::Restart { found, holds }),
+    ]
+}
+
+/// The agent's process dies and comes back.
+fn restart(w: &mut World, found: u8, holds: Vec<FromExecutor>) {
+    w.restart(true);
+    let ids: Vec<ExecutorId> = w.agent.to_find().cloned().collect();
+    for (i, (id, holds)) in ids.into_iter().zip(holds).enumerate() {
+        if found & (1 << i) == 0 {
+            w.event(Event::ExecutorExited { executor: id, cause: "gone".into(), out_of_memory: false });
+            continue;
+        }
+        let slots = w.agent.pool.executors[&id].slots.len();
+        w.event(Event::ExecutorBack { executor: id.clone(), slots: u32::try_from(slots).unwrap() });
+        w.event(Event::Executor { executor: id, number: 0, message: holds });
+    }
+}
+
 /// What the master was told: per attempt the updates by number, as a framework that drops repeats sees them.
 #[derive(Default)]
 struct Told {
@@ -121,7 +162,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn everything_is_accounted_for(events in proptest::collection::vec((event(), 0_u64..50), 1..120)) {
+    fn everything_is_accounted_for(events in proptest::collection::vec((happening(), 0_u64..50), 1..120)) {
         let bounds = crate::Parameters { most_executors: 2, most_slots_per_executor: 4, pool: 1, most_processes: 3, most_starting: 2, ..parameters() };
         let mut w = World::new(crate::Parameters { total: Resources { ports: listening().ports, ..bounds.total.clone() }, ..bounds });
         let mut bound = BTreeSet::new();
@@ -138,6 +179,14 @@ proptest! {
         };
         for (event, ms) in events {
             w.now = Time(w.now.0 + ms * 1_000);
+            let event = match event {
+                Happening::Event(event) => event,
+                Happening::Restart { found, holds } => {
+                    restart(&mut w, found, holds);
+                    drain(&mut w, &mut told);
+                    continue;
+                }
+            };
             if matches!(event, Event::MasterConnected { .. }) {
                 let (_, unacknowledged) = w.agent.registration(w.now);
                 told.take(unacknowledged);

@@ -24,35 +24,60 @@ const MEMORY_BYTES: u64 = 16 << 20;
 
 /// Sends compiled code.
 async fn load(running: &mut Running, module: u32, fuel: bool) {
+    load_text(running, module, fuel, LEAVES_TRACES).await;
+}
+
+/// Sends a guest, compiled.
+pub(super) async fn load_text(running: &mut Running, module: u32, fuel: bool, text: &str) {
     let config = smalti_engine::base_config(fuel);
     let engine = wasmtime::Engine::new(&config).unwrap();
-    let code = engine.precompile_module(&wat::parse_str(LEAVES_TRACES).unwrap()).unwrap();
+    let code = engine.precompile_module(&wat::parse_str(text).unwrap()).unwrap();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&code).unwrap();
     file.rewind().unwrap();
     let message = To::Load(v1::LoadModule { module, component: false, name: "traces".to_owned(), fuel });
     running.link.send(message, &[file.as_fd()]).await.unwrap();
-    match running.link.recv().await.unwrap() {
-        Some(From::Loaded(v1::ModuleLoaded { failure: None, .. })) => {}
+    match hear(running).await {
+        From::Loaded(v1::ModuleLoaded { failure: None, .. }) => {}
         other => panic!("{other:?}"),
     }
+}
+
+/// The next message.
+pub(super) async fn hear(running: &mut Running) -> From {
+    let said = tokio::time::timeout(PATIENCE, running.link.recv()).await.expect("it says something");
+    said.unwrap().expect("the connection stands").message
+}
+
+/// Starts a task in slot 0 whose stdout goes to `output`.
+pub(super) async fn start(running: &mut Running, start: v1::StartTask, output: File) {
+    let outputs: [OwnedFd; 2] = [output.into(), File::options().write(true).open("/dev/null").unwrap().into()];
+    let fds: Vec<BorrowedFd<'_>> = outputs.iter().map(AsFd::as_fd).collect();
+    running.link.send(To::Start(start), &fds).await.unwrap();
+}
+
+/// How the task ended.
+pub(super) async fn outcome(running: &mut Running, run: u64) -> v1::Outcome {
+    loop {
+        match hear(running).await {
+            From::Outcome(outcome) if outcome.run == run => return outcome,
+            From::Started(_) | From::Progress(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A place for output that nobody reads.
+pub(super) fn nowhere() -> File {
+    File::options().write(true).open("/dev/null").unwrap()
 }
 
 /// Runs one task in slot 0 and gives its outcome.
 async fn run(running: &mut Running, run: u64, module: u32, fuel: Option<u64>) -> v1::Outcome {
     let guest =
         v1::Guest { module, args: vec!["guest".into()], memory_bytes: MEMORY_BYTES, output_bytes: 1 << 20, fuel, ..Default::default() };
-    let outputs: Vec<OwnedFd> = (0..2).map(|_| File::options().write(true).open("/dev/null").unwrap().into()).collect();
-    let fds: Vec<BorrowedFd<'_>> = outputs.iter().map(AsFd::as_fd).collect();
-    let message = To::Start(v1::StartTask { run, guest: Some(guest), ..Default::default() });
-    running.link.send(message, &fds).await.unwrap();
-    loop {
-        match running.link.recv().await.unwrap() {
-            Some(From::Outcome(outcome)) if outcome.run == run => return outcome,
-            Some(From::Started(_) | From::Progress(_)) => {}
-            other => panic!("{other:?}"),
-        }
-    }
+    start(running, v1::StartTask { run, guest: Some(guest), ..Default::default() }, nowhere()).await;
+    outcome(running, run).await
 }
 
 #[tokio::test]

@@ -36,7 +36,7 @@ enum Outcome {
 use Outcome::{Denied, Fails, Works};
 
 /// Every attempt that the instrument knows, with its outcome where no sockets are granted.
-const ATTEMPTS: [(&str, Outcome); 32] = [
+const ATTEMPTS: [(&str, Outcome); 34] = [
     ("open-passwd", Fails(Errno::ENOENT)),
     ("open-proc", Fails(Errno::ENOENT)),
     ("open-dev", Fails(Errno::ENOENT)),
@@ -61,6 +61,8 @@ const ATTEMPTS: [(&str, Outcome); 32] = [
     ("bpf", Denied("bpf", libc::SYS_bpf)),
     ("perf", Denied("perf_event_open", libc::SYS_perf_event_open)),
     ("io-uring", Denied("io_uring_setup", libc::SYS_io_uring_setup)),
+    ("timer", Works),
+    ("timer-of-another-clock", Denied("timerfd_create", libc::SYS_timerfd_create)),
     ("execve", Denied("execve", libc::SYS_execve)),
     ("sigsys-handler", Denied("rt_sigaction", libc::SYS_rt_sigaction)),
     ("dumpable", Denied("prctl", libc::SYS_prctl)),

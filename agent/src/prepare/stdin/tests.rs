@@ -24,7 +24,7 @@ struct Master {
 }
 
 fn chunk(item: u64, data: &[u8]) -> v1::ReadReply {
-    let chunk = v1::OutputChunk { item: Some(item), stream: v1::OutputStream::Stdout.into(), data: data.to_vec().into() };
+    let chunk = v1::OutputChunk { item: Some(item), stream: v1::OutputStream::Stdout.into(), data: data.to_vec().into(), attempt: 0 };
     v1::ReadReply { message: Some(read_reply::Message::Chunk(chunk)) }
 }
 

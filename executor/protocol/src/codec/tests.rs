@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
 fn message(run: u64) -> FromExecutor {
-    FromExecutor { message: Some(from_executor::Message::Started(Started { run })) }
+    FromExecutor { number: 0, message: Some(from_executor::Message::Started(Started { run })) }
 }
 
 fn fds(n: usize) -> Vec<OwnedFd> {
@@ -158,4 +158,20 @@ fn an_end_inside_a_frame_is_an_error_and_too_many_descriptors_are_closed() {
     transmit(&a, &encode(&message(1), 0).unwrap()[..4], &[]).unwrap();
     drop(a);
     assert!(matches!(Reader::new(b).recv::<FromExecutor>(), Err(FrameError::Cut { have: 4, .. })));
+}
+
+#[test]
+fn a_draft_gets_its_number_afterwards() {
+    for number in [1, 127, 128, u64::MAX] {
+        let body = crate::v1::from_executor::Message::Started(crate::v1::Started { run: 7 });
+        let bytes = Draft::new(body.clone()).unwrap().numbered(number);
+        let mut decoder = Decoder::new();
+        decoder.push(&bytes, Vec::new()).unwrap();
+        let (decoded, _) = decoder.next().unwrap().unwrap().decode::<FromExecutor>().unwrap();
+        assert_eq!(decoded, FromExecutor { number, message: Some(body.clone()) });
+        assert!(decoder.finish().is_ok());
+        assert_eq!(Draft::new(body.clone()).unwrap().unnumbered(), encode(&FromExecutor { number: 0, message: Some(body) }, 0).unwrap());
+    }
+    let long = crate::v1::Progress { text: "x".repeat(MAX_MESSAGE_BYTES), ..Default::default() };
+    assert!(matches!(Draft::new(crate::v1::from_executor::Message::Progress(long)), Err(FrameError::TooLong(_))));
 }

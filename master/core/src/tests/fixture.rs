@@ -1,6 +1,6 @@
 //! A cluster on paper: drives the core, keeps every message until a test asks for it, checks all invariants after each step.
 
-use crate::{AgentMessage, Config, Conn, Event, Master, Message, Record};
+use crate::{AgentMessage, Config, Conn, Event, Master, Message, Record, Stored};
 use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::*;
 use std::collections::BTreeMap;
@@ -14,6 +14,9 @@ pub(super) struct Cluster {
     to_frameworks: BTreeMap<Conn, Vec<FrameworkEvent>>,
     pub(super) closed: Vec<Conn>,
     pub(super) records: Vec<Record>,
+    /// What a restart finds.
+    pub(super) stored: Stored,
+    config: Config,
 }
 
 /// What the brief examples use: thousandths of cpus from whole ones, gigabytes of memory.
@@ -70,9 +73,13 @@ pub(super) fn refuse(ms: u64) -> Filters {
 
 impl Cluster {
     pub(super) fn new() -> Self {
+        Self::with(Config::default())
+    }
+
+    pub(super) fn with(config: Config) -> Self {
         let now = Time(1_000_000_000);
         Self {
-            master: Master::new(Config::default(), MasterEpoch(7), now),
+            master: Master::new(config.clone(), MasterEpoch(7), now),
             now,
             conns: 0,
             ids: 0,
@@ -80,7 +87,30 @@ impl Cluster {
             to_frameworks: BTreeMap::new(),
             closed: vec![],
             records: vec![],
+            stored: Stored::default(),
+            config,
         }
+    }
+
+    /// The master dies, and starts again after `ms` from what it wrote down. All connections are gone.
+    pub(super) fn restart(&mut self, ms: u64) {
+        self.now = self.now.after(DurationMs(ms));
+        let epoch = MasterEpoch(self.master.epoch().0 + 1);
+        self.master = Master::recover(self.config.clone(), epoch, self.now, self.stored.clone());
+        self.to_agents.clear();
+        self.to_frameworks.clear();
+        self.closed.clear();
+        self.batch(Event::Tick);
+        self.silence();
+    }
+
+    /// A known agent whose machine was restarted; its acknowledgement has been read.
+    pub(super) fn agent_with_boot(&mut self, name: &str, boot: &str) {
+        let mut info = agent_info(name, res(4, 4));
+        (info.boot_id, info.incarnation) = (boot.into(), 2);
+        let conn = self.register(info, vec![], vec![]);
+        assert_eq!(self.commands_after_registered(conn), vec![]);
+        self.closed.clear();
     }
 
     /// One event, without an allocation after it.
@@ -89,12 +119,15 @@ impl Cluster {
         if let Err(e) = self.master.check_invariants() {
             panic!("after {event:?}: {e}");
         }
-        let records = &mut self.records;
+        let (records, stored) = (&mut self.records, &mut self.stored);
         let messages = effects.commit(|r| {
+            r.iter().cloned().for_each(|record| stored.apply(record));
             records.extend(r);
             Ok::<_, ()>(())
         });
-        for message in messages.unwrap() {
+        let messages = messages.unwrap();
+        check_stored(&self.master, &self.stored);
+        for message in messages {
             match message {
                 Message::ToAgent { conn, message } => self.to_agents.entry(conn).or_default().push(message),
                 Message::ToFramework { conn, event } => self.to_frameworks.entry(conn).or_default().push(event),
@@ -134,7 +167,7 @@ impl Cluster {
 
     pub(super) fn commands_after_registered(&mut self, conn: Conn) -> Vec<AgentCommand> {
         let mut messages = self.to_agents.remove(&conn).unwrap_or_default().into_iter();
-        assert_eq!(messages.next(), Some(AgentMessage::Registered { epoch: MasterEpoch(7) }));
+        assert_eq!(messages.next(), Some(AgentMessage::Registered { epoch: self.master.epoch() }));
         messages.map(as_command).collect()
     }
 
@@ -230,4 +263,22 @@ fn as_command(message: AgentMessage) -> AgentCommand {
 
 pub(super) fn key(framework: &FrameworkId, name: &str) -> TaskKey {
     TaskKey { framework: framework.clone(), task: TaskId::new(name).unwrap(), attempt: 0 }
+}
+
+/// What a restart would find is what the master knows now.
+pub(super) fn check_stored(master: &Master, stored: &Stored) {
+    let agents: BTreeMap<AgentId, AgentInfo> = master.agent_views().map(|a| (a.info.id.clone(), a.info)).collect();
+    assert_eq!(agents, stored.agents);
+    let mut known = 0;
+    for view in master.framework_views() {
+        match stored.frameworks.get(&view.id) {
+            Some(there) => {
+                known += 1;
+                assert_eq!((&there.info, there.away_until), (&view.info, view.failover_deadline), "{}", view.id);
+            }
+            None => assert!(view.info.name.is_empty(), "only frameworks that never subscribed need not be stored: {view:?}"),
+        }
+        assert!(!stored.removed.contains_key(&view.id), "{} is removed and there", view.id);
+    }
+    assert_eq!(known, stored.frameworks.len());
 }

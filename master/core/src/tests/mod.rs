@@ -3,8 +3,10 @@
 
 mod accept;
 mod fixture;
+mod leases;
 mod offers;
 mod random;
+mod recovery;
 mod registration;
 mod scale;
 mod updates;

@@ -1,7 +1,7 @@
 //! Offers and fairness.
 
 use super::fixture::*;
-use crate::Event;
+use crate::{Config, Event};
 use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent};
 use smalti_types::*;
 
@@ -183,5 +183,23 @@ fn offers_of_an_agent_or_framework_that_disconnects_are_void() {
     let (f2, _) = c.framework("two");
     c.batch(Event::FrameworkDisconnected { conn: f1 });
     assert_eq!(c.offer(f2).resources, res(4, 4));
+    c.silence();
+}
+
+#[test]
+fn beyond_the_bound_the_refusal_that_ends_first_ends_now() {
+    let mut c = Cluster::with(Config { remembered_refusals: 2, ..Config::default() });
+    let (f, _) = c.framework("one");
+    for (agent, ms) in [("a1", 60_000), ("a2", 90_000)] {
+        c.agent(agent, res(4, 4));
+        let offer = c.offer(f);
+        c.call(f, Call::Decline { offers: vec![offer.id], filters: refuse(ms) });
+        c.silence();
+    }
+    c.agent("a3", res(4, 4));
+    let offer = c.offer(f);
+    c.call(f, Call::Decline { offers: vec![offer.id], filters: refuse(70_000) });
+    assert_eq!(c.offer(f).agent.as_str(), "a1");
+    assert_eq!(c.master.cluster_view().counters["forgotten_refusals"], 1);
     c.silence();
 }

@@ -2,10 +2,11 @@
 //! the start is free at the end.
 
 use super::fixture::*;
-use crate::{Config, Conn, Event, Master, Message};
+use crate::{Config, Conn, Event, Master, Message, Stored};
 use proptest::prelude::*;
 use smalti_types::protocol::{Call, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::*;
+use std::collections::BTreeMap;
 
 #[derive(Debug, Clone)]
 enum Move {
@@ -21,6 +22,8 @@ enum Move {
     Call { conn: u8, which: u8, task: u8, seq: u8 },
     Pass { ms: u32 },
     BatchEnd,
+    Lease { conn: u8 },
+    Restart { ms: u32 },
 }
 
 fn any_move() -> impl Strategy<Value = Move> {
@@ -41,6 +44,8 @@ fn any_move() -> impl Strategy<Value = Move> {
         6 => (any::<u8>(), 0_u8..8, 0_u8..6, 0_u8..5).prop_map(|(conn, which, task, seq)| Move::Call { conn, which, task, seq }),
         3 => (0_u32..40_000).prop_map(|ms| Move::Pass { ms }),
         6 => Just(Move::BatchEnd),
+        2 => any::<u8>().prop_map(|conn| Move::Lease { conn }),
+        1 => (0_u32..90_000).prop_map(|ms| Move::Restart { ms }),
     ]
 }
 
@@ -52,6 +57,18 @@ struct World {
     frameworks: Vec<Conn>,
     ids: Vec<FrameworkId>,
     offers: Vec<OfferId>,
+    config: Config,
+    stored: Stored,
+    /// Ends that frameworks were told, and when exclusive tasks last held a lease or could have got one: (agent, time).
+    leases: BTreeMap<AgentId, Time>,
+    names: BTreeMap<Conn, AgentId>,
+}
+
+fn maybe_exclusive(mut operation: Operation, exclusive: bool) -> Operation {
+    if let Operation::Launch(launch) = &mut operation {
+        launch.spec.exclusive = exclusive;
+    }
+    operation
 }
 
 fn pick<T: Copy>(all: &[T], n: u8) -> Option<T> {
@@ -67,13 +84,42 @@ impl World {
         key(&self.id(framework), &format!("t{task}"))
     }
 
+    /// The master dies after its last whole batch, and goes on from what it wrote down.
+    fn restart(&mut self) {
+        let epoch = MasterEpoch(self.master.epoch().0 + 1);
+        self.master = Master::recover(self.config.clone(), epoch, self.now, self.stored.clone());
+        self.step(Event::Tick);
+    }
+
+    /// Nobody may hear that an exclusive task ended by the master's word while its agent may still run it.
+    fn check_lease(&self, agent: Option<&AgentId>, update: &StatusUpdate) {
+        if update.key.seq == 0 && update.reason == Reason::LeaseExpired && update.state == TaskState::Lost {
+            let granted = agent.and_then(|a| self.leases.get(a)).copied().unwrap_or_default();
+            assert!(self.now >= granted.after(self.config.lease_span()), "{update:?} before the lease of {granted:?} is over");
+        }
+    }
+
     fn step(&mut self, event: Event) {
+        if let Event::AgentLease { conn, .. } = &event
+            && self.master.agent_views().any(|a| self.master.agent_connection(&a.info.id) == Some(*conn))
+        {
+            self.leases.insert(self.names[conn].clone(), self.now);
+        }
         let effects = self.master.step(self.now, event.clone());
         if let Err(e) = self.master.check_invariants() {
             panic!("after {event:?}: {e}");
         }
-        for message in effects.commit(|_| Ok::<_, ()>(())).unwrap() {
+        let stored = &mut self.stored;
+        let messages = effects.commit(|records| {
+            records.into_iter().for_each(|record| stored.apply(record));
+            Ok::<_, ()>(())
+        });
+        check_stored(&self.master, &self.stored);
+        for message in messages.unwrap() {
             match message {
+                Message::ToFramework { event: FrameworkEvent::Updates(updates), .. } => {
+                    updates.iter().for_each(|(agent, update)| self.check_lease(agent.as_ref(), update));
+                }
                 Message::ToFramework { event: FrameworkEvent::Offers(offers), .. } => self.offers.extend(offers.iter().map(|o| o.id)),
                 Message::ToFramework { event: FrameworkEvent::Subscribed { framework, .. }, .. } if !self.ids.contains(&framework) => {
                     self.ids.push(framework);
@@ -100,6 +146,7 @@ impl World {
                     state: if t == 5 { TaskState::Killed } else { TaskState::Running },
                     resources: slot.checked_mul(u32::from(t % 3)).unwrap(),
                     slot_resources: (t % 2 == 0).then(|| slot.clone()),
+                    exclusive: t == 3,
                 };
                 let end = |(f, t): (u8, u8)| StatusUpdate::new(self.key(f, t), 3, TaskState::Failed, Reason::Trap, "", self.now);
                 let registration = Registration {
@@ -108,6 +155,7 @@ impl World {
                     unacknowledged: ends.into_iter().map(end).collect(),
                 };
                 self.agents.push(conn);
+                self.names.insert(conn, registration.info.id.clone());
                 Event::AgentRegistered { conn, registration }
             }
             Move::Leave { conn } => Event::AgentDisconnected { conn: pick(&self.agents, conn)? },
@@ -131,7 +179,7 @@ impl World {
             Move::Accept { conn, offers, tasks, refuse: ms } => {
                 let operation = |(t, size, single): (u8, u8, bool)| {
                     let name = format!("t{t}");
-                    if single { task(&name, res(size.into(), 1)) } else { array(&name, res(1, 1), size.into(), 4) }
+                    if single { maybe_exclusive(task(&name, res(size.into(), 1)), t == 3) } else { array(&name, res(1, 1), size.into(), 4) }
                 };
                 let recent = self.offers.iter().rev().take(offers.into()).copied().collect();
                 let operations = tasks.into_iter().map(operation).collect();
@@ -162,6 +210,12 @@ impl World {
                 Event::Tick
             }
             Move::BatchEnd => Event::BatchEnd,
+            Move::Lease { conn } => Event::AgentLease { conn: pick(&self.agents, conn)?, asked: BootTime(1) },
+            Move::Restart { ms } => {
+                self.now = self.now.after(DurationMs(ms.into()));
+                self.restart();
+                return None;
+            }
         })
     }
 }
@@ -172,10 +226,16 @@ proptest! {
     #[test]
     fn whatever_comes_the_books_are_right(moves in proptest::collection::vec(any_move(), 1..120)) {
         let now = Time(1_000_000_000);
-        let config = Config { remembered_attempts: 4, remembered_frameworks: 2, ..Config::default() };
+        // Bounds so small that they are met.
+        let config = Config {
+            remembered_attempts: 4, remembered_frameworks: 2, pending_per_attempt: 2, pending_bytes: 900, pending_bytes_total: 1_500,
+            remembered_attempts_total: 7, remembered_refusals: 3, resend_window: 2,
+            ..Config::default()
+        };
         let mut world = World {
-            master: Master::new(config, MasterEpoch(7), now),
+            master: Master::new(config.clone(), MasterEpoch(7), now),
             now, conns: 0, agents: vec![], frameworks: vec![], ids: vec![], offers: vec![],
+            config, stored: Stored::default(), leases: BTreeMap::new(), names: BTreeMap::new(),
         };
         for step in moves {
             if let Some(event) = world.event(step) {
@@ -189,6 +249,7 @@ proptest! {
         world.now = world.now.after(DurationMs(3_600_000));
         world.step(Event::Tick);
         prop_assert_eq!(world.master.cluster_view().frameworks, 0);
+        prop_assert_eq!(world.stored.frameworks.len(), 0);
         prop_assert_eq!(world.master.offer_views().count(), 0);
         for n in 0..3 {
             world.step(Event::AgentRemoved { agent: AgentId::new(format!("a{n}")).unwrap(), reason: "end".into() });

@@ -6,7 +6,7 @@ use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, RunningTask};
 use smalti_types::*;
 
 fn running(key: TaskKey, resources: Resources) -> RunningTask {
-    RunningTask { key, state: TaskState::Running, resources, slot_resources: None }
+    RunningTask { key, state: TaskState::Running, resources, slot_resources: None, exclusive: false }
 }
 
 /// An agent whose task "t" of (3, 3) has been heard of if `heard`; the framework wants no offers.
@@ -70,6 +70,17 @@ fn an_end_that_waits_for_its_acknowledgement_is_not_a_loss() {
     assert_eq!(c.commands_after_registered(agent), vec![]);
     assert_eq!(c.updates(f), vec![("t".into(), TaskState::Finished, Reason::None, 2)]);
     c.silence();
+}
+
+#[test]
+fn a_task_that_is_listed_as_ended_but_whose_end_does_not_come_is_not_waited_for() {
+    let (mut c, agent, f, id) = one_task(true);
+    c.batch(Event::AgentDisconnected { conn: agent });
+    let ended = RunningTask { state: TaskState::Killed, ..running(key(&id, "t"), res(3, 3)) };
+    let agent = c.register(agent_info("a1", res(4, 4)), vec![ended], vec![]);
+    assert_eq!(c.commands_after_registered(agent), vec![]);
+    assert_eq!(c.updates(f), vec![("t".into(), TaskState::Lost, Reason::AgentRestarted, 0)]);
+    assert_eq!(c.books("a1").2, res(4, 4));
 }
 
 #[test]

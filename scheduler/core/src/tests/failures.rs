@@ -183,3 +183,105 @@ fn a_bundle_that_cannot_run_fails_the_whole_array_at_once() {
     let view = world.view(job);
     assert_eq!((view.state, view.exit_code, view.items_failed), ("FAILED", Some(126), 10_000));
 }
+
+#[test]
+fn an_agent_where_items_keep_failing_is_avoided_and_named() {
+    let mut world = World::new(&[(2000, 5_000), (2000, 5_000)]);
+    let bad = world.agents[1].id.clone();
+    world.broken = Some(bad.clone());
+    let job = world.submit(retrying(6), Work::Map(Box::new(map(2_000))));
+    world.run(1_000_000);
+    let text = world.core.job(job).unwrap().tasks()[0].message.clone();
+    assert!(text.contains("attempts in a row failed on agent a1 (TRAP)"), "{text}");
+    world.run(120_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(job).state, world.view(job).items_finished), ("FINISHED", 2_000));
+    assert!(world.failed_on_broken < 40, "{} items were wasted on the broken agent", world.failed_on_broken);
+}
+
+#[test]
+fn what_fails_everywhere_is_avoided_nowhere() {
+    let mut world = World::new(&[(2000, 5_000), (2000, 5_000)]);
+    world.fate = Box::new(|_, attempt| (attempt < 4).then_some((TaskState::Failed, Reason::ExitCode)));
+    let job = world.submit(retrying(4), Work::Map(Box::new(map(20))));
+    world.run(20_000_000);
+    world.assert_silent();
+    assert_eq!(world.view(job).state, "FINISHED");
+    assert!(world.now < 10_000_000, "four back-offs and no more: {} us", world.now);
+}
+
+fn say(world: &mut World, agent: &str, task: &str, attempt: u32, state: TaskState, reason: Reason, message: &str) {
+    let key = TaskKey { framework: FrameworkId::new("F1-0").unwrap(), task: TaskId::new(task).unwrap(), attempt };
+    let update = StatusUpdate::new(key, 0, state, reason, message, Time(0));
+    let event = smalti_types::protocol::FrameworkEvent::Updates(vec![(AgentId::new(agent).ok(), update)]);
+    world.step(Event::Framework { role: Role::default(), event });
+}
+
+#[test]
+fn what_an_unreachable_agent_has_runs_elsewhere_as_a_new_attempt() {
+    let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
+    let job = world.submit_map(map(100));
+    world.run(200_000);
+    let part = world.core.job(job).unwrap().state.pool.as_ref().unwrap().parts().find(|(_, p)| p.agent.as_str() == "a1").unwrap();
+    let (task, had, done) = (format!("{job}.m0.{}", part.0), part.1.outstanding.clone(), part.1.finished.len());
+    assert!(!had.is_empty() && done > 0);
+    world.cut_off(1);
+    say(&mut world, "a1", &task, 0, TaskState::Unreachable, Reason::AgentDisconnected, "");
+    let attempts: Vec<u32> = had.iter().map(|i| world.core.job(job).unwrap().items(i, 1)[0].attempt).collect();
+    assert!(attempts.iter().all(|a| *a == 1), "{attempts:?}");
+    world.run(60_000_000);
+    let view = world.view(job);
+    assert_eq!((view.state, view.items_finished), ("FINISHED", 100));
+    assert!(view.items_by_agent[&AgentId::new("a1").unwrap()] >= done, "what it had finished counts");
+    // It comes back with what nobody waits for any more.
+    let kills = world.calls.get("kill").copied().unwrap_or(0);
+    say(&mut world, "a1", &task, 0, TaskState::Running, Reason::None, "");
+    assert_eq!(world.calls["kill"], kills + 1);
+}
+
+#[test]
+fn an_exclusive_task_starts_again_only_after_its_end() {
+    for (exclusive, end) in [(false, TaskState::Lost), (true, TaskState::Lost), (true, TaskState::Unreachable)] {
+        let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
+        world.single_us = 50_000_000;
+        let spec = TaskSpec { exclusive, ..spec() };
+        let job = world.submit(Policy::default(), Work::Single(Box::new(SingleSpec { spec, resources: cpus(100), ports: 0 })));
+        world.run(200_000);
+        let task = format!("{job}.t");
+        say(&mut world, "a0", &task, 0, TaskState::Unreachable, Reason::AgentDisconnected, "");
+        world.run(200_000);
+        assert_eq!(world.launches.len(), if exclusive { 1 } else { 2 });
+        if exclusive {
+            say(&mut world, "a0", &task, 0, end, Reason::LeaseExpired, "");
+            world.run(200_000);
+            assert_eq!((world.launches.len(), world.launches[1].attempt), (2, 1));
+        }
+    }
+    let template = ArrayTemplate { spec: TaskSpec { exclusive: true, ..spec() }, ..map(1).template };
+    let array = MapSpec { template, ..map(1) };
+    let spec = JobSpec {
+        id: JobId::new(1, 0),
+        request: String::new(),
+        name: String::new(),
+        role: Role::default(),
+        policy: Policy::default(),
+        work: Work::Map(Box::new(array)),
+    };
+    assert!(spec.check().unwrap_err().to_string().contains("exclusive"));
+}
+
+#[test]
+fn outputs_that_a_reduce_cannot_read_are_computed_again_and_do_not_count_as_its_failure() {
+    let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
+    world.single_us = 100_000;
+    let unread = "the outputs of earlier items cannot be read: the output of j1-abcd.m0.1 on agent a1 cannot be read: gone";
+    world.words = unread.into();
+    world.fate = Box::new(|item, attempt| (item == u64::MAX && attempt < 2).then_some((TaskState::Failed, Reason::InputFailed)));
+    let reduce = Some(ReduceSpec { spec: spec(), resources: cpus(100) });
+    let job = world.submit_map(MapSpec { reduce, ..map(40) });
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!(world.view(job).state, "FINISHED");
+    assert_eq!(world.launches.iter().map(|l| l.attempt).collect::<Vec<_>>(), [0, 1, 2]);
+    assert!(world.runs.values().filter(|n| **n > 1).count() > 5, "what lay on a1 was computed again");
+}

@@ -69,6 +69,11 @@ pub(super) struct World {
     /// Why no array part can begin, if so; and how many have tried.
     pub(super) cannot_begin: Option<(TaskState, Reason)>,
     pub(super) parts_tried: u32,
+    /// An agent where every item ends with a trap, and how many have.
+    pub(super) broken: Option<AgentId>,
+    pub(super) failed_on_broken: u64,
+    /// Words of every status.
+    pub(super) words: String,
     pub(super) single_us: u64,
     pub(super) launches: Vec<Launch>,
     pub(super) stored: Vec<(u32, TaskId)>,
@@ -126,6 +131,9 @@ impl World {
             fate: Box::new(|_, _| None),
             cannot_begin: None,
             parts_tried: 0,
+            broken: None,
+            failed_on_broken: 0,
+            words: "fate".into(),
             single_us: 5_000,
             launches: Vec::new(),
             stored: Vec::new(),
@@ -180,7 +188,8 @@ impl World {
                     self.later(LATENCY, Due::ToMaster(call));
                 }
                 Message::Handled { key, .. } => {
-                    assert!(self.handled.insert((key.task.task, key.task.attempt, key.seq)), "acknowledged twice");
+                    let name = (key.task.task, key.task.attempt, key.seq);
+                    assert!(name.2 == 0 || self.handled.insert(name), "acknowledged twice");
                 }
                 Message::Changed(_) => {}
                 Message::StoreOutput { job, round, task, .. } => {
@@ -422,7 +431,9 @@ impl World {
         for item in ended {
             part.busy.remove(&item);
             let attempt = attempts[&item];
-            match (self.fate)(item, attempt) {
+            let broken = (self.broken.as_ref() == Some(agent)).then_some((TaskState::Failed, Reason::Trap));
+            self.failed_on_broken += u64::from(broken.is_some());
+            match broken.or_else(|| (self.fate)(item, attempt)) {
                 None => part.finished.insert(item),
                 Some((state, reason)) => {
                     part.failed.push(FailedItem { item, attempt, state, reason, message: "fate".into(), exit_code: Some(3) })
@@ -500,7 +511,7 @@ impl World {
         array: Option<ArrayDelta>,
     ) {
         let key = TaskKey { framework: FrameworkId::new("F1-0").unwrap(), task: task.clone(), attempt };
-        let mut update = StatusUpdate::new(key, seq, state, reason, "fate", Time(self.now));
+        let mut update = StatusUpdate::new(key, seq, state, reason, self.words.as_str(), Time(self.now));
         update.array = array;
         update.exit_code = if state == TaskState::Finished { Some(0) } else { Some(3) };
         if seq > 0 {
@@ -508,6 +519,12 @@ impl World {
         }
         let event = FrameworkEvent::Updates(vec![(Some(agent.clone()), update)]);
         self.later(LATENCY, Due::ToScheduler(Event::Framework { role: Role::default(), event }));
+    }
+
+    /// Nothing is heard of the agent any more, and nobody says so.
+    pub(super) fn cut_off(&mut self, agent: usize) {
+        self.agents[agent].alive = false;
+        self.agents[agent].parts.clear();
     }
 
     /// The agent and all it had are gone.

@@ -1,0 +1,97 @@
+//! `cargo xtask chaos`: a real cluster under load, in which something breaks every second or so; at the end everything is counted.
+//!
+//! A table of contents: start ([`nodes`]), load ([`load`]), break ([`faults`]), settle, judge ([`verdict`], [`leftovers`]). What
+//! breaks and when comes from one seed; what the kernel makes of it does not, so a run can be repeated, not replayed.
+
+mod faults;
+mod leftovers;
+mod load;
+mod nodes;
+mod proxy;
+mod rng;
+mod verdict;
+mod witness;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use rng::Rng;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Breaks a real cluster under load and counts what came of it.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "cargo xtask chaos",
+    after_help = "Examples:\n  cargo xtask chaos --minutes 1\n  cargo xtask chaos --minutes 10 --seed 7 --without fill"
+)]
+struct Args {
+    /// For how long something breaks; settling and counting come on top
+    #[arg(long, default_value_t = 1.0, value_name = "M")]
+    minutes: f64,
+    /// Decides what breaks and when [default: the time]
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Agents
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    agents: u32,
+    /// Never break things this way (repeatable)
+    #[arg(long, value_enum, value_name = "FAULT")]
+    without: Vec<faults::Kind>,
+    /// Keep the cluster's directory with all logs
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Longest time until everything has its end after the last fault.
+const SETTLE: Duration = Duration::from_secs(240);
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let seed = args.seed.unwrap_or_else(rng::from_the_clock);
+    println!("chaos: seed {seed}, {} minutes, {} agents", args.minutes, args.agents);
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    // Ctrl-C ends the faults; what was started still ends and is cleaned up.
+    ctrlc::set_handler(move || asked.store(true, Ordering::SeqCst)).context("taking Ctrl-C")?;
+
+    let before = leftovers::Snapshot::take()?;
+    let mut cluster = nodes::Cluster::start(args.agents, args.keep)?;
+    let result = storm(args, seed, &stop, &mut cluster);
+    if result.is_err() {
+        cluster.keep();
+    }
+    let stopped = cluster.stop();
+    result.and(stopped)?;
+    let left = before.left(cluster.dir())?;
+    if !left.is_empty() {
+        bail!("left behind:\n  {}", left.join("\n  "));
+    }
+    println!("nothing is left behind");
+    Ok(())
+}
+
+/// Load and faults until the time is over, then calm until everything has ended, then the count.
+fn storm(args: &Args, seed: u64, stop: &Arc<AtomicBool>, cluster: &mut nodes::Cluster) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
+    let witness = witness::Witness::listen()?;
+    let load = load::Load::start(cluster, &witness, until, stop.clone())?;
+    let mut faults = faults::Faults::new(Rng::new(seed), &args.without);
+    while Instant::now() < until && !stop.load(Ordering::SeqCst) {
+        faults.next(cluster)?;
+    }
+    faults.heal(cluster)?;
+    println!("calm after {}", faults.summary());
+    let jobs = load.finish(SETTLE).with_context(|| cluster.logs())?;
+    verdict::judge(cluster, &jobs, &witness).with_context(|| format!("seed {seed}; logs in {}", cluster.dir().display()))
+}
