@@ -72,6 +72,8 @@ pub struct Executor {
     compilers: [Engine; 2],
     run: u64,
     module: u32,
+    /// Number of the last message that must not be missed.
+    last: u64,
 }
 
 /// What a guest is given on the network; alive as long as it runs.
@@ -97,17 +99,30 @@ impl Executor {
         let (reader, writer) = blocking::split(ours).expect("two ends");
         let compilers = [false, true].map(|fuel| Engine::new(&smalti_engine::base_config(fuel)).expect("an engine"));
         let directory = directories();
-        let mut executor =
-            Self { reader, writer, worker, _supervisor: walled.then_some(supervisor), directory, setup, compilers, run: 0, module: 0 };
-        executor.send(To::Welcome(v1::Welcome { slots: 1, max_memory_bytes: 0, network: setup == Setup::Networked, ..Default::default() }), &[]);
+        let mut executor = Self {
+            reader,
+            writer,
+            worker,
+            _supervisor: walled.then_some(supervisor),
+            directory,
+            setup,
+            compilers,
+            run: 0,
+            module: 0,
+            last: 0,
+        };
+        executor.send(
+            To::Welcome(v1::Welcome { slots: 1, max_memory_bytes: 0, network: setup == Setup::Networked, ..Default::default() }),
+            &[],
+        );
         if let Some(supervisor) = &mut executor._supervisor {
             let mut ready = [0; READY.len()];
             supervisor.read_exact(&mut ready).expect("the worker is ready");
             supervisor.write_all(b"\n").expect("told");
         }
-        match executor.receive() {
-            Ok(From::Hello(_)) => executor,
-            other => panic!("Hello comes first, not {other:?}"),
+        match (executor.receive(), executor.receive()) {
+            (Ok(From::Hello(_)), Ok(From::Holds(holds))) if holds == v1::Holds::default() => executor,
+            other => panic!("Hello comes first, then that it holds nothing, not {other:?}"),
         }
     }
 
@@ -280,10 +295,19 @@ impl Executor {
     }
 
     fn receive(&mut self) -> Result<From, String> {
-        match self.reader.recv::<FromExecutor>() {
-            Ok(Some((FromExecutor { message: Some(message), .. }, _))) => Ok(message),
-            other => Err(format!("the worker said {other:?}")),
+        let (number, message) = match self.reader.recv::<FromExecutor>() {
+            Ok(Some((FromExecutor { number, message: Some(message) }, _))) => (number, message),
+            other => return Err(format!("the worker said {other:?}")),
+        };
+        let loose = matches!(message, From::Hello(_) | From::Holds(_) | From::Progress(_) | From::Usages(_));
+        if number != if loose { 0 } else { self.last + 1 } {
+            return Err(format!("number {number} comes after {}: {message:?}", self.last));
         }
+        if number > 0 {
+            self.last = number;
+            self.send(To::Confirm(v1::Confirm { number }), &[]);
+        }
+        Ok(message)
     }
 }
 
