@@ -4,6 +4,7 @@
 //! breaks and when comes from one seed; what the kernel makes of it does not, so a run can be repeated, not replayed.
 
 mod faults;
+mod framework;
 mod leftovers;
 mod load;
 mod nodes;
@@ -13,7 +14,7 @@ mod verdict;
 mod witness;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use rng::Rng;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ use std::time::{Duration, Instant};
     after_help = "Examples:\n  cargo xtask chaos --minutes 1\n  cargo xtask chaos --minutes 10 --seed 7 --without fill"
 )]
 struct Args {
+    /// A process of the cluster, not for people
+    #[command(subcommand)]
+    process: Option<Role>,
     /// For how long something breaks; settling and counting come on top
     #[arg(long, default_value_t = 1.0, value_name = "M")]
     minutes: f64,
@@ -44,11 +48,23 @@ struct Args {
     keep: bool,
 }
 
+#[derive(Debug, Clone, Subcommand)]
+enum Role {
+    /// The framework beside the batch scheduler
+    #[command(hide = true)]
+    Framework(framework::FrameworkArgs),
+}
+
 /// Longest time until everything has its end after the last fault.
 const SETTLE: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let mut args = Args::parse();
+    let result = match args.process.take() {
+        Some(Role::Framework(own)) => framework::run(own),
+        None => run(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -93,5 +109,7 @@ fn storm(args: &Args, seed: u64, stop: &Arc<AtomicBool>, cluster: &mut nodes::Cl
     faults.heal(cluster)?;
     println!("calm after {}", faults.summary());
     let jobs = load.finish(SETTLE).with_context(|| cluster.logs())?;
+    let own = cluster.finish_framework(SETTLE)?;
+    println!("the framework beside the scheduler {own}");
     verdict::judge(cluster, &jobs, &witness).with_context(|| format!("seed {seed}; logs in {}", cluster.dir().display()))
 }

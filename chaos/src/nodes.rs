@@ -4,7 +4,7 @@
 //! breaks.
 
 use crate::proxy::Proxy;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use smalti_tests::{Paths, Process};
@@ -29,6 +29,7 @@ const AGENT_TIMEOUT: &str = "6s";
 pub(crate) enum Who {
     Master,
     Scheduler,
+    Framework,
     Agent(usize),
 }
 
@@ -36,6 +37,7 @@ pub(crate) enum Who {
 #[derive(Debug)]
 struct Role {
     name: String,
+    program: PathBuf,
     args: Vec<String>,
     life: u32,
     process: Option<Process>,
@@ -48,6 +50,7 @@ struct Role {
 pub(crate) struct Cluster {
     // Dropped from the top: agents say goodbye while the master lives.
     agents: Vec<Role>,
+    framework: Role,
     scheduler: Role,
     master: Role,
     master_address: String,
@@ -67,16 +70,21 @@ impl Cluster {
         std::fs::write(&policy, POLICY).with_context(|| format!("writing {}", policy.display()))?;
 
         let args = ["master", "--listen", "127.0.0.1:0", "--agent-timeout", AGENT_TIMEOUT, "--ping-timeout", "4s", "--data-dir"];
-        let mut master = Role::new("master", &args, &[data("master")]);
-        let address = master.start(&paths, dir.path())?;
+        let mut master = Role::new("master", paths.smalti(), &args, &[data("master")]);
+        let address = master.start(dir.path())?;
         // Later lives listen where everybody looks.
         master.args[2].clone_from(&address);
         let at: SocketAddr = address.parse().with_context(|| format!("the master's address {address:?}"))?;
 
-        let mut scheduler = Role::new("scheduler", &["scheduler", "--listen", "127.0.0.1:0", "--data-dir"], &[data("scheduler")]);
+        let mut scheduler = Role::new("scheduler", paths.smalti(), &["scheduler", "--listen", "127.0.0.1:0", "--data-dir"], &[data("scheduler")]);
         scheduler.connect(Proxy::to(at)?);
-        scheduler.start(&paths, dir.path())?;
-        let mut cluster = Self { agents: Vec::new(), scheduler, master, master_address: address, paths, mounts: Vec::new(), dir };
+        scheduler.start(dir.path())?;
+        let own = std::env::current_exe().context("finding this program")?;
+        let bundle = paths.guest("tally")?.display().to_string();
+        let mut framework = Role::new("framework", own, &["framework", "--bundle", &bundle, "--store"], &[data("framework.redb")]);
+        framework.connect(Proxy::to(at)?);
+        framework.start(dir.path())?;
+        let mut cluster = Self { agents: Vec::new(), framework, scheduler, master, master_address: address, paths, mounts: Vec::new(), dir };
         for n in 0..agents {
             cluster.add_agent(n, at, &policy)?;
         }
@@ -96,9 +104,9 @@ impl Cluster {
         let id = agent_name(n as usize);
         let args = ["agent", "--cpus", "2", "--mem", "2GiB", "--disk", "64MiB", "--isolation", "auto", "--ports", &ports, "--name", &id];
         let own = ["--network-policy".to_owned(), policy.display().to_string(), "--data-dir".to_owned(), data.display().to_string()];
-        let mut role = Role::new(&name, &args, &own);
+        let mut role = Role::new(&name, self.paths.smalti(), &args, &own);
         role.connect(Proxy::to(master)?);
-        role.start(&self.paths, self.dir.path())?;
+        role.start(self.dir.path())?;
         self.agents.push(role);
         Ok(())
     }
@@ -122,13 +130,14 @@ impl Cluster {
     /// Everybody.
     pub(crate) fn everybody(&self) -> Vec<Who> {
         let agents = (0..self.agents.len()).map(Who::Agent);
-        [Who::Master, Who::Scheduler].into_iter().chain(agents).collect()
+        [Who::Master, Who::Scheduler, Who::Framework].into_iter().chain(agents).collect()
     }
 
     fn role(&self, who: Who) -> &Role {
         match who {
             Who::Master => &self.master,
             Who::Scheduler => &self.scheduler,
+            Who::Framework => &self.framework,
             Who::Agent(n) => &self.agents[n],
         }
     }
@@ -137,6 +146,7 @@ impl Cluster {
         match who {
             Who::Master => &mut self.master,
             Who::Scheduler => &mut self.scheduler,
+            Who::Framework => &mut self.framework,
             Who::Agent(n) => &mut self.agents[n],
         }
     }
@@ -155,8 +165,8 @@ impl Cluster {
 
     /// Starts it again with the same data. Does not wait until it is ready: its master may be away.
     pub(crate) fn restart(&mut self, who: Who) -> Result<()> {
-        let (paths, dir) = (self.paths.clone(), self.dir.path().to_owned());
-        self.role_mut(who).spawn(&paths, &dir)
+        let dir = self.dir.path().to_owned();
+        self.role_mut(who).spawn(&dir)
     }
 
     pub(crate) fn signal(&self, who: Who, signal: Signal) -> Result<()> {
@@ -186,6 +196,17 @@ impl Cluster {
         let mut c = Command::new(self.paths.smalti());
         c.args(args).env("SMALTI_MASTER", &self.master_address);
         c
+    }
+
+    /// Lets the framework end what it began; what it says then.
+    pub(crate) fn finish_framework(&mut self, within: Duration) -> Result<String> {
+        let mut process = self.framework.process.take().context("the framework does not run")?;
+        process.signal(Signal::SIGTERM)?;
+        let status = process.wait(within).and_then(|status| {
+            ensure!(status.success(), "the framework ended with {status}");
+            process.wait_for_line("ended:")
+        });
+        status.with_context(|| process.log())
     }
 
     /// The directory stays, for who looks into the logs.
@@ -228,9 +249,9 @@ impl Drop for Cluster {
 }
 
 impl Role {
-    fn new(name: &str, args: &[&str], own: &[String]) -> Self {
+    fn new(name: &str, program: PathBuf, args: &[&str], own: &[String]) -> Self {
         let args = args.iter().map(ToString::to_string).chain(own.iter().cloned()).collect();
-        Self { name: name.to_owned(), args, life: 0, process: None, proxy: None }
+        Self { name: name.to_owned(), program, args, life: 0, process: None, proxy: None }
     }
 
     fn connect(&mut self, proxy: Proxy) {
@@ -239,16 +260,16 @@ impl Role {
     }
 
     /// Starts it and waits until it is ready; what it says then, without its own name.
-    fn start(&mut self, paths: &Paths, dir: &Path) -> Result<String> {
-        self.spawn(paths, dir)?;
+    fn start(&mut self, dir: &Path) -> Result<String> {
+        self.spawn(dir)?;
         let process = self.process.as_mut().context("it was just started")?;
         let kind = self.args[0].as_str();
         process.wait_for_line(&format!("ready: {kind}"))
     }
 
-    fn spawn(&mut self, paths: &Paths, dir: &Path) -> Result<()> {
+    fn spawn(&mut self, dir: &Path) -> Result<()> {
         self.life += 1;
-        let mut command = Command::new(paths.smalti());
+        let mut command = Command::new(&self.program);
         command.args(&self.args).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
         self.process = Some(Process::spawn_role(&format!("{}.{}", self.name, self.life), command, dir)?);
         Ok(())
