@@ -11,10 +11,10 @@ use smalti_framework_sdk::types::protocol::Call;
 use smalti_framework_sdk::types::{BundleRef, Bytes, Filters, Launch, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec};
 use smalti_framework_sdk::{Event, Framework, Handle, Options, Transaction, Update, push_bundle};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Table of its tasks, by id.
@@ -93,8 +93,8 @@ pub(crate) fn run(args: FrameworkArgs) -> Result<()> {
 
 async fn live(args: FrameworkArgs) -> Result<()> {
     if args.stop_when_stdin_closes {
-        tokio::spawn(async {
-            let _ = tokio::io::stdin().read(&mut [0]).await;
+        std::thread::spawn(|| {
+            let _ = std::io::stdin().read(&mut [0]);
             std::process::exit(1);
         });
     }

@@ -281,6 +281,9 @@ fn classify(how: How, meters: &Meters, state: &State, fuel: Option<u64>) -> (Opt
             if let Some(why) = meters.input_failed() {
                 return failed(Reason::InputFailed, why.to_owned());
             }
+            if let Some(why) = meters.output_failed() {
+                return failed(Reason::OutputFailed, why.to_owned());
+            }
             if let Some(limit) = meters.output_limit_hit() {
                 return failed(Reason::OutputLimit, format!("the output limit of {limit} bytes was reached"));
             }

@@ -28,7 +28,7 @@ pub(crate) trait Sink: std::fmt::Debug + Send + Sync {
     /// Takes all of `bytes`.
     ///
     /// # Errors
-    /// What the file system said; the guest is told the same.
+    /// What the file system said; the guest ends with it.
     fn write(&self, channel: Channel, bytes: &[u8]) -> io::Result<()>;
 }
 

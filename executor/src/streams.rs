@@ -32,6 +32,7 @@ pub(crate) struct Meters {
     output_limit: u64,
     output_limit_hit: AtomicBool,
     input_failed: OnceLock<String>,
+    output_failed: OnceLock<String>,
 }
 
 impl Meters {
@@ -45,6 +46,7 @@ impl Meters {
             output_limit,
             output_limit_hit: AtomicBool::new(false),
             input_failed: OnceLock::new(),
+            output_failed: OnceLock::new(),
         }
     }
     /// Bytes read from stdin and files.
@@ -75,6 +77,10 @@ impl Meters {
     pub(crate) fn input_failed(&self) -> Option<&str> {
         self.input_failed.get().map(String::as_str)
     }
+    /// Why something that was printed could not be kept, if so.
+    pub(crate) fn output_failed(&self) -> Option<&str> {
+        self.output_failed.get().map(String::as_str)
+    }
 }
 
 /// Ends a guest that writes more than it may.
@@ -86,6 +92,11 @@ struct OutputLimitReached(u64);
 #[derive(Debug, thiserror::Error)]
 #[error("stdin could not be read")]
 struct InputFailed;
+
+/// Ends a guest whose output nobody can keep: it is not the guest's to handle, and what it made of the error would look like its own fault.
+#[derive(Debug, thiserror::Error)]
+#[error("what it printed could not be kept")]
+struct OutputFailed;
 
 /// What a guest reads on stdin: bytes `offset..offset + length` of a file.
 #[derive(Debug, Clone)]
@@ -224,7 +235,10 @@ impl OutputStream for Output {
         let limit = self.meters.output_limit;
         let room = limit.saturating_sub(self.meters.output.load(Ordering::Relaxed));
         let n = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
-        self.sink.write(self.channel, &bytes[..n]).map_err(|e| StreamError::LastOperationFailed(e.into()))?;
+        if let Err(e) = self.sink.write(self.channel, &bytes[..n]) {
+            let _ = self.meters.output_failed.set(format!("what it printed could not be kept on the agent: {e}"));
+            return Err(StreamError::Trap(OutputFailed.into()));
+        }
         self.meters.output.fetch_add(n as u64, Ordering::Relaxed);
         self.meters.add_written(n as u64);
         if n < bytes.len() {
@@ -257,6 +271,23 @@ mod tests {
             self.0.lock().expect("not poisoned").extend_from_slice(bytes);
             Ok(())
         }
+    }
+
+    #[derive(Debug)]
+    struct Full;
+    impl Sink for Full {
+        fn write(&self, _: Channel, _: &[u8]) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_of_the_agent_ends_the_guest_with_its_own_reason() {
+        let meters = Arc::new(Meters::new(5));
+        let mut out = Output::new(Channel::Out, Arc::new(Full), meters.clone());
+        assert!(matches!(out.write(Bytes::from_static(b"abc")), Err(StreamError::Trap(_))), "not an error that the guest could take for its own");
+        assert!(meters.output_failed().is_some_and(|why| why.contains("could not be kept")));
+        assert_eq!(meters.written(), 0);
     }
 
     #[test]

@@ -150,6 +150,8 @@ pub enum Reason {
     NoEntryPoint,
     /// An input could not be read, or changed since it was pinned.
     InputFailed,
+    /// What the guest printed could not be kept: the agent's disk is full or broken.
+    OutputFailed,
     /// The executor process died; all its tasks share its cause.
     ExecutorTerminated,
     /// The executor could not be started or the task not placed in it.
@@ -176,7 +178,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tables and tests.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::None,
         Self::ExitCode,
         Self::Trap,
@@ -194,6 +196,7 @@ impl Reason {
         Self::MissingImport,
         Self::NoEntryPoint,
         Self::InputFailed,
+        Self::OutputFailed,
         Self::ExecutorTerminated,
         Self::LaunchFailed,
         Self::InvalidTask,
@@ -228,6 +231,7 @@ impl Reason {
             Self::MissingImport => "MISSING_IMPORT",
             Self::NoEntryPoint => "NO_ENTRY_POINT",
             Self::InputFailed => "INPUT_FAILED",
+            Self::OutputFailed => "OUTPUT_FAILED",
             Self::ExecutorTerminated => "EXECUTOR_TERMINATED",
             Self::LaunchFailed => "LAUNCH_FAILED",
             Self::InvalidTask => "INVALID_TASK",
@@ -247,7 +251,8 @@ impl Reason {
     pub const fn is_infrastructure(self) -> bool {
         matches!(
             self,
-            Self::ExecutorTerminated
+            Self::OutputFailed
+                | Self::ExecutorTerminated
                 | Self::LaunchFailed
                 | Self::InvalidOffers
                 | Self::AgentRemoved

@@ -305,6 +305,7 @@ pub(crate) fn checked_failure(failure: Option<Failure>, exit_code: Option<i32>) 
             | Reason::MissingImport
             | Reason::NoEntryPoint
             | Reason::InputFailed
+            | Reason::OutputFailed
             | Reason::LaunchFailed
             | Reason::LeaseExpired
     );

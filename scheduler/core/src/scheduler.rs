@@ -264,7 +264,8 @@ impl Scheduler {
     pub(crate) fn index(&mut self, now: Time, id: JobId, out: &mut Out) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let Some(role) = self.roles.get_mut(&job.spec.role) else { return };
-        if job.is_live() && job.state.framework != role.framework {
+        // Before a restored role has subscribed, a job's tasks are those of the framework that it knows.
+        if job.is_live() && role.framework.is_some() && job.state.framework != role.framework {
             job.state.framework.clone_from(&role.framework);
         }
         let key = (Reverse(job.spec.policy.priority), id);

@@ -240,6 +240,24 @@ fn what_an_unreachable_agent_has_runs_elsewhere_as_a_new_attempt() {
 }
 
 #[test]
+fn a_restart_does_not_forget_under_which_framework_a_task_runs() {
+    let mut world = World::new(&[(1000, 10_000)]);
+    world.single_us = 50_000_000;
+    let job = world.submit_single(cpus(100));
+    world.run(200_000);
+    let (spec, state) = world.core.record(job).unwrap();
+    let kept = (spec.clone(), state.clone());
+    world.core = Scheduler::restore(Time(world.now), 7, vec![kept]);
+    world.step(Event::Tick);
+    let framework = || FrameworkId::new("F1-0").unwrap();
+    let subscribed = smalti_types::protocol::FrameworkEvent::Subscribed { framework: framework(), epoch: MasterEpoch(1) };
+    world.step(Event::Framework { role: Role::default(), event: subscribed });
+    say(&mut world, "a0", &format!("{job}.t"), 0, TaskState::Finished, Reason::None, "");
+    let view = world.view(job);
+    assert_eq!((view.state, view.framework), ("FINISHED", Some(framework())), "its output can be read");
+}
+
+#[test]
 fn an_exclusive_task_starts_again_only_after_its_end() {
     for (exclusive, end) in [(false, TaskState::Lost), (true, TaskState::Lost), (true, TaskState::Unreachable)] {
         let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
