@@ -15,7 +15,7 @@ use crate::wire;
 use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Run, ToExecutor};
 use smalti_proto::v1;
 use smalti_types::protocol::{AgentCommand, RunningTask};
-use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch, Reason, StatusUpdate, Time};
+use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch, Reason, StatusUpdate, TaskKey, Time};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -212,6 +212,8 @@ pub(crate) struct EventLoop {
     confirmed: BTreeMap<ExecutorId, u64>,
     /// Whether exclusive tasks need a lease: the link asks for it.
     lease_wanted: watch::Sender<bool>,
+    /// Attempts that an earlier life left in executors, with their bundles.
+    earlier: Vec<(TaskKey, Digest)>,
     /// Who waits for the end of everything.
     drained: Option<oneshot::Sender<()>>,
 }
@@ -227,6 +229,7 @@ impl EventLoop {
         lease_wanted: watch::Sender<bool>,
     ) -> Self {
         Self {
+            earlier: core.bundles_in_use().map(|(key, digest)| (key.clone(), digest)).collect(),
             core,
             clock: Clock::new(),
             executors,
@@ -267,7 +270,10 @@ impl EventLoop {
                 _ = ending.wait_for(|e| *e != Ending::No) => break,
                 _ = inbox.recv_many(&mut inputs, BATCH) => {}
                 _ = prepared.recv_many(&mut answers, BATCH) => {}
-                _ = tick.tick() => self.again.push_back(Event::Tick),
+                _ = tick.tick() => {
+                    self.release_earlier();
+                    self.again.push_back(Event::Tick);
+                }
                 // The connection was full and has room again.
                 () = room(outbound) => {}
             }
@@ -327,6 +333,15 @@ impl EventLoop {
         let effects = self.core.resume(now);
         self.effects.merge(effects);
         self.commit(now)
+    }
+
+    /// What attempts of an earlier life needed may go with the last of them.
+    fn release_earlier(&mut self) {
+        let before = self.earlier.len();
+        self.earlier.retain(|(key, _)| self.core.is_live(key));
+        if self.earlier.len() < before {
+            self.preparer.release(&self.earlier.iter().map(|(_, digest)| *digest).collect());
+        }
     }
 
     /// One event through the core. What it decided waits for the end of the batch.

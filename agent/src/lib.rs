@@ -100,6 +100,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let compile_command: Vec<OsString> = vec![std::env::current_exe().context("finding this program")?.into(), "compiler".into()];
     let mut prepare_options = prepare::Options::new(data_dir.clone(), options.master.clone(), compile_command);
     prepare_options.cache_budget = options.cache_budget;
+    prepare_options.in_use = core.bundles_in_use().map(|(_, digest)| digest).collect();
     prepare_options.allowed_file_roots.clone_from(&options.file_root);
     let work_groups = cgroups.beside(detected.total.cpus).context("making groups for compilers")?;
     prepare_options.groups = work_groups.clone();

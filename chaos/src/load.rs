@@ -94,7 +94,8 @@ impl Client {
 
     fn exclusive(&self, client: usize, n: u64, within: Duration) -> Result<Job> {
         let name = format!("exclusive-{client}-{n}");
-        let args = ["run", "--exclusive", "--role", "exclusive", "--retries", "5", "--cpus", "0.2", "--connect", &self.witness, &self.beat, "--"];
+        let args =
+            ["run", "--exclusive", "--role", "exclusive", "--retries", "5", "--cpus", "0.2", "--connect", &self.witness, &self.beat, "--"];
         let args = [&args[..], &[&self.witness, &name, EXCLUSIVE_MS]].concat();
         self.run(name.clone(), &args, format!("{name} has ended\n"), true, within)
     }

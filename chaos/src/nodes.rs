@@ -76,7 +76,8 @@ impl Cluster {
         master.args[2].clone_from(&address);
         let at: SocketAddr = address.parse().with_context(|| format!("the master's address {address:?}"))?;
 
-        let mut scheduler = Role::new("scheduler", paths.smalti(), &["scheduler", "--listen", "127.0.0.1:0", "--data-dir"], &[data("scheduler")]);
+        let mut scheduler =
+            Role::new("scheduler", paths.smalti(), &["scheduler", "--listen", "127.0.0.1:0", "--data-dir"], &[data("scheduler")]);
         scheduler.connect(Proxy::to(at)?);
         scheduler.start(dir.path())?;
         let own = std::env::current_exe().context("finding this program")?;
@@ -84,7 +85,8 @@ impl Cluster {
         let mut framework = Role::new("framework", own, &["framework", "--bundle", &bundle, "--store"], &[data("framework.redb")]);
         framework.connect(Proxy::to(at)?);
         framework.start(dir.path())?;
-        let mut cluster = Self { agents: Vec::new(), framework, scheduler, master, master_address: address, paths, mounts: Vec::new(), dir };
+        let mut cluster =
+            Self { agents: Vec::new(), framework, scheduler, master, master_address: address, paths, mounts: Vec::new(), dir };
         for n in 0..agents {
             cluster.add_agent(n, at, &policy)?;
         }

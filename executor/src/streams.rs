@@ -285,7 +285,10 @@ mod tests {
     fn a_full_disk_of_the_agent_ends_the_guest_with_its_own_reason() {
         let meters = Arc::new(Meters::new(5));
         let mut out = Output::new(Channel::Out, Arc::new(Full), meters.clone());
-        assert!(matches!(out.write(Bytes::from_static(b"abc")), Err(StreamError::Trap(_))), "not an error that the guest could take for its own");
+        assert!(
+            matches!(out.write(Bytes::from_static(b"abc")), Err(StreamError::Trap(_))),
+            "not an error that the guest could take for its own"
+        );
         assert!(meters.output_failed().is_some_and(|why| why.contains("could not be kept")));
         assert_eq!(meters.written(), 0);
     }

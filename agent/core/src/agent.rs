@@ -13,7 +13,7 @@ use crate::record::Record;
 use crate::seen::Seen;
 use crate::task::{Ending, Phase, Task, Work};
 use smalti_types::protocol::RunningTask;
-use smalti_types::{Effects, ExecutorId, FrameworkId, MilliCpus, Resources, StatusUpdate, TaskKey, Time};
+use smalti_types::{Digest, Effects, ExecutorId, FrameworkId, MilliCpus, Resources, StatusUpdate, TaskKey, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a slot may use while its guest is stopped by force.
@@ -187,6 +187,11 @@ impl Agent {
     /// Attempts that are here, with whether they have ended and whether they are array parts.
     pub fn attempts(&self) -> impl Iterator<Item = (&TaskKey, bool, bool)> {
         self.tasks.values().map(|t| (&t.key, t.phase == Phase::Ended, matches!(t.work, Work::Part(_))))
+    }
+
+    /// Attempts that are in executors, with the bundle that each runs.
+    pub fn bundles_in_use(&self) -> impl Iterator<Item = (&TaskKey, Digest)> {
+        self.tasks.values().filter(|t| t.phase.place().is_some() || t.phase == Phase::Spread).map(|t| (&t.key, t.work.bundle()))
     }
 
     /// Whether `key` is here and not terminal.

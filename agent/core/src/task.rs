@@ -127,6 +127,16 @@ pub(crate) enum Work {
     Part(Box<Part>),
 }
 
+impl Work {
+    /// The digest of what it runs.
+    pub(crate) fn bundle(&self) -> Digest {
+        match self {
+            Self::Single(single) => single.launch.spec.bundle.digest,
+            Self::Part(part) => part.launch.template.spec.bundle.digest,
+        }
+    }
+}
+
 /// How an attempt ends.
 #[derive(Debug, Clone)]
 pub(crate) struct Ending {

@@ -65,7 +65,8 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Takes stock of what an earlier life of the agent left, and removes what it did not finish.
+    /// Takes stock of what an earlier life of the agent left, and removes what it did not finish. Call [`Cache::evict`] once what is
+    /// in use is pinned.
     pub(crate) fn open(dirs: &Dirs, budget: u64) -> io::Result<Self> {
         let mut found = Vec::new();
         for dir in dirs.all() {
@@ -85,7 +86,6 @@ impl Cache {
             let size = size_of(&path);
             cache.add(&path, size);
         }
-        cache.evict();
         Ok(cache)
     }
 

@@ -26,6 +26,7 @@ pub use service::{Handle, Preparer};
 
 use crate::cgroup::Cgroups;
 use smalti_types::{Bytes, Digest, FrameworkId, Input, Reason, TaskSpec};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ pub struct Options {
     /// Settings of S3 by the names of their environment variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …). They are the
     /// cluster's; a task cannot bring its own.
     pub s3: Vec<(String, String)>,
+    /// Bundles that tasks of an earlier life still run: their files stay until [`Handle::release`].
+    pub in_use: BTreeSet<Digest>,
     /// Most bytes that all caches take together. What is in use is never removed, so they may exceed it for a while.
     pub cache_budget: Bytes,
     /// Largest bundle, as it is fetched.
@@ -92,6 +95,7 @@ impl Options {
                 .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
                 .filter(|(name, _)| name.starts_with("AWS_"))
                 .collect(),
+            in_use: BTreeSet::new(),
             cache_budget: Bytes::gib(10),
             max_bundle: Bytes::mib(512),
             max_input: Bytes::gib(64),

@@ -4,7 +4,7 @@
 
 use super::background::Background;
 use super::bundles::{Bundle, Bundles, blocking};
-use super::cache::{Cache, Dirs};
+use super::cache::{Cache, Dirs, Pin};
 use super::download::Fetcher;
 use super::inputs::{ASSETS_PATH, Inputs};
 use super::source::Location;
@@ -12,8 +12,8 @@ use super::stdin::OutputReader;
 use super::turns::{Places, Turns};
 use super::{Error, Failure, Options, Prepared, Ready, ReadyDir, Request};
 use futures::FutureExt;
-use smalti_types::{FrameworkId, Reason, Stdin, TaskSpec};
-use std::collections::HashMap;
+use smalti_types::{Digest, FrameworkId, Reason, Stdin, TaskSpec};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::panic::AssertUnwindSafe;
@@ -68,6 +68,8 @@ struct Service {
     inputs: Arc<Inputs>,
     outputs: OutputReader,
     cache: Arc<Cache>,
+    /// Files of archives that tasks of an earlier life of the agent see; everything else they have open or linked.
+    earlier: Mutex<BTreeMap<Digest, Pin>>,
     results: mpsc::Sender<Prepared>,
     tickets: Mutex<Tickets>,
     max_tickets: (usize, usize),
@@ -138,6 +140,9 @@ impl Preparer {
         }
         let opened = Cache::open(&dirs, options.cache_budget.0);
         let cache = Arc::new(opened.map_err(|source| Error::Directory { operation: "read", path: options.data_dir.clone(), source })?);
+        let pin = |digest: &Digest| Some((*digest, cache.pin(&dirs.unpacked.join(digest.to_hex()))?));
+        let earlier = options.in_use.iter().filter_map(pin).collect();
+        cache.evict();
         let shares = Shares::new(&options);
         let fetcher = Arc::new(Fetcher::new(&options, shares.chunks.clone())?);
         let (results, receiver) = mpsc::channel(RESULTS);
@@ -152,6 +157,7 @@ impl Preparer {
                 transfers: shares.transfers.clone(),
             },
             cache,
+            earlier: Mutex::new(earlier),
             results,
             tickets: Mutex::default(),
             max_tickets: options.max_tickets,
@@ -176,6 +182,11 @@ impl Handle {
             };
         }
         self.spawn(request.ticket, request.framework.clone(), move |service| async move { service.run(request).await })
+    }
+
+    /// Of the bundles that tasks of an earlier life ran, only these are still in use.
+    pub fn release(&self, in_use: &BTreeSet<Digest>) {
+        self.0.earlier.lock().unwrap_or_else(PoisonError::into_inner).retain(|digest, _| in_use.contains(digest));
     }
 
     /// Gives a ticket up: stops its transfers and its compilation unless other tickets wait for them too. Unknown tickets

@@ -251,6 +251,25 @@ async fn a_restarted_agent_finds_its_code_again_unless_it_was_harmed() {
 }
 
 #[tokio::test]
+async fn what_tasks_of_an_earlier_life_see_stays_until_they_have_ended() {
+    let mut bed = Bed::new().await;
+    let bundle = bed.store(&tar(&[("main.wasm", &wasm()), ("data.txt", b"words")]));
+    bed.answer(bed.request(1, bundle.clone())).await.unwrap();
+    bed.options.cache_budget = Bytes(1);
+    bed.options.in_use = BTreeSet::from([bundle.digest]);
+    (bed.handle, bed.results) = Preparer::start(bed.options.clone()).unwrap();
+    assert_eq!((bed.count("bundles"), bed.count("compiled"), bed.count("unpacked")), (0, 0, 1), "what is open or linked may go");
+    bed.handle.release(&BTreeSet::new());
+    let other = bed.store(&wasm());
+    bed.answer(bed.request(2, other)).await.unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while bed.count("unpacked") > 0 {
+        assert!(std::time::Instant::now() < deadline, "nobody uses it any more");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
 async fn what_does_not_match_its_digest_never_runs() {
     let mut bed = Bed::new().await;
     let (asked, sent) = (Digest::of(b"other"), Digest::of(&wasm()));

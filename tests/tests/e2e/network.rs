@@ -140,6 +140,29 @@ fn two_servers_on_one_agent_have_a_port_each() -> Result {
 }
 
 #[test]
+fn a_server_goes_on_while_its_agent_is_away_and_belongs_to_the_next_one() -> Result {
+    let config = AgentConfig { ports: Some(free_ports(4)), ..AgentConfig::default() };
+    let mut c = Cluster::start(Config { agents: vec![config.clone()], ..Config::default() })?;
+    for bundle in [guest(&c, "http-server")?, c.paths.component("http-server")?.display().to_string()] {
+        let server = Server::start(&c, &bundle, &[])?;
+        let (job, at) = (server.job, server.at);
+        let curl = |cluster: &Cluster, path: &str| Server { cluster, job: job.clone(), at }.curl(path);
+        assert!(curl(&c, "/before")?.contains("/before"));
+        c.kill_agent(0)?;
+        assert!(curl(&c, "/away")?.contains("/away"), "nobody is there, and it serves");
+        c.restart_agent(0, &config)?;
+        assert!(curl(&c, "/after")?.contains("/after"));
+        let tasks = c.json(&["ps"])?;
+        let task = tasks.as_array().and_then(|all| all.iter().find(|t| t["job_id"] == job.as_str())).cloned().unwrap_or_default();
+        assert_eq!((&task["state"], &task["attempt"]), (&"RUNNING".into(), &0.into()), "{task}");
+        c.ok(&["kill", "--grace", "0s", &job])?;
+        assert_eq!(c.smalti(&["wait", &job])?.code, 137);
+        eventually("the port is free again", || Ok(is_free(at)))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_server_that_waits_for_a_connection_is_killed_at_once() -> Result {
     let c = networked(None, &[])?;
     for bundle in [guest(&c, "http-server")?, c.paths.component("http-server")?.display().to_string()] {
