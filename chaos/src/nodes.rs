@@ -7,6 +7,7 @@ use crate::proxy::Proxy;
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use smalti_test_ports::Ports;
 use smalti_tests::{Paths, Process};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,8 @@ pub(crate) struct Cluster {
     scheduler: Role,
     master: Role,
     master_address: String,
+    /// Where each life of the master listens; between two lives nobody does.
+    _master_port: Ports,
     paths: Paths,
     /// Where an agent's data is a file system of its own.
     mounts: Vec<PathBuf>,
@@ -66,17 +69,17 @@ impl Cluster {
         let policy = dir.path().join("policy.toml");
         std::fs::write(&policy, POLICY).with_context(|| format!("writing {}", policy.display()))?;
 
-        let args = ["master", "--listen", "127.0.0.1:0", "--agent-timeout", AGENT_TIMEOUT, "--ping-timeout", "4s", "--data-dir"];
+        let port = smalti_test_ports::take_one();
+        let listen = port.address().to_string();
+        let args = ["master", "--listen", &listen, "--agent-timeout", AGENT_TIMEOUT, "--ping-timeout", "4s", "--data-dir"];
         let mut master = Role::new("master", &args, &[data("master")]);
         let address = master.start(&paths, dir.path())?;
-        // Later lives listen where everybody looks.
-        master.args[2].clone_from(&address);
         let at: SocketAddr = address.parse().with_context(|| format!("the master's address {address:?}"))?;
 
         let mut scheduler = Role::new("scheduler", &["scheduler", "--listen", "127.0.0.1:0", "--data-dir"], &[data("scheduler")]);
         scheduler.connect(Proxy::to(at)?);
         scheduler.start(&paths, dir.path())?;
-        let mut cluster = Self { agents: Vec::new(), scheduler, master, master_address: address, paths, mounts: Vec::new(), dir };
+        let mut cluster = Self { agents: Vec::new(), scheduler, master, master_address: address, _master_port: port, paths, mounts: Vec::new(), dir };
         for n in 0..agents {
             cluster.add_agent(n, at, &policy)?;
         }

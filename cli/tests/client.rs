@@ -243,7 +243,8 @@ async fn logs_and_sandbox_files_come_on_stdout() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_master_there_is_one_line_that_says_what_to_do() {
     let world = World::new().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let nobody = smalti_test_ports::take_one();
+    let free = nobody.address().to_string();
     for args in [&["agents"][..], &["jobs"], &["run", "hello.wasm"], &["bundle", "ls"]] {
         let output = world.command(args).env("SMALTI_MASTER", &free).output().await.unwrap();
         let text = stderr(&output);

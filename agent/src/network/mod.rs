@@ -236,10 +236,6 @@ mod tests {
         Network { policy: policy.parse().unwrap(), listen: "127.0.0.1".parse().unwrap(), services }
     }
 
-    fn free_port() -> u16 {
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-    }
-
     #[tokio::test]
     async fn a_port_that_another_program_has_is_named() {
         let network = network("");
@@ -256,7 +252,8 @@ mod tests {
     #[tokio::test]
     async fn a_module_gets_listeners_and_a_component_its_ports() {
         let network = network("");
-        let port = free_port();
+        let free = smalti_test_ports::take_one();
+        let port = free.first();
         let ports: PortSet = port.to_string().parse().unwrap();
         let component = network.grant(&Role::default(), &to(&[]), &ports, true).await.unwrap();
         assert!(component.for_executor(1).1.is_empty());

@@ -6,24 +6,11 @@ use smalti_tests::{AgentConfig, Cluster, Config, Finished};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Nothing here takes this long; it only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Ports that no other cluster of this suite gives its tasks, and that no program of the machine has at the moment.
-fn free_ports(count: u16) -> String {
-    use std::sync::atomic::{AtomicU16, Ordering};
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        // Each process of the suite begins elsewhere.
-        let offset = NEXT.fetch_add(count, Ordering::Relaxed);
-        let first = 12_000 + (u16::try_from(std::process::id() % 100).unwrap_or(0) * 70 + offset) % 7_000;
-        if (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return format!("{first}-{}", first + count - 1);
-        }
-    }
-}
 
 /// One agent of two cpus with some ports and a policy, if any.
 fn networked(policy: Option<&str>, more: &[&str]) -> Result<Cluster> {
@@ -35,7 +22,7 @@ fn networked(policy: Option<&str>, more: &[&str]) -> Result<Cluster> {
     }
     flags.extend(more.iter().map(ToString::to_string));
     Cluster::start(Config {
-        agents: vec![AgentConfig { flags, ports: Some(free_ports(4)), ..AgentConfig::default() }],
+        agents: vec![AgentConfig { flags, ports: Some(Arc::new(smalti_test_ports::take(4))), ..AgentConfig::default() }],
         ..Config::default()
     })
 }
