@@ -7,6 +7,7 @@
 
 mod address;
 mod broker;
+mod lookup;
 mod policy;
 mod ports;
 
@@ -16,6 +17,7 @@ pub use policy::{Policy, PolicyError};
 use crate::prepare::Failure;
 use address::effective;
 use anyhow::Context;
+use lookup::look_up;
 use policy::Protected;
 use smalti_executor_protocol::v1;
 use smalti_types::{Endpoint, PortSet, Reason, Role};
@@ -24,12 +26,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 /// Most listening ports of one task: each costs a descriptor, and a frame carries so many.
 const MAX_PORTS: u32 = 32;
-/// How long one name may take to be looked up.
-const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Most addresses of one name that are used.
 const MAX_ADDRESSES: usize = 32;
 
@@ -115,8 +114,14 @@ impl Network {
 
     /// The addresses of an endpoint that the role may connect to; at least one.
     async fn addresses(&self, role: &Role, endpoint: &Endpoint, protected: &Protected) -> Result<Vec<IpAddr>, Failure> {
-        let all = look_up(&endpoint.host, endpoint.port).await;
-        let all = all.map_err(|why| Failure::new(Reason::LaunchFailed, format!("the name of {endpoint} cannot be looked up: {why}")))?;
+        let all = look_up(&endpoint.host).await.map_err(|why| {
+            let reason = match why {
+                // Another agent or another try would say the same.
+                lookup::Error::NoSuchName(_) => Reason::InvalidTask,
+                lookup::Error::Trouble(_) => Reason::LaunchFailed,
+            };
+            Failure::new(reason, format!("the name of {endpoint}, which the task wants to connect to, cannot be looked up: {why}"))
+        })?;
         let mut refusal = None;
         let mut allowed = Vec::new();
         for address in all.into_iter().take(MAX_ADDRESSES) {
@@ -144,7 +149,7 @@ impl Network {
                 .and_then(|(h, p)| Some((h, p.parse().ok()?)))
                 .ok_or_else(|| failed(format!("{service:?} is no address of a service")))?;
             let host = host.trim_start_matches('[').trim_end_matches(']');
-            let addresses = look_up(host, port)
+            let addresses = look_up(host)
                 .await
                 .map_err(|why| failed(format!("the address of {service}, which tasks must not reach, is not known: {why}")))?;
             for address in addresses.into_iter().map(effective) {
@@ -166,17 +171,6 @@ fn own_addresses() -> nix::Result<Vec<IpAddr>> {
         all.extend(four.or(six).map(effective));
     }
     Ok(all)
-}
-
-async fn look_up(host: &str, port: u16) -> Result<Vec<IpAddr>, String> {
-    if let Ok(address) = host.parse() {
-        return Ok(vec![address]);
-    }
-    match tokio::time::timeout(LOOK_UP_WITHIN, tokio::net::lookup_host((host, port))).await {
-        Ok(Ok(found)) => Ok(found.map(|a| a.ip()).collect()),
-        Ok(Err(e)) => Err(e.to_string()),
-        Err(_) => Err(format!("no answer within {LOOK_UP_WITHIN:?}")),
-    }
 }
 
 impl Grants {
@@ -280,6 +274,8 @@ mod tests {
         let own = open.grant(&Role::default(), &to(&["127.0.0.1:5050"]), &PortSet::default(), true).await.unwrap_err();
         assert!(own.message.contains("a service of the cluster itself"), "{own}");
         let nowhere = open.grant(&Role::default(), &to(&["no-such-host.invalid:80"]), &PortSet::default(), true).await.unwrap_err();
-        assert!(nowhere.message.contains("cannot be looked up"), "{nowhere}");
+        // What the resolver of this machine says of it decides which of both.
+        let expected = if nowhere.message.contains("there is no such name") { Reason::InvalidTask } else { Reason::LaunchFailed };
+        assert!(nowhere.message.contains("cannot be looked up") && nowhere.reason == expected, "{nowhere}");
     }
 }
