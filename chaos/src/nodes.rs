@@ -79,7 +79,8 @@ impl Cluster {
         let mut scheduler = Role::new("scheduler", &["scheduler", "--listen", "127.0.0.1:0", "--data-dir"], &[data("scheduler")]);
         scheduler.connect(Proxy::to(at)?);
         scheduler.start(&paths, dir.path())?;
-        let mut cluster = Self { agents: Vec::new(), scheduler, master, master_address: address, _master_port: port, paths, mounts: Vec::new(), dir };
+        let mut cluster =
+            Self { agents: Vec::new(), scheduler, master, master_address: address, _master_port: port, paths, mounts: Vec::new(), dir };
         for n in 0..agents {
             cluster.add_agent(n, at, &policy)?;
         }

@@ -99,17 +99,37 @@ impl Network {
         }
         endpoints.sort_unstable();
         endpoints.dedup();
+        let listeners = self.bind(ports, component)?;
         let ports: Vec<u16> = ports.iter().collect();
-        let mut listeners = Vec::new();
-        for port in &ports {
-            let bound = if component {
-                ports::probe(self.listen, *port)
-            } else {
-                ports::listen(self.listen, *port).map(|l| listeners.push(Arc::new(l)))
-            };
-            bound.map_err(|e| Failure::new(Reason::LaunchFailed, format!("port {port} at {} cannot be listened on: {e}", self.listen)))?;
-        }
         Ok(Grants { listen: self.listen, ports, endpoints, names, inherited: listeners.len(), listeners: Mutex::new(listeners) })
+    }
+
+    /// The listening sockets of a module; of a component, none. All ports are tried, so that whoever chooses others knows all that
+    /// somebody has.
+    fn bind(&self, ports: &PortSet, component: bool) -> Result<Vec<Arc<OwnedFd>>, Failure> {
+        let (mut listeners, mut in_use, mut why) = (Vec::new(), Vec::new(), None);
+        for port in ports.iter() {
+            let bound = if component {
+                ports::probe(self.listen, port)
+            } else {
+                ports::listen(self.listen, port).map(|l| listeners.push(Arc::new(l)))
+            };
+            match bound {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+                    in_use.push(port);
+                    why = Some(e);
+                }
+                Err(e) => {
+                    let message = format!("port {port} at {} cannot be listened on: {e}", self.listen);
+                    return Err(Failure::new(Reason::LaunchFailed, message));
+                }
+            }
+        }
+        let Some(why) = why else { return Ok(listeners) };
+        let in_use: PortSet = in_use.into_iter().collect();
+        let message = format!("port {in_use} at {} cannot be listened on: {why}", self.listen);
+        Err(Failure { ports_in_use: in_use, ..Failure::new(Reason::LaunchFailed, message) })
     }
 
     /// The addresses of an endpoint that the role may connect to; at least one.
@@ -240,6 +260,7 @@ mod tests {
             let failure = network.grant(&Role::default(), &to(&[]), &ports, component).await.unwrap_err();
             assert_eq!(failure.reason, Reason::LaunchFailed);
             assert!(failure.message.contains(&port.to_string()) && failure.message.contains("in use"), "{failure}");
+            assert_eq!(failure.ports_in_use, ports);
         }
     }
 

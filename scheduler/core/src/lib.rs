@@ -19,6 +19,7 @@ pub mod record;
 pub mod retry;
 pub mod run;
 pub mod scheduler;
+mod shunned;
 pub mod spec;
 pub mod trouble;
 pub mod views;

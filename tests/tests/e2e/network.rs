@@ -164,6 +164,24 @@ fn a_taken_port_fails_the_launch_and_is_named() -> Result {
     Ok(())
 }
 
+#[test]
+fn a_port_that_an_outside_program_has_does_not_keep_a_task_from_the_others() -> Result {
+    let c = networked(None, &[])?;
+    let first = u16::try_from(c.json(&["agents"])?[0]["total"]["ports"][0][0].as_u64().context("ports")?)?;
+    let _outside = TcpListener::bind(("127.0.0.1", first))?;
+    for (bundle, attempts) in [(guest(&c, "http-server")?, 2), (c.paths.component("http-server")?.display().to_string(), 1)] {
+        let server = Server::start(&c, &bundle, &["1"])?;
+        assert_ne!(server.at.port(), first);
+        assert!(server.curl("/")?.contains("Hello from Smalti"));
+        assert_eq!(server.wait()?, 0);
+        // The first one found out; the second one was spared the try.
+        let tasks = c.json(&["ps", "--all"])?;
+        let task = tasks.as_array().and_then(|all| all.iter().find(|t| t["job_id"] == server.job.as_str())).context("its task")?;
+        assert_eq!(task["attempt"].as_u64(), Some(attempts - 1), "{task}");
+    }
+    Ok(())
+}
+
 /// Answers one HTTP request on loopback.
 fn page() -> Result<(SocketAddr, std::thread::JoinHandle<std::io::Result<()>>)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
