@@ -147,17 +147,27 @@ fn a_taken_port_fails_the_launch_and_is_named() -> Result {
     let first = c.json(&["agents"])?[0]["total"]["ports"][0][0].as_u64().context("ports")?;
     let taken: Vec<TcpListener> =
         (0..4).map(|i| TcpListener::bind(("127.0.0.1", u16::try_from(first + i).unwrap_or(0)))).collect::<std::io::Result<_>>()?;
+    // Who waits for it is told.
+    let command = c.command(&["run", "--ports", "1", &guest(&c, "http-server")?, "--", "0"]);
+    let waiting = std::thread::spawn(move || Finished::of(command, b"", PATIENCE));
     let mut jobs = Vec::new();
     for bundle in [guest(&c, "http-server")?, c.paths.component("http-server")?.display().to_string()] {
         let job = c.ok(&["submit", "--ports", "1", &bundle, "--", "0"])?.trim().to_owned();
         eventually("the reason names the port", || {
             let said = c.smalti(&["explain", &job])?.stdout;
-            Ok(said.contains("in use") && said.contains(&format!("port {first}")))
+            Ok(said.contains("in use") && said.contains(&format!("port {first}")) && said.contains("; attempt "))
         })?;
         jobs.push(job);
     }
+    eventually("all three have failed", || {
+        let tasks = c.json(&["ps", "--all"])?;
+        Ok(tasks.as_array().is_some_and(|all| all.len() == 3 && all.iter().all(|t| t["attempt"].as_u64() > Some(0))))
+    })?;
     // It was nobody's fault for ever: as soon as the port is free they run.
     drop(taken);
+    let done = waiting.join().expect("no panic")?;
+    let told: Vec<&str> = done.stderr.lines().filter(|l| l.contains("in use") && l.contains("it is tried again")).collect();
+    assert!(done.code == 0 && !told.is_empty() && told.len() <= 8, "{} {}", done.code, done.stderr);
     for job in jobs {
         assert_eq!(c.smalti(&["wait", &job])?.code, 0);
     }
