@@ -71,7 +71,7 @@ impl Logs {
 }
 
 /// Nothing was written to stdout: says so where there is something on stderr. What cannot be found out is left unsaid.
-async fn hint(mut link: Link, request: OutputRequest) {
+async fn hint(link: Link, request: OutputRequest) {
     let request = OutputRequest { stream: OutputStream::Stderr.into(), follow: false, tail_lines: Some(1), ..request };
     let Ok(stream) = link.jobs().output(request.clone()).await else { return };
     let mut stream = stream.into_inner();
