@@ -77,16 +77,16 @@ fn pagemap_frames() -> i32 {
     /// Where descriptors are looked for, and how a file of `/proc` is known.
     const DESCRIPTORS: i32 = 1 << 10;
     const PROC: i64 = 0x9fa0;
-    const ENTRY_BYTES: u64 = 8;
+    const ENTRY_BYTES: usize = size_of::<u64>();
     const FRAME: u64 = (1 << 55) - 1;
     const PRESENT: u64 = 1 << 63;
     let page = std::hint::black_box(vec![1_u8; 1]);
-    let at = page.as_ptr().addr() as u64 / rustix::param::page_size() as u64 * ENTRY_BYTES;
+    let at = page.as_ptr().addr() as u64 / rustix::param::page_size() as u64 * ENTRY_BYTES as u64;
     for number in 0..DESCRIPTORS {
         #[expect(unsafe_code, reason = "nothing says under which number the engine holds it")]
         // SAFETY: descriptors that are not open are an error of each call, and nobody closes any while this process ends.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        let mut entry = [0; ENTRY_BYTES as usize];
+        let mut entry = [0; ENTRY_BYTES];
         if rustix::fs::fstatfs(fd).is_ok_and(|s| s.f_type == PROC) && rustix::io::pread(fd, &mut entry, at) == Ok(entry.len()) {
             let entry = u64::from_le_bytes(entry);
             if entry & PRESENT != 0 {

@@ -128,7 +128,8 @@ async fn only_a_networked_executor_makes_sockets_and_only_tcp_ones() {
 #[tokio::test]
 async fn no_executor_sees_where_its_pages_lie() {
     let world = World::new("frames", Mode::None);
-    let changes: [(&str, fn(&mut Options)); 3] = [
+    type Change = fn(&mut Options);
+    let changes: [(&str, Change); 3] = [
         ("whole", |_| {}),
         ("without namespaces", |o| o.namespaces = false),
         ("as the agent's user", |o| {
