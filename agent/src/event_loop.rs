@@ -426,10 +426,10 @@ impl EventLoop {
             Input::Launched { executor, result: Ok(running) } => {
                 self.executors.launched(&executor, *running).map(|slots| Event::ExecutorStarted { executor, slots })
             }
-            Input::Launched { executor, result: Err(Failure { reason, message }) } => {
-                tracing::error!(%executor, "cannot be started: {message}");
+            Input::Launched { executor, result: Err(failure) } => {
+                tracing::error!(%executor, "cannot be started: {}", failure.message);
                 self.executors.failed(&executor);
-                Some(Event::ExecutorFailed { executor, reason, message })
+                Some(Event::ExecutorFailed { executor, failure })
             }
             Input::Adopted { executor, result: Ok(running) } => {
                 self.executors.launched(&executor, *running).map(|slots| Event::ExecutorBack { executor, slots })

@@ -57,7 +57,7 @@ pub(crate) fn check(ready: &Ready) -> Result<(), Error> {
 }
 
 pub(crate) fn failure(failure: prepare::Failure) -> Failure {
-    Failure { reason: failure.reason, message: failure.message }
+    Failure { reason: failure.reason, message: failure.message, ports_in_use: failure.ports_in_use }
 }
 
 /// The code of a prepared run.
@@ -305,7 +305,7 @@ fn usage(usage: Option<v1::Usage>) -> Usage {
 /// An unknown reason is handed on as one that an executor may not give, so that the core says so.
 fn core_failure(failure: v1::Failure) -> Failure {
     let reason = Reason::ALL.into_iter().find(|r| r.as_str() == failure.reason).unwrap_or(Reason::None);
-    Failure { reason, message: failure.message }
+    Failure::new(reason, failure.message)
 }
 
 #[cfg(test)]

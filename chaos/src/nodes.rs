@@ -7,6 +7,7 @@ use crate::proxy::Proxy;
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use smalti_test_ports::Ports;
 use smalti_tests::{Paths, Process};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ pub(crate) struct Cluster {
     scheduler: Role,
     master: Role,
     master_address: String,
+    /// Where each life of the master listens; between two lives nobody does.
+    _master_port: Ports,
     paths: Paths,
     /// Where an agent's data is a file system of its own.
     mounts: Vec<PathBuf>,
@@ -69,11 +72,11 @@ impl Cluster {
         let policy = dir.path().join("policy.toml");
         std::fs::write(&policy, POLICY).with_context(|| format!("writing {}", policy.display()))?;
 
-        let args = ["master", "--listen", "127.0.0.1:0", "--agent-timeout", AGENT_TIMEOUT, "--ping-timeout", "4s", "--data-dir"];
+        let port = smalti_test_ports::take_one();
+        let listen = port.address().to_string();
+        let args = ["master", "--listen", &listen, "--agent-timeout", AGENT_TIMEOUT, "--ping-timeout", "4s", "--data-dir"];
         let mut master = Role::new("master", paths.smalti(), &args, &[data("master")]);
         let address = master.start(dir.path())?;
-        // Later lives listen where everybody looks.
-        master.args[2].clone_from(&address);
         let at: SocketAddr = address.parse().with_context(|| format!("the master's address {address:?}"))?;
 
         let mut scheduler =
@@ -85,8 +88,8 @@ impl Cluster {
         let mut framework = Role::new("framework", own, &["framework", "--bundle", &bundle, "--store"], &[data("framework.redb")]);
         framework.connect(Proxy::to(at)?);
         framework.start(dir.path())?;
-        let mut cluster =
-            Self { agents: Vec::new(), framework, scheduler, master, master_address: address, paths, mounts: Vec::new(), dir };
+        let (agents, mounts) = (Vec::new(), Vec::new());
+        let mut cluster = Self { agents, framework, scheduler, master, master_address: address, _master_port: port, paths, mounts, dir };
         for n in 0..agents {
             cluster.add_agent(n, at, &policy)?;
         }

@@ -241,9 +241,23 @@ async fn logs_and_sandbox_files_come_on_stdout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logs_of_what_wrote_to_stderr_alone_say_so() {
+    let world = World::new().await;
+    assert_eq!(world.exit_code(&["submit", "--name", "quiet", "hello.wasm"]).await, 0);
+    let quiet = world.smalti(&["logs", "j1"]).await;
+    assert_eq!((stdout(&quiet).as_str(), quiet.status.code()), ("", Some(0)));
+    assert!(stderr(&quiet).contains("wrote nothing to stdout; `smalti logs --stderr j1`"), "{}", stderr(&quiet));
+    let asked = world.smalti(&["logs", "--stderr", "j1"]).await;
+    assert_eq!((stdout(&asked).as_str(), stderr(&asked).as_str()), ("err\n", ""));
+    assert_eq!(world.exit_code(&["submit", "hello.wasm"]).await, 0);
+    assert_eq!(stderr(&world.smalti(&["logs", "j2"]).await), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_master_there_is_one_line_that_says_what_to_do() {
     let world = World::new().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let nobody = smalti_test_ports::take_one();
+    let free = nobody.address().to_string();
     for args in [&["agents"][..], &["jobs"], &["run", "hello.wasm"], &["bundle", "ls"]] {
         let output = world.command(args).env("SMALTI_MASTER", &free).output().await.unwrap();
         let text = stderr(&output);

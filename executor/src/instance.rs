@@ -13,6 +13,7 @@ use crate::limits::{HOSTCALL_BYTES, Limiter, MAX_COMPONENT_HANDLES, MAX_RANDOM_B
 use crate::modules::{Code, Loaded};
 use crate::network::{Grants, Table};
 use crate::output::{Channel, Sink};
+use crate::preview1::NO_MEMORY;
 use crate::state::State;
 use crate::streams::{Meters, Output, Source, Stdin};
 use smalti_types::task_state::Reason;
@@ -302,9 +303,11 @@ fn classify(how: How, meters: &Meters, state: &State, fuel: Option<u64>) -> (Opt
 }
 
 /// Whether code of the guest's is behind this error: a module may have a start function, which runs while it is instantiated, and
-/// errors of host functions that it called have no type. They have a trace, unless it made its last call a tail call.
+/// errors of host functions that it called have no type. They have a trace, unless it made its last call a tail call; then our
+/// functions have said that they were called, and of Wasmtime's all but those that found no memory.
 fn ran(error: &wasmtime::Error, state: &State) -> bool {
-    state.called || error.is::<Trap>() || error.is::<I32Exit>() || error.is::<Stop>() || error.downcast_ref::<WasmBacktrace>().is_some()
+    let called = state.called || error.root_cause().to_string() == NO_MEMORY;
+    called || error.is::<Trap>() || error.is::<I32Exit>() || error.is::<Stop>() || error.downcast_ref::<WasmBacktrace>().is_some()
 }
 
 fn stopped(stop: Stop) -> (Option<i32>, Option<Failure>) {

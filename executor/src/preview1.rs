@@ -21,6 +21,8 @@ const MODULE: &str = "wasi_snapshot_preview1";
 const RECORD_BYTES: u32 = 8;
 /// Most records that are looked at for the first one with a length; Linux takes 1024.
 const MAX_RECORDS: u32 = 64 << 10;
+/// What Wasmtime's functions say to a module that does not export its memory, before any code of ours runs; ours say the same.
+pub(crate) const NO_MEMORY: &str = "missing required memory export";
 /// `ESUCCESS` and `ENOMEM` of preview 1.
 const SUCCESS: i32 = 0;
 const NOMEM: i32 = 48;
@@ -97,7 +99,7 @@ fn exported_memory(caller: &mut Caller<'_, State>) -> wasmtime::Result<Memory> {
     caller.data_mut().called = true;
     match caller.get_export("memory") {
         Some(Extern::Memory(memory)) => Ok(memory),
-        _ => Err(wasmtime::Error::msg("missing required memory export")),
+        _ => Err(wasmtime::Error::msg(NO_MEMORY)),
     }
 }
 

@@ -91,7 +91,7 @@ async fn a_refusal_and_an_absent_master_fail_the_connection_with_a_reason() {
     let error = connecting.await.unwrap().unwrap_err();
     assert!(matches!(&error, Error::Refused { reason, .. } if reason == "no more frameworks"), "{error}");
 
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let error = Framework::connect(Options::new(format!("127.0.0.1:{port}"), "test")).await.unwrap_err();
+    let nobody = smalti_test_ports::take_one();
+    let error = Framework::connect(Options::new(nobody.address().to_string(), "test")).await.unwrap_err();
     assert!(error.to_string().contains("connection refused; start one with `smalti dev`"), "{error}");
 }

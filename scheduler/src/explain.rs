@@ -3,8 +3,8 @@
 use crate::cluster::Cluster;
 use serde_json::{Value, json};
 use smalti_proto::v1::AgentStatus;
-use smalti_scheduler_core::{Constraint, Job, JobView, Request, Stage};
-use smalti_types::{Attributes, Resources};
+use smalti_scheduler_core::{Again, Constraint, Job, JobView, Request, Stage};
+use smalti_types::{Attributes, Resources, Time};
 use std::fmt::Write as _;
 
 /// Agents named one by one in an answer; the rest is counted.
@@ -44,24 +44,12 @@ impl Needs {
 }
 
 /// What agents have of the job, a line each.
-fn places(job: &Job) -> Vec<String> {
+fn places(job: &Job, now: Time) -> Vec<String> {
     let run = job.state.run.iter().filter(|r| r.is_placed()).map(|r| {
         let agent = r.agent.as_ref().map(ToString::to_string).unwrap_or_default();
         format!("{} (attempt {}) is {} on agent {agent}", r.task, r.attempt(), r.state)
     });
-    let before = job.state.run.iter().filter(|r| r.is_placed()).filter_map(|r| {
-        let failure = r.previous.as_ref()?;
-        Some(format!("{}: attempt {} ended {} ({}: {})", r.task, failure.attempt, failure.state, failure.reason, failure.message))
-    });
-    let waiting = job.state.run.iter().filter(|r| r.attempt() > 0 && r.next_wake().is_some()).map(|r| {
-        format!(
-            "{}: attempt {} failed ({}: {}); the next follows after a pause",
-            r.task,
-            r.attempt().saturating_sub(1),
-            r.reason,
-            r.message
-        )
-    });
+    let again = job.again().map(|again| in_words(&again, now));
     let parts = job.state.pool.iter().flat_map(|p| p.parts()).filter(|(_, p)| p.is_live()).map(|(_, p)| {
         format!(
             "agent {}: {}, {} slots, {} items handed out, {} finished",
@@ -73,7 +61,35 @@ fn places(job: &Job) -> Vec<String> {
         )
     });
     let avoided = if job.state.outcome.is_none() { job.avoids() } else { Vec::new() };
-    run.chain(before).chain(waiting).chain(parts).chain(avoided).take(MOST_AGENTS).collect()
+    run.chain(again).chain(parts).chain(avoided).take(MOST_AGENTS).collect()
+}
+
+/// What failed last, and when it is tried again.
+fn in_words(again: &Again, now: Time) -> String {
+    let Again { failure, items, next, not_before, infrastructure } = again;
+    let what = match items {
+        0 => format!("attempt {}", failure.attempt),
+        1 => format!("attempt {} of an item", failure.attempt),
+        n => format!("attempt {} of {n} items", failure.attempt),
+    };
+    let place = failure.agent.as_ref().map_or_else(String::new, |agent| format!(" on agent {agent}"));
+    let blame = if *infrastructure { ", for the infrastructure's sake: it does not count against --retries" } else { "" };
+    let then = match not_before {
+        None => format!("attempt {next} has begun"),
+        Some(at) if *at > now => format!("attempt {next} begins in {} ms at the earliest", at.micros_since(now).div_ceil(1_000)),
+        Some(_) if *items > 0 => format!("attempt {next} begins as soon as there is room"),
+        Some(_) => format!("attempt {next} waits for an offer"),
+    };
+    format!("{what} ended {}{place} ({}: {}){blame}; {then}", failure.state, failure.reason, failure.message)
+}
+
+fn again_json(again: &Again) -> Value {
+    let Again { failure, items, next, not_before, infrastructure } = again;
+    json!({
+        "attempt": failure.attempt, "state": failure.state.as_str(), "reason": failure.reason.as_str(), "message": failure.message,
+        "agent": failure.agent.as_ref().map(ToString::to_string), "items": items, "infrastructure": infrastructure,
+        "next_attempt": next, "not_before_us": not_before.map(|t| t.0),
+    })
 }
 
 fn resources(wire: Option<smalti_proto::v1::Resources>) -> Resources {
@@ -93,11 +109,11 @@ pub(crate) fn name(agent: &AgentStatus) -> String {
 }
 
 impl Facts {
-    pub(crate) fn of(job: &Job) -> Self {
+    pub(crate) fn of(job: &Job, now: Time) -> Self {
         let waiting_task =
             matches!(job.state.stage, Stage::Single | Stage::Reduce) && !job.state.run.as_ref().is_some_and(|r| r.is_placed());
         let waiting_items = job.state.stage == Stage::Map && job.state.pool.as_ref().is_some_and(|p| p.ready() > 0 && p.slots() == 0);
-        Self { view: job.view(), waits: waiting_task || waiting_items, needs: Needs::of(&job.request()), tasks: places(job) }
+        Self { view: job.view(), waits: waiting_task || waiting_items, needs: Needs::of(&job.request()), tasks: places(job, now) }
     }
 
     /// The explanation: text, and the same as JSON.
@@ -116,7 +132,7 @@ impl Facts {
         }
         let mut json = json!({
             "job_id": view.job.to_string(), "state": view.state, "phase": view.phase, "reason": view.reason.as_str(),
-            "message": view.message, "exit_code": view.exit_code, "waits": self.waits, "agents": [],
+            "message": view.message, "exit_code": view.exit_code, "waits": self.waits, "agents": [], "again": view.again.as_ref().map(again_json),
         });
         if !view.message.is_empty() {
             let _ = write!(

@@ -1,7 +1,7 @@
 //! Jobs and tasks as wire messages.
 
 use smalti_proto::v1;
-use smalti_scheduler_core::{Job, JobView, TaskView};
+use smalti_scheduler_core::{Again, Job, JobView, TaskView};
 use smalti_types::Time;
 
 /// A job as `jobs` lists it.
@@ -35,6 +35,22 @@ fn from_view(view: JobView) -> v1::JobView {
         items_by_agent: view.items_by_agent.into_iter().map(|(agent, n)| (agent.to_string(), n)).collect(),
         framework: view.framework.map(|f| f.to_string()).unwrap_or_default(),
         tasks: Vec::new(),
+        again: view.again.map(again),
+    }
+}
+
+fn again(again: Again) -> v1::Again {
+    let Again { failure, items, next, not_before, infrastructure } = again;
+    v1::Again {
+        attempt: failure.attempt,
+        state: v1::TaskState::from(failure.state).into(),
+        reason: failure.reason.to_string(),
+        message: failure.message,
+        agent: failure.agent.map(|a| a.to_string()).unwrap_or_default(),
+        items,
+        next_attempt: next,
+        not_before_us: not_before.map(|t| t.0),
+        infrastructure,
     }
 }
 

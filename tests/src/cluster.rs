@@ -3,8 +3,10 @@
 use crate::paths::Paths;
 use crate::process::{Finished, Process};
 use anyhow::{Context, Result, bail};
+use smalti_test_ports::Ports;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest time any one command of a test may take before it counts as hanging.
@@ -18,7 +20,7 @@ pub struct AgentConfig {
     /// Memory it advertises.
     pub mem: String,
     /// Ports that it advertises; some of its own otherwise.
-    pub ports: Option<String>,
+    pub ports: Option<Arc<Ports>>,
     /// Further flags.
     pub flags: Vec<String>,
     /// The control group (v2) that it is started in, as a service manager would; by default that of the test.
@@ -70,6 +72,8 @@ pub struct Cluster {
     pub master: Process,
     /// `127.0.0.1:PORT` of the master.
     pub address: String,
+    /// The master's port: the next one listens there again, after a moment in which nobody does.
+    port: Ports,
     /// Where binaries and guests are.
     pub paths: Paths,
     config: Config,
@@ -84,9 +88,10 @@ impl Cluster {
     pub fn start(config: Config) -> Result<Self> {
         let paths = Paths::find()?;
         let dir = tempfile::Builder::new().prefix("smalti-test-").tempdir().context("temporary directory")?;
-        let (master, address) = start_master(&paths, &config, dir.path(), "127.0.0.1:0")?;
+        let port = smalti_test_ports::take_one();
+        let (master, address) = start_master(&paths, &config, dir.path(), &port)?;
         let scheduler = if config.scheduler { Some(start_scheduler(&paths, &config, dir.path(), &address)?) } else { None };
-        let mut cluster = Self { agents: Vec::new(), scheduler, master, address, paths: paths.clone(), config: config.clone(), dir };
+        let mut cluster = Self { agents: Vec::new(), scheduler, master, address, port, paths: paths.clone(), config: config.clone(), dir };
         for agent in &config.agents {
             cluster.add_agent(agent)?;
         }
@@ -138,7 +143,7 @@ impl Cluster {
     pub fn crash_master(&mut self) -> Result<()> {
         self.master.signal(nix::sys::signal::Signal::SIGKILL)?;
         self.master.wait(COMMAND_TIMEOUT)?;
-        self.master = start_master(&self.paths, &self.config, self.dir.path(), &self.address)?.0;
+        self.master = start_master(&self.paths, &self.config, self.dir.path(), &self.port)?.0;
         Ok(())
     }
 
@@ -156,7 +161,7 @@ impl Cluster {
 
     fn start_agent(&self, n: usize, agent: &AgentConfig) -> Result<Process> {
         let name = format!("agent-{n}");
-        let ports = agent.ports.clone().unwrap_or_else(|| format!("{}-{}", 20_000 + n * 100, 20_099 + n * 100));
+        let ports = agent.ports.as_ref().map_or_else(|| format!("{}-{}", 20_000 + n * 100, 20_099 + n * 100), |ports| ports.range());
         let mut c = match &agent.group {
             None => Command::new(self.paths.smalti()),
             Some(group) => {
@@ -255,9 +260,9 @@ fn role(paths: &Paths, config: &Config, args: &[&str]) -> Command {
 }
 
 /// A master and its address.
-fn start_master(paths: &Paths, config: &Config, dir: &Path, listen: &str) -> Result<(Process, String)> {
+fn start_master(paths: &Paths, config: &Config, dir: &Path, port: &Ports) -> Result<(Process, String)> {
     let data = dir.join("master").display().to_string();
-    let mut command = role(paths, config, &["master", "--listen", listen, "--data-dir", &data]);
+    let mut command = role(paths, config, &["master", "--listen", &port.address().to_string(), "--data-dir", &data]);
     command.args(&config.master_flags);
     let mut master = Process::spawn_role("master", command, dir)?;
     let address = master.wait_for_line("ready: master")?;

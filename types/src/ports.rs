@@ -53,6 +53,12 @@ impl FromIterator<PortRange> for PortSet {
     }
 }
 
+impl FromIterator<u16> for PortSet {
+    fn from_iter<I: IntoIterator<Item = u16>>(iter: I) -> Self {
+        iter.into_iter().map(|port| PortRange { first: port, last: port }).collect()
+    }
+}
+
 impl PortSet {
     /// The ranges, sorted and disjoint.
     #[must_use]
@@ -118,13 +124,19 @@ impl PortSet {
         Self { ranges: left }
     }
 
+    /// The ports that are in both.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.difference(&self.difference(other))
+    }
+
     /// The lowest `n` ports, or `None` when there are fewer.
     #[must_use]
     pub fn take(&self, n: u32) -> Option<Self> {
         if self.len() < n {
             return None;
         }
-        Some(self.iter().take(n as usize).map(|p| PortRange { first: p, last: p }).collect())
+        Some(self.iter().take(n as usize).collect())
     }
 }
 

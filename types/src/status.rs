@@ -2,6 +2,7 @@
 
 use crate::id::TaskKey;
 use crate::items::ItemSet;
+use crate::ports::PortSet;
 use crate::task_state::{Reason, TaskState};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
@@ -118,6 +119,9 @@ pub struct StatusUpdate {
     pub result: Option<Vec<u8>>,
     /// For array parts: what happened to items since the update before.
     pub array: Option<ArrayDelta>,
+    /// Of a launch that failed: which of its ports other programs of the agent's machine have. Other ports may do.
+    #[serde(default)]
+    pub ports_in_use: PortSet,
 }
 
 impl StatusUpdate {
@@ -137,6 +141,7 @@ impl StatusUpdate {
             progress: None,
             result: None,
             array: None,
+            ports_in_use: PortSet::default(),
         }
     }
 }
@@ -154,7 +159,12 @@ impl StatusUpdate {
             failed + results + (delta.finished.ranges().len() + delta.returned.ranges().len()) * 16
         });
         let progress = self.progress.as_ref().map_or(0, |(_, text)| text.len());
-        BASE_WEIGHT + self.message.len() + progress + self.result.as_ref().map_or(0, Vec::len) + array
+        BASE_WEIGHT
+            + self.ports_in_use.ranges().len() * 4
+            + self.message.len()
+            + progress
+            + self.result.as_ref().map_or(0, Vec::len)
+            + array
     }
 }
 

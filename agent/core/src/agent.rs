@@ -3,7 +3,7 @@
 //! Owns the attempts, their index, what they hold, and the connection's state. The rules are beside it: `commands` (what the master
 //! wants), `launch` (from prepared to started), `reports` (what executors say), `array` (items), `executors` (processes and slots).
 
-use crate::event::{Event, Failure, Message, Run, ToExecutor};
+use crate::event::{Event, Message, Run, ToExecutor};
 use crate::exclusive::Leases;
 use crate::executors::Pool;
 use crate::losses::Losses;
@@ -114,9 +114,7 @@ impl Agent {
             Event::Command(command) => self.command(now, command, &mut out),
             Event::Prepared { run, result } => self.prepared(now, run, result, &mut out),
             Event::ExecutorStarted { executor, slots } => self.executor_started(now, &executor, slots, &mut out),
-            Event::ExecutorFailed { executor, reason, message } => {
-                self.executor_failed(now, &executor, Failure::new(reason, message), &mut out)
-            }
+            Event::ExecutorFailed { executor, failure } => self.executor_failed(now, &executor, failure, &mut out),
             Event::ExecutorExited { executor, cause, out_of_memory } => {
                 self.executor_exited(now, &executor, &cause, out_of_memory, &mut out);
             }

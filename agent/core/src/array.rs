@@ -641,7 +641,7 @@ fn weight(delta: &ArrayDelta) -> usize {
 
 /// What the master is told of an item that did not finish.
 fn failed_item(failure: ItemFailure, attempt: u32, killing: bool) -> FailedItem {
-    let Failure { reason, mut message } = crate::reports::checked_failure(failure.failure, failure.exit_code);
+    let Failure { reason, mut message, .. } = crate::reports::checked_failure(failure.failure, failure.exit_code);
     truncate(&mut message, ITEM_MESSAGE_LEN);
     let killed = reason == Reason::KilledByRequest && killing;
     let state = if killed { TaskState::Killed } else { TaskState::Failed };

@@ -25,13 +25,15 @@ pub struct Failure {
     pub reason: Reason,
     /// For people.
     pub message: String,
+    /// Which of the task's ports other programs have, if that is what it is.
+    pub ports_in_use: PortSet,
 }
 
 impl Failure {
     /// A failure with its words.
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: message.into(), ports_in_use: PortSet::default() }
     }
 }
 
@@ -82,9 +84,7 @@ pub enum Event {
         /// Which.
         executor: ExecutorId,
         /// `LAUNCH_FAILED`, or what is wrong with the task that it was for.
-        reason: Reason,
-        /// Why.
-        message: String,
+        failure: Failure,
     },
     /// An executor that had started is gone.
     ExecutorExited {

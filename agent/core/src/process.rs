@@ -285,7 +285,7 @@ impl Agent {
             return;
         };
         let failure = match why.reason {
-            Reason::LaunchFailed => Failure::new(Reason::LaunchFailed, format!("its executor could not be started: {}", why.message)),
+            Reason::LaunchFailed => Failure { message: format!("its executor could not be started: {}", why.message), ..why },
             // What the task asks for cannot be had: nothing is wrong with the executor.
             _ => why,
         };

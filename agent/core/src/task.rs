@@ -9,7 +9,7 @@ use crate::record::{AttemptState, KillState, PlaceState};
 use crate::trust::Bounds;
 use crate::updates::Stream;
 use smalti_types::{
-    Digest, DurationMs, ExecutorId, Launch, MilliCpus, Reason, Resources, Role, StatusUpdate, TaskKey, TaskState, Time, Usage,
+    Digest, DurationMs, ExecutorId, Launch, MilliCpus, PortSet, Reason, Resources, Role, StatusUpdate, TaskKey, TaskState, Time, Usage,
     status::MAX_RESULT_LEN,
 };
 use std::sync::Arc;
@@ -147,11 +147,12 @@ pub(crate) struct Ending {
     /// `None`: what was known before.
     pub(crate) usage: Option<Usage>,
     pub(crate) result: Option<Vec<u8>>,
+    pub(crate) ports_in_use: PortSet,
 }
 
 impl Ending {
     pub(crate) fn new(state: TaskState, reason: Reason, message: impl Into<String>) -> Self {
-        Self { state, reason, message: message.into(), exit_code: None, usage: None, result: None }
+        Self { state, reason, message: message.into(), exit_code: None, usage: None, result: None, ports_in_use: PortSet::default() }
     }
 
     /// The end of an attempt that was killed on request.
@@ -162,7 +163,7 @@ impl Ending {
     /// The end of an attempt whose guest never ran.
     pub(crate) fn not_started(failure: Failure) -> Self {
         let state = if failure.reason == Reason::LaunchFailed { TaskState::Dropped } else { TaskState::Failed };
-        Self::new(state, failure.reason, failure.message)
+        Self { ports_in_use: failure.ports_in_use, ..Self::new(state, failure.reason, failure.message) }
     }
 }
 
@@ -336,6 +337,7 @@ impl Task {
         };
         update.reason = ending.reason;
         update.exit_code = ending.exit_code;
+        update.ports_in_use = ending.ports_in_use;
         update.result = ending.result.filter(|r| r.len() <= MAX_RESULT_LEN);
         self.stream.push(update);
     }

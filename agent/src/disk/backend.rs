@@ -2,6 +2,7 @@
 //!
 //! Owns the choice, which is made once, by really making a disk and writing past its end. Deliberately absent: how either is made.
 
+use super::BLOCK;
 use super::ext4::Ext4;
 use super::mount::{Error, Mounted};
 use super::tmpfs::Tmpfs;
@@ -65,7 +66,7 @@ pub(super) fn open(choice: Choice, data_dir: &Path) -> Result<Found, Error> {
 fn tried(backend: Arc<dyn Backend>) -> Result<Arc<dyn Backend>, Error> {
     let made = backend.make(PROBE)?;
     let wrote = fill(&made).map_err(|e| Error::new("writing to", backend.name(), e))?;
-    if wrote == 0 || wrote > PROBE.0 {
+    if wrote == 0 || wrote > PROBE.0 + BLOCK {
         return Err(Error::new("limiting", backend.name(), std::io::Error::other(format!("{wrote} bytes fit into {} bytes", PROBE.0))));
     }
     Ok(backend)

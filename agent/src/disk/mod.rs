@@ -1,4 +1,4 @@
-//! The writable directories of tasks that ask for disk: file systems of exactly the size asked for, bounded in files too.
+//! The writable directories of tasks that ask for disk: file systems of the size asked for, bounded in files too.
 //!
 //! A [`Lent`] directory is the root of a file system of its own that is mounted nowhere (a detached mount: it has no path, and is gone with
 //! its last descriptor, whatever becomes of this process). Its size is the kernel's business: a guest that writes more gets `ENOSPC` there and

@@ -181,7 +181,6 @@ fn cause(record: Option<ExitRecord>, out_of_memory: Option<Bytes>) -> Exit {
     let cause = match (out_of_memory, record.denied_syscall, record.signal, record.code) {
         (Some(limit), ..) => format!("out of memory: the executor's cgroup limit of {limit} was reached"),
         (None, Some(number), ..) => format!("ended by its system call filter: {}", syscalls::describe(number)),
-        (None, None, Some(nix::libc::SIGSYS), _) => "ended by its system call filter".to_owned(),
         (None, None, Some(signal), _) => {
             let name = NixSignal::try_from(signal).map_or("an unknown signal", NixSignal::as_str);
             format!("killed by signal {signal} ({name})")
@@ -238,7 +237,7 @@ mod tests {
         assert!(exit.oom);
         let denied = ExitRecord { denied_syscall: Some(99_999), ..record(Some(159), None).unwrap() };
         assert_eq!(cause(Some(denied), None).cause, "ended by its system call filter: number 99999");
-        assert_eq!(cause(record(None, Some(31)), None).cause, "ended by its system call filter");
+        assert_eq!(cause(record(None, Some(31)), None).cause, "killed by signal 31 (SIGSYS)", "somebody sent it");
         assert_eq!(cause(record(None, Some(4000)), None).cause, "killed by signal 4000 (an unknown signal)");
     }
 }

@@ -104,6 +104,17 @@ async fn a_worker_that_is_killed_is_reported_with_its_signal() {
 }
 
 #[tokio::test]
+async fn a_signal_of_the_filters_kind_from_outside_is_no_denied_call() {
+    for namespaces in [true, false] {
+        let world = World::new("sigsys", Mode::None);
+        let running = world.launcher(|o| o.namespaces = namespaces).start(world.spec()).await.unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.worker), nix::sys::signal::Signal::SIGSYS).unwrap();
+        let exit = running.exit.await;
+        assert_eq!((exit.cause.as_str(), exit.signal), ("killed by signal 31 (SIGSYS)", Some(31)), "{namespaces}");
+    }
+}
+
+#[tokio::test]
 async fn killing_takes_everything_with_it_with_and_without_namespaces_and_groups() {
     for (mode, namespaces) in [(Mode::Auto, true), (Mode::Auto, false), (Mode::None, true), (Mode::None, false)] {
         let world = World::new("kill", mode);

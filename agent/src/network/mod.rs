@@ -7,6 +7,7 @@
 
 mod address;
 mod broker;
+mod lookup;
 mod policy;
 mod ports;
 
@@ -16,6 +17,7 @@ pub use policy::{Policy, PolicyError};
 use crate::prepare::Failure;
 use address::effective;
 use anyhow::Context;
+use lookup::look_up;
 use policy::Protected;
 use smalti_executor_protocol::v1;
 use smalti_types::{Endpoint, PortSet, Reason, Role};
@@ -24,12 +26,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 /// Most listening ports of one task: each costs a descriptor, and a frame carries so many.
 const MAX_PORTS: u32 = 32;
-/// How long one name may take to be looked up.
-const LOOK_UP_WITHIN: Duration = Duration::from_secs(10);
 /// Most addresses of one name that are used.
 const MAX_ADDRESSES: usize = 32;
 
@@ -100,23 +99,49 @@ impl Network {
         }
         endpoints.sort_unstable();
         endpoints.dedup();
+        let listeners = self.bind(ports, component)?;
         let ports: Vec<u16> = ports.iter().collect();
-        let mut listeners = Vec::new();
-        for port in &ports {
-            let bound = if component {
-                ports::probe(self.listen, *port)
-            } else {
-                ports::listen(self.listen, *port).map(|l| listeners.push(Arc::new(l)))
-            };
-            bound.map_err(|e| Failure::new(Reason::LaunchFailed, format!("port {port} at {} cannot be listened on: {e}", self.listen)))?;
-        }
         Ok(Grants { listen: self.listen, ports, endpoints, names, inherited: listeners.len(), listeners: Mutex::new(listeners) })
+    }
+
+    /// The listening sockets of a module; of a component, none. All ports are tried, so that whoever chooses others knows all that
+    /// somebody has.
+    fn bind(&self, ports: &PortSet, component: bool) -> Result<Vec<Arc<OwnedFd>>, Failure> {
+        let (mut listeners, mut in_use, mut why) = (Vec::new(), Vec::new(), None);
+        for port in ports.iter() {
+            let bound = if component {
+                ports::probe(self.listen, port)
+            } else {
+                ports::listen(self.listen, port).map(|l| listeners.push(Arc::new(l)))
+            };
+            match bound {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+                    in_use.push(port);
+                    why = Some(e);
+                }
+                Err(e) => {
+                    let message = format!("port {port} at {} cannot be listened on: {e}", self.listen);
+                    return Err(Failure::new(Reason::LaunchFailed, message));
+                }
+            }
+        }
+        let Some(why) = why else { return Ok(listeners) };
+        let in_use: PortSet = in_use.into_iter().collect();
+        let message = format!("port {in_use} at {} cannot be listened on: {why}", self.listen);
+        Err(Failure { ports_in_use: in_use, ..Failure::new(Reason::LaunchFailed, message) })
     }
 
     /// The addresses of an endpoint that the role may connect to; at least one.
     async fn addresses(&self, role: &Role, endpoint: &Endpoint, protected: &Protected) -> Result<Vec<IpAddr>, Failure> {
-        let all = look_up(&endpoint.host, endpoint.port).await;
-        let all = all.map_err(|why| Failure::new(Reason::LaunchFailed, format!("the name of {endpoint} cannot be looked up: {why}")))?;
+        let all = look_up(&endpoint.host).await.map_err(|why| {
+            let reason = match why {
+                // Another agent or another try would say the same.
+                lookup::Error::NoSuchName(_) => Reason::InvalidTask,
+                lookup::Error::Trouble(_) => Reason::LaunchFailed,
+            };
+            Failure::new(reason, format!("the name of {endpoint}, which the task wants to connect to, cannot be looked up: {why}"))
+        })?;
         let mut refusal = None;
         let mut allowed = Vec::new();
         for address in all.into_iter().take(MAX_ADDRESSES) {
@@ -144,7 +169,7 @@ impl Network {
                 .and_then(|(h, p)| Some((h, p.parse().ok()?)))
                 .ok_or_else(|| failed(format!("{service:?} is no address of a service")))?;
             let host = host.trim_start_matches('[').trim_end_matches(']');
-            let addresses = look_up(host, port)
+            let addresses = look_up(host)
                 .await
                 .map_err(|why| failed(format!("the address of {service}, which tasks must not reach, is not known: {why}")))?;
             for address in addresses.into_iter().map(effective) {
@@ -166,17 +191,6 @@ fn own_addresses() -> nix::Result<Vec<IpAddr>> {
         all.extend(four.or(six).map(effective));
     }
     Ok(all)
-}
-
-async fn look_up(host: &str, port: u16) -> Result<Vec<IpAddr>, String> {
-    if let Ok(address) = host.parse() {
-        return Ok(vec![address]);
-    }
-    match tokio::time::timeout(LOOK_UP_WITHIN, tokio::net::lookup_host((host, port))).await {
-        Ok(Ok(found)) => Ok(found.map(|a| a.ip()).collect()),
-        Ok(Err(e)) => Err(e.to_string()),
-        Err(_) => Err(format!("no answer within {LOOK_UP_WITHIN:?}")),
-    }
 }
 
 impl Grants {
@@ -236,10 +250,6 @@ mod tests {
         Network { policy: policy.parse().unwrap(), listen: "127.0.0.1".parse().unwrap(), services }
     }
 
-    fn free_port() -> u16 {
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-    }
-
     #[tokio::test]
     async fn a_port_that_another_program_has_is_named() {
         let network = network("");
@@ -250,13 +260,15 @@ mod tests {
             let failure = network.grant(&Role::default(), &to(&[]), &ports, component).await.unwrap_err();
             assert_eq!(failure.reason, Reason::LaunchFailed);
             assert!(failure.message.contains(&port.to_string()) && failure.message.contains("in use"), "{failure}");
+            assert_eq!(failure.ports_in_use, ports);
         }
     }
 
     #[tokio::test]
     async fn a_module_gets_listeners_and_a_component_its_ports() {
         let network = network("");
-        let port = free_port();
+        let free = smalti_test_ports::take_one();
+        let port = free.first();
         let ports: PortSet = port.to_string().parse().unwrap();
         let component = network.grant(&Role::default(), &to(&[]), &ports, true).await.unwrap();
         assert!(component.for_executor(1).1.is_empty());
@@ -283,6 +295,8 @@ mod tests {
         let own = open.grant(&Role::default(), &to(&["127.0.0.1:5050"]), &PortSet::default(), true).await.unwrap_err();
         assert!(own.message.contains("a service of the cluster itself"), "{own}");
         let nowhere = open.grant(&Role::default(), &to(&["no-such-host.invalid:80"]), &PortSet::default(), true).await.unwrap_err();
-        assert!(nowhere.message.contains("cannot be looked up"), "{nowhere}");
+        // What the resolver of this machine says of it decides which of both.
+        let expected = if nowhere.message.contains("there is no such name") { Reason::InvalidTask } else { Reason::LaunchFailed };
+        assert!(nowhere.message.contains("cannot be looked up") && nowhere.reason == expected, "{nowhere}");
     }
 }

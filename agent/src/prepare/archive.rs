@@ -10,6 +10,8 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tar::{Archive, EntryType};
 
 /// Where the guest lies in an unpacked archive, under its own name.
@@ -65,12 +67,13 @@ fn invalid(why: impl std::fmt::Display) -> Failure {
     Failure::new(Reason::InvalidBundle, format!("the archive cannot be used: {why}"))
 }
 
-/// Unpacks into `target` (an empty directory): the guest into `guest/`, the rest into `assets/`.
-pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path) -> Result<(), Failure> {
+/// Unpacks into `target` (an empty directory): the guest into `guest/`, the rest into `assets/`. Ends early, with whatever failure, when
+/// `wanted` says that nobody waits for it any more.
+pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path, wanted: &Wanted) -> Result<(), Failure> {
     let ours = |e: io::Error| Failure::new(Reason::LaunchFailed, format!("cannot unpack the archive into {}: {e}", target.display()));
     let packed = fs::metadata(bundle).map_err(ours)?.len();
     let most = MAX_UNPACKED.min(packed.saturating_mul(MAX_RATIO).max(RATIO_FREE));
-    survey(&mut Archive::new(open(bundle, packing, most)?), most)?;
+    survey(&mut Archive::new(open(bundle, packing, most, wanted)?), most)?;
     // A name that cannot be, or that is a file and a directory, is the archive's fault.
     let blame = |path: &Path, e: io::Error| match e.kind() {
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidFilename => {
@@ -81,7 +84,7 @@ pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path) -> Result<(
     let assets = target.join(ASSETS_DIR);
     make_dir(&assets).map_err(ours)?;
     let mut made = 0;
-    let mut archive = Archive::new(open(bundle, packing, most)?);
+    let mut archive = Archive::new(open(bundle, packing, most, wanted)?);
     for entry in archive.entries().map_err(invalid)? {
         let mut entry = entry.map_err(invalid)?;
         let path = safe_path(&entry.path_bytes())?;
@@ -89,12 +92,12 @@ pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path) -> Result<(
         let at = assets.join(&path);
         if entry.header().entry_type() == EntryType::Directory {
             make_dirs(&assets, &path, &mut made).map_err(|e| blame(&path, e))?;
-            within(made)?;
+            within(made, IN_ALL)?;
             continue;
         }
         make_dirs(&assets, path.parent().unwrap_or(Path::new("")), &mut made).map_err(|e| blame(&path, e))?;
         made += 1;
-        within(made)?;
+        within(made, IN_ALL)?;
         let mut file = match OpenOptions::new().write(true).create_new(true).open(&at) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(invalid(format!("it has `{}` twice", path.display()))),
@@ -116,6 +119,7 @@ fn survey(archive: &mut Archive<impl Read>, most: u64) -> Result<(), Failure> {
         let mut entry = entry.map_err(invalid)?;
         let size = entry.header().entry_size().map_err(invalid)?;
         entries += 1;
+        within(entries, "entries")?;
         bytes = bytes.saturating_add(size);
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XHeader | EntryType::XGlobalHeader) && size <= MAX_EXTENSION {
@@ -132,9 +136,6 @@ fn survey(archive: &mut Archive<impl Read>, most: u64) -> Result<(), Failure> {
                 return Err(invalid(format!("`{}` is a link, and links are not allowed", name())));
             }
             _ => return Err(invalid(format!("`{}` is neither a file nor a directory", name()))),
-        }
-        if entries > MAX_ENTRIES {
-            return Err(invalid(format!("it has more than {MAX_ENTRIES} entries")));
         }
         if bytes > most {
             return Err(invalid(format!("it unpacks to more than {} MiB", most >> 20)));
@@ -156,19 +157,20 @@ fn check_extension(entry: &mut impl Read) -> Result<(), Failure> {
     Ok(())
 }
 
-fn open(bundle: &Path, packing: Packing, most: u64) -> Result<Box<dyn Read>, Failure> {
+fn open(bundle: &Path, packing: Packing, most: u64, wanted: &Wanted) -> Result<WhileWanted<Box<dyn Read>>, Failure> {
     let file = File::open(bundle).map_err(|e| Failure::new(Reason::LaunchFailed, format!("cannot read {}: {e}", bundle.display())))?;
     let file = BufReader::new(file);
     // Headers and padding come on top of the files; past this the reader sees the end, and the archive is broken.
     let most = most + MAX_ENTRIES * 2_048;
-    Ok(match packing {
+    let unpacked: Box<dyn Read> = match packing {
         Packing::Plain => Box::new(file.take(most)),
         Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file).take(most)),
         Packing::Zstd => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(file).map_err(|e| invalid(format!("its compression is broken: {e}")))?;
             Box::new(decoder.take(most))
         }
-    })
+    };
+    Ok(WhileWanted(unpacked, wanted.clone()))
 }
 
 /// The entry's path below the target; `None` for the top directory itself.
@@ -191,9 +193,44 @@ fn safe_path(bytes: &[u8]) -> Result<Option<PathBuf>, Failure> {
     Ok((depth > 0).then_some(path))
 }
 
-/// Directories that only names imply count like those that are listed.
-fn within(made: u64) -> Result<(), Failure> {
-    if made > MAX_ENTRIES { Err(invalid(format!("it has more than {MAX_ENTRIES} files and directories"))) } else { Ok(()) }
+/// What is counted when it is unpacked: directories that only names imply count like those that are listed.
+const IN_ALL: &str = "files and directories";
+
+/// The one bound on how many there may be, of what is listed and of what is made.
+fn within(count: u64, what: &str) -> Result<(), Failure> {
+    if count > MAX_ENTRIES { Err(invalid(format!("it has more than {MAX_ENTRIES} {what}"))) } else { Ok(()) }
+}
+
+/// Whether a [`Waiter`] still waits for what a thread does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted(Arc<AtomicBool>);
+
+/// The end of who waits.
+#[derive(Debug, Default)]
+pub(crate) struct Waiter(Wanted);
+
+impl Waiter {
+    pub(crate) fn wanted(&self) -> Wanted {
+        self.0.clone()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A bundle's bytes, as long as they are wanted.
+struct WhileWanted<R>(R, Wanted);
+
+impl<R: Read> Read for WhileWanted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.1.0.load(Ordering::Relaxed) {
+            return Err(io::Error::other("nobody waits for it any more"));
+        }
+        self.0.read(buffer)
+    }
 }
 
 /// False: it was there.
@@ -294,7 +331,7 @@ pub(crate) mod tests {
         let target = dir.path().join("target");
         fs::create_dir(&target).unwrap();
         let packing = detect(&mut File::open(&bundle).unwrap()).unwrap().expect("an archive");
-        let result = unpack(&bundle, packing, &target);
+        let result = unpack(&bundle, packing, &target, &Wanted::default());
         (dir, result)
     }
 
@@ -336,6 +373,23 @@ pub(crate) mod tests {
         assert!(dir.path().join("target/guest/main.wasm").exists());
         refused(&tar(&[("a.wasm", b"1"), ("b.wasm", b"2")]), "2 .wasm files");
         refused(&tar(&[("readme.txt", b"1")]), "no .wasm file");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_unpacked_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bundle, target) = (dir.path().join("bundle"), dir.path().join("target"));
+        fs::write(&bundle, tar(&[("main.wasm", &vec![7; 1 << 20])])).unwrap();
+        fs::create_dir(&target).unwrap();
+        let waiter = Waiter::default();
+        // In the middle of a file, not only between two.
+        let mut reader = open(&bundle, Packing::Plain, MAX_UNPACKED, &waiter.wanted()).unwrap();
+        assert_eq!(reader.read(&mut [0; 1_000]).unwrap(), 1_000);
+        let wanted = waiter.wanted();
+        drop(waiter);
+        assert!(reader.read(&mut [0; 1_000]).unwrap_err().to_string().contains("nobody waits"));
+        let failure = unpack(&bundle, Packing::Plain, &target, &wanted).unwrap_err();
+        assert!(failure.message.contains("nobody waits"), "{failure}");
     }
 
     #[test]

@@ -280,7 +280,10 @@ impl Bundles {
             return Ok(bundle);
         }
         let (this, path) = (self.clone(), stored.path.clone());
-        let unpacked = blocking(move || this.unpack(key.0, &path)).await?;
+        // A ticket that is cancelled drops this, and the thread ends with its next read.
+        let waiter = archive::Waiter::default();
+        let wanted = waiter.wanted();
+        let unpacked = blocking(move || this.unpack(key.0, &path, &wanted)).await?;
         let (input, name) = match &unpacked {
             Some((guest, name, _)) => (guest.clone(), name.clone()),
             None => (stored.path.clone(), stored.name.clone().unwrap_or_else(|| format!("{}.wasm", &key.0.to_hex()[..12]))),
@@ -327,7 +330,7 @@ impl Bundles {
     }
 
     /// Unpacks an archive, unless it is unpacked: the guest's path, its name, and a pin. `None` for plain guests.
-    fn unpack(&self, digest: Digest, bundle: &Path) -> Result<Option<(PathBuf, String, Pin)>, Failure> {
+    fn unpack(&self, digest: Digest, bundle: &Path, wanted: &archive::Wanted) -> Result<Option<(PathBuf, String, Pin)>, Failure> {
         let packing = File::open(bundle).and_then(|mut f| archive::detect(&mut f)).map_err(|e| ours("read", bundle, e))?;
         let Some(packing) = packing else { return Ok(None) };
         let target = self.dirs.unpacked.join(digest.to_hex());
@@ -340,7 +343,7 @@ impl Bundles {
             .prefix(PARTIAL_PREFIX)
             .tempdir_in(&self.dirs.unpacked)
             .map_err(|e| ours("make a directory in", &self.dirs.unpacked, e))?;
-        archive::unpack(bundle, packing, work.path())?;
+        archive::unpack(bundle, packing, work.path(), wanted)?;
         let _ = fs::remove_dir_all(&target);
         fs::rename(work.path(), &target).map_err(|e| ours("move the archive's files to", &target, e))?;
         let pin = self.cache.add(&target, size_of(&target));

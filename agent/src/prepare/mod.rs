@@ -25,7 +25,7 @@ mod turns;
 pub use service::{Handle, Preparer};
 
 use crate::cgroup::Cgroups;
-use smalti_types::{Bytes, Digest, FrameworkId, Input, Reason, TaskSpec};
+use smalti_types::{Bytes, Digest, FrameworkId, Input, PortSet, Reason, TaskSpec};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
@@ -194,12 +194,14 @@ pub struct Failure {
     pub reason: Reason,
     /// For people: what failed, on what, why.
     pub message: String,
+    /// Which of the task's ports other programs have, if that is what failed.
+    pub ports_in_use: PortSet,
 }
 
 impl Failure {
     /// A failure with its reason and message.
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: message.into(), ports_in_use: PortSet::default() }
     }
 }
 

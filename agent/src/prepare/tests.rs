@@ -334,9 +334,8 @@ async fn transfers_are_retried_and_resumed_but_a_404_is_final() {
 
 #[tokio::test]
 async fn s3_is_read_with_the_clusters_credentials() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = listener.local_addr().unwrap();
-    drop(listener);
+    let nobody = smalti_test_ports::take_one();
+    let endpoint = nobody.address();
     let settings = |endpoint: &str| {
         [("AWS_ENDPOINT_URL", format!("http://{endpoint}").as_str()), ("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -364,7 +363,8 @@ async fn s3_is_read_with_the_clusters_credentials() {
 
 #[tokio::test]
 async fn a_master_that_is_not_there_and_a_place_that_is_none_are_named() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = smalti_test_ports::take_one();
+    let port = nobody.address();
     let mut bed = Bed::with(|o| o.master = port.to_string()).await;
     let failure = bed.failure(BundleRef { digest: Digest::of(b"x"), uri: None }).await;
     assert_eq!(failure.reason, Reason::FetchFailed);

@@ -2,6 +2,7 @@
 
 use super::interrupts::Interrupts;
 use super::output::{self, Stopped};
+use super::retries::Retries;
 use super::sink::{Capture, PassThrough, Sink};
 use super::{Link, outcome, submit};
 use crate::failure::{Exit, Failure, INTERRUPTED, KILLED, Result, SMALTI_FAILED, SUCCESS};
@@ -98,7 +99,13 @@ async fn follow<S: Sink + 'static>(link: Link, job: &str, sink: S, bar: Progress
     let (ended, ended_receiver) = watch::channel(false);
     let request = OutputRequest { job_or_task: job.to_owned(), stream: OutputStream::Both.into(), follow: true, ..Default::default() };
     let mut out = tokio::spawn(output::read(link.quiet_clone(), request, sink, ended_receiver));
-    let end = watch(link.clone(), job, |view| show(&bar, view));
+    let retries = Retries::default();
+    let end = watch(link.clone(), job, |view| {
+        show(&bar, view);
+        if let Some(line) = retries.news(view) {
+            bar.suspend(|| terminal::note(&line));
+        }
+    });
     tokio::pin!(end);
     let (mut last, mut printed) = (None, None);
     if interrupts.count() > 0 {

@@ -9,6 +9,7 @@ mod link;
 pub(crate) mod options;
 pub(crate) mod outcome;
 pub(crate) mod output;
+mod retries;
 pub(crate) mod sink;
 mod stdin;
 pub(crate) mod submit;

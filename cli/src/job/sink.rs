@@ -19,21 +19,29 @@ pub(crate) struct PassThrough {
     prefixes: Prefixes,
     /// `logs --stderr`: what was asked for is data, so it goes to stdout.
     all_to_stdout: bool,
+    /// Whether anything came.
+    any: bool,
 }
 
 impl PassThrough {
     /// `bar` is moved out of the way while something is written.
     pub(crate) fn new(bar: ProgressBar) -> Self {
-        Self { bar, prefixes: Prefixes::default(), all_to_stdout: false }
+        Self { bar, prefixes: Prefixes::default(), all_to_stdout: false, any: false }
     }
 
     pub(crate) fn all_to_stdout() -> Self {
         Self { all_to_stdout: true, ..Self::new(ProgressBar::hidden()) }
     }
+
+    /// Whether nothing at all was written.
+    pub(crate) const fn is_empty(&self) -> bool {
+        !self.any
+    }
 }
 
 impl Sink for PassThrough {
     fn take(&mut self, chunk: &OutputChunk) -> io::Result<()> {
+        self.any |= !chunk.data.is_empty();
         let is_stderr = chunk.stream() == OutputStream::Stderr;
         let prefixed;
         let data = match chunk.item {

@@ -5,9 +5,15 @@ use crate::failure::{Exit, Failure, Result, SUCCESS};
 use crate::job::output::{self, Stopped};
 use crate::job::sink::PassThrough;
 use crate::job::{Link, ReconnectOptions};
+use crate::output::printable;
+use crate::terminal;
 use clap::Args;
-use smalti_proto::v1::{OutputRequest, OutputStream};
+use smalti_proto::v1::{OutputRequest, OutputStream, read_reply};
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// How long a hint may take: what was asked for has been answered.
+const HINT_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 #[command(
@@ -40,14 +46,42 @@ impl Logs {
         let cluster = Cluster::connect(&self.cluster).await?;
         let link = Link::new(&cluster, self.reconnect).await?;
         let stream = if self.stderr { OutputStream::Stderr } else { OutputStream::Stdout };
-        let request =
-            OutputRequest { job_or_task: self.of, stream: stream.into(), item: self.item, follow: self.follow, tail_lines: self.tail };
+        let request = OutputRequest {
+            job_or_task: self.of.clone(),
+            stream: stream.into(),
+            item: self.item,
+            follow: self.follow,
+            tail_lines: self.tail,
+        };
         // Nobody tells us when the job ends: the stream's own end does. The sender lives as long as the reading.
         let (_never, ended) = watch::channel(false);
-        match output::read(link, request, PassThrough::all_to_stdout(), ended).await.1 {
-            Ok(()) => Ok(SUCCESS),
+        let again = link.quiet_clone();
+        let (sink, result) = output::read(link, request.clone(), PassThrough::all_to_stdout(), ended).await;
+        match result {
+            Ok(()) => {
+                if sink.is_empty() && !self.stderr && self.tail != Some(0) {
+                    hint(again, request).await;
+                }
+                Ok(SUCCESS)
+            }
             Err(Stopped::Sink(error)) => Err(Failure::stdout(&error)),
             Err(Stopped::Lost(failure)) => Err(failure),
+        }
+    }
+}
+
+/// Nothing was written to stdout: says so where there is something on stderr. What cannot be found out is left unsaid.
+async fn hint(link: Link, request: OutputRequest) {
+    let request = OutputRequest { stream: OutputStream::Stderr.into(), follow: false, tail_lines: Some(1), ..request };
+    let Ok(stream) = link.jobs().output(request.clone()).await else { return };
+    let mut stream = stream.into_inner();
+    while let Ok(Ok(Some(reply))) = tokio::time::timeout(HINT_WITHIN, stream.message()).await {
+        if matches!(reply.message, Some(read_reply::Message::Chunk(chunk)) if !chunk.data.is_empty()) {
+            let item = request.item.map_or_else(String::new, |item| format!("--item {item} "));
+            let of = printable(&request.job_or_task);
+            return terminal::note(&format!(
+                "{of} wrote nothing to stdout; `smalti logs --stderr {item}{of}` shows what it wrote to stderr"
+            ));
         }
     }
 }

@@ -27,6 +27,8 @@ enum Script {
     Hang,
     /// `flood`: it writes until it is killed.
     Flood,
+    /// `quiet`: it writes to stderr only.
+    Quiet,
     /// `lost`: it succeeds and its output cannot be had.
     Lost,
 }
@@ -40,6 +42,7 @@ impl Script {
                 "hang" => Self::Hang,
                 "flood" => Self::Flood,
                 "lost" => Self::Lost,
+                "quiet" => Self::Quiet,
                 _ => Self::Exit(0),
             },
         }
@@ -208,7 +211,7 @@ impl Jobs for Fake {
             Script::Exit(n) => (view.state, view.reason, view.exit_code) = ("FAILED".into(), "EXIT_CODE".into(), Some(n)),
             Script::Reason(r) => (view.state, view.reason, view.message) = ("FAILED".into(), r, "so it is".into()),
             Script::Hang | Script::Flood => view.state = "RUNNING".into(),
-            Script::Lost => {}
+            Script::Lost | Script::Quiet => {}
         }
         state.views.insert(job.clone(), watch::Sender::new(view));
         state.submitted.push(request);
@@ -254,6 +257,7 @@ impl Jobs for Fake {
                 let lines = std::iter::repeat_n(line(&"y\n".repeat(10_000)), 1_000_000);
                 Box::pin(tokio_stream::iter(lines))
             }
+            Script::Quiet if request.stream == i32::from(OutputStream::Stdout) => replies(Vec::new()),
             _ if is_map => replies(vec![
                 chunk(OutputStream::Stdout, Some(0), "zero\n"),
                 chunk(OutputStream::Stderr, Some(0), "oops"),

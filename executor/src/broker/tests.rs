@@ -15,11 +15,6 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-/// A port that nobody listens on at the moment.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 fn rules(ports: &[u16], endpoints: &[SocketAddr]) -> BrokerRules {
     BrokerRules {
         ports: ports.iter().map(|p| u32::from(*p)).collect(),
@@ -66,7 +61,8 @@ fn socket() -> Result<OwnedFd, Errno> {
 
 #[test]
 fn a_granted_port_is_served_and_no_other() {
-    let (granted, other) = (free_port(), free_port());
+    let ports = smalti_test_ports::take(2);
+    let (granted, other) = (ports.first(), ports.first() + 1);
     let (up, is_up) = channel();
     let client = thread::spawn(move || {
         is_up.recv().unwrap();
@@ -161,7 +157,8 @@ fn without_rules_nothing_is_made_and_without_a_broker_calls_fail() {
 
 #[test]
 fn its_rules_hold_on_without_the_agent() {
-    let (granted, other) = (free_port(), free_port());
+    let ports = smalti_test_ports::take(2);
+    let (granted, other) = (ports.first(), ports.first() + 1);
     confined_with(rules(&[granted], &[]), false, move || {
         let server = socket().unwrap();
         let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));

@@ -12,8 +12,9 @@ const MAX_OPEN_FILES: u64 = 65_536;
 pub(crate) struct Limits {
     /// Processes and threads of its user together; `None` where it has no user of its own, whose other processes would count.
     pub(crate) threads: Option<u64>,
-    /// Longest file in bytes that it can make: what no file system here could hold anyway, so that nobody makes a sparse file
-    /// that overwhelms whoever reads it. `None`: as inherited.
+    /// Longest file in bytes that it can make: the size of the file system that its outputs lie on, so that nobody makes a sparse file
+    /// that overwhelms whoever reads it. No bound on how much it writes: less would be in the way of outputs and disks of that size.
+    /// `None`: as inherited.
     pub(crate) file_bytes: Option<u64>,
 }
 

@@ -1,7 +1,8 @@
-//! What happens when the filter denies a call: its number goes to the supervisor, and the process ends.
+//! What happens when the filter denies a call: its number goes to the supervisor, and the process ends. A SIGSYS that somebody sent
+//! is no denied call: it ends the process as it does everywhere, by the signal.
 //!
 //! Owns the handler of SIGSYS and the one descriptor that it writes to. Everything that runs in the handler is
-//! async-signal-safe: one `write`, one `_exit`.
+//! async-signal-safe: one `write`, one `_exit`; or `signal` and `raise`.
 
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -10,6 +11,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Exit code of a process whose call was denied: what a shell says of a process that SIGSYS ended.
 pub(crate) const EXIT_CODE: i32 = 128 + libc::SIGSYS;
+/// Where `si_code` lies in a `siginfo_t`, behind two numbers, and its value when the signal comes from a filter.
+const CODE_OFFSET: usize = 8;
+const SYS_SECCOMP: i32 = 1;
 /// Where `si_syscall` lies in a `siginfo_t` of SIGSYS on 64-bit machines: behind three numbers, padding and an address.
 const SYSCALL_OFFSET: usize = 24;
 
@@ -31,9 +35,16 @@ pub(crate) fn install(report_to: OwnedFd) -> std::io::Result<()> {
 
 extern "C" fn on_denied(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     #[expect(unsafe_code, reason = "reading what the kernel passed to the handler")]
-    // SAFETY: the kernel passes a whole siginfo_t, of which these four bytes are a part; both calls are async-signal-safe, and
-    // the number is alive on this stack while `write` reads it.
+    // SAFETY: the kernel passes a whole siginfo_t, of which these bytes are a part; all calls are async-signal-safe, and the number
+    // is alive on this stack while `write` reads it.
     unsafe {
+        if info.cast::<u8>().add(CODE_OFFSET).cast::<i32>().read_unaligned() != SYS_SECCOMP {
+            // Where the filter is in force it denies the first of these, and the kernel ends the process by the same signal at once,
+            // because this handler is running. Where it is not yet, the signal ends it when this returns.
+            libc::signal(libc::SIGSYS, libc::SIG_DFL);
+            libc::raise(libc::SIGSYS);
+            return;
+        }
         let number = info.cast::<u8>().add(SYSCALL_OFFSET).cast::<i32>().read_unaligned();
         let descriptor: RawFd = REPORT_TO.load(Ordering::SeqCst);
         let _ = libc::write(descriptor, (&raw const number).cast(), size_of::<i32>());

@@ -47,6 +47,8 @@ impl Walls {
     /// # Errors
     /// When the filter is not in force, or the supervisor is gone: this process must not run a guest then.
     pub(crate) fn close(self, reset: &str) -> anyhow::Result<Closed> {
+        // As the engine's own: opened by a process whose exec left it without any capability, so that the kernel shows no numbers of
+        // page frames in it, whoever reads (`pagemap-frames` of the probe).
         let pagemap = File::open("/proc/self/pagemap");
         write(&self.supervisor, READY)?;
         let mut answer = vec![0; MAX_ANSWER_BYTES];

@@ -121,6 +121,11 @@ fn what_a_start_function_does_is_the_guests_own_doing() {
         let outcome = agent.outcome(run, v1::Guest { timeout_us: Some(50_000), ..guest(module) });
         assert_eq!((outcome.exit_code, reason(&outcome)), (code, why), "{body}: {outcome:?}");
     }
+    // Nothing of the guest's is on the stack, and Wasmtime's function fails before it is called.
+    let blind = started("(return_call $exit (i32.const 3))").replace("(export \"memory\")", "");
+    let module = agent.load(&blind);
+    let outcome = agent.outcome(100, guest(module));
+    assert_eq!((outcome.exit_code, reason(&outcome)), (None, "TRAP"), "{outcome:?}");
     agent.stop();
 }
 

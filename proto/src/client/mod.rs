@@ -86,8 +86,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_master_that_is_not_there_is_named_with_what_to_do() {
-        // A port that was free a moment ago.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let nobody = smalti_test_ports::take_one();
+        let port = nobody.first();
         let error = connect(&format!("127.0.0.1:{port}")).await.unwrap_err().to_string();
         assert!(error.starts_with(&format!("no master at 127.0.0.1:{port}: connection refused; start one with `smalti dev`")), "{error}");
     }

@@ -1,10 +1,10 @@
 //! Task states, reasons, usage, array deltas and status updates.
 
 use super::resources::item_set;
-use super::{ConvertError, MAX_LIST, Problem, Result, at, wire};
+use super::{ConvertError, MAX_LIST, MAX_SHORT_LIST, Problem, Result, at, wire};
 use crate::v1;
 use smalti_types::status::{MAX_MESSAGE_LEN, MAX_RESULT_LEN, truncate};
-use smalti_types::{ArrayDelta, FailedItem, Reason, StatusUpdate, TaskState, Time, Usage};
+use smalti_types::{ArrayDelta, FailedItem, PortRange, Reason, StatusUpdate, TaskState, Time, Usage};
 
 impl From<TaskState> for v1::TaskState {
     fn from(s: TaskState) -> Self {
@@ -198,6 +198,7 @@ impl TryFrom<v1::StatusUpdate> for StatusUpdate {
             progress: m.progress.map(progress),
             result: m.result.map(|r| at("StatusUpdate", "result").bytes(&r, MAX_RESULT_LEN)).transpose()?,
             array: m.array.map(ArrayDelta::try_from).transpose()?,
+            ports_in_use: at("StatusUpdate", "ports_in_use").list::<_, PortRange>(m.ports_in_use, MAX_SHORT_LIST)?.into(),
         })
     }
 }
@@ -216,6 +217,7 @@ impl From<StatusUpdate> for v1::StatusUpdate {
             progress: u.progress.map(|(permille, text)| v1::Progress { permille: permille.into(), text }),
             result: u.result.map(Into::into),
             array: u.array.map(Into::into),
+            ports_in_use: u.ports_in_use.ranges().iter().map(|p| (*p).into()).collect(),
         }
     }
 }

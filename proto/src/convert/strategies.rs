@@ -8,8 +8,8 @@ use smalti_types::task::OutputSource;
 use smalti_types::{
     AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BootTime, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem,
     Filters, FrameworkId, FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch,
-    MilliCpus, MilliUnits, Offer, OfferId, Operation, PortRange, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId, TaskKey,
-    TaskSpec, TaskState, Time, UpdateKey, Usage,
+    MilliCpus, MilliUnits, Offer, OfferId, Operation, PortRange, PortSet, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId,
+    TaskKey, TaskSpec, TaskState, Time, UpdateKey, Usage,
 };
 
 fn id_text() -> impl Strategy<Value = String> {
@@ -55,10 +55,13 @@ fn duration() -> impl Strategy<Value = DurationMs> {
     (0..=super::MAX_DURATION_MS).prop_map(DurationMs)
 }
 
+fn port_set() -> impl Strategy<Value = PortSet> {
+    vec((1_u16..60_000, 0_u16..100), 0..5)
+        .prop_map(|ports| ports.into_iter().map(|(first, n)| PortRange { first, last: first + n }).collect())
+}
+
 pub(super) fn resources() -> impl Strategy<Value = Resources> {
-    let ports = vec((1_u16..60_000, 0_u16..100), 0..5);
-    (amount(), amount(), amount(), ports, btree_map(text(), amount(), 0..4)).prop_map(|(cpus, mem, disk, ports, custom)| {
-        let ports = ports.into_iter().map(|(first, n)| PortRange { first, last: first + n }).collect();
+    (amount(), amount(), amount(), port_set(), btree_map(text(), amount(), 0..4)).prop_map(|(cpus, mem, disk, ports, custom)| {
         let mut r = Resources { cpus: MilliCpus(cpus), mem: Bytes(mem), disk: Bytes(disk), ports, ..Resources::default() };
         custom.into_iter().for_each(|(name, amount)| r.set_custom(&name, MilliUnits(amount)));
         r
@@ -205,18 +208,21 @@ fn array_delta() -> impl Strategy<Value = ArrayDelta> {
 
 pub(super) fn status_update() -> impl Strategy<Value = StatusUpdate> {
     let head = (key(), any::<u64>(), state(), reason(), text(), any::<Option<i32>>(), usage(), any::<u64>());
-    let tail = (option::of((0_u16..=1000, text())), option::of(vec(any::<u8>(), 0..9)), option::of(array_delta()));
-    (head, tail).prop_map(|((task, seq, state, reason, message, exit_code, usage, time), (progress, result, array))| StatusUpdate {
-        key: UpdateKey { task, seq },
-        state,
-        reason,
-        message,
-        exit_code,
-        usage,
-        time: Time(time),
-        progress,
-        result,
-        array,
+    let tail = (option::of((0_u16..=1000, text())), option::of(vec(any::<u8>(), 0..9)), option::of(array_delta()), port_set());
+    (head, tail).prop_map(|((task, seq, state, reason, message, exit_code, usage, time), (progress, result, array, ports_in_use))| {
+        StatusUpdate {
+            key: UpdateKey { task, seq },
+            state,
+            reason,
+            message,
+            exit_code,
+            usage,
+            time: Time(time),
+            progress,
+            result,
+            array,
+            ports_in_use,
+        }
     })
 }
 

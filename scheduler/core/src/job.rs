@@ -21,7 +21,7 @@ use crate::spec::{JobSpec, Work};
 use crate::trouble::Troubles;
 use serde::{Deserialize, Serialize};
 use smalti_types::protocol::Call;
-use smalti_types::{AgentId, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, Reason, Split, StatusUpdate, TaskId, Time};
+use smalti_types::{AgentId, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, PortSet, Reason, Split, StatusUpdate, TaskId, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -202,6 +202,12 @@ impl Job {
                 self.state.run.as_ref().is_some_and(|r| r.task == *task && r.attempt() == attempt && r.is_placed())
             }
         }
+    }
+
+    /// Where its single task is, and which ports it was given there.
+    pub(crate) fn listens(&self) -> Option<(&AgentId, &PortSet)> {
+        let run = self.state.run.as_ref().filter(|r| r.is_placed())?;
+        Some((run.agent.as_ref()?, &run.ports))
     }
 
     /// An update about one of its tasks.

@@ -4,6 +4,7 @@
 //! [`Record`]s of the same step are durable. Deliberately absent: I/O, clocks, random numbers, the resolution of inputs into
 //! splits (the shell does that before it submits), and everything about connections (the framework SDK's affair).
 
+pub mod again;
 pub mod event;
 pub mod feed;
 pub mod id;
@@ -19,11 +20,13 @@ pub mod record;
 pub mod retry;
 pub mod run;
 pub mod scheduler;
+mod shunned;
 pub mod spec;
 pub mod trouble;
 pub mod views;
 mod yielding;
 
+pub use again::Again;
 pub use event::{Event, Message, Record};
 pub use id::{JobId, NameError, Target, TaskName};
 pub use job::{Job, JobState, Stage};

@@ -19,7 +19,11 @@ impl Scheduler {
     /// Every offer is answered in the same step: held offers are resources that nobody uses.
     pub(crate) fn on_offers(&mut self, now: Time, role: &Role, offers: Vec<Offer>, out: &mut Out) {
         self.work_out_avoided(now, role, &offers);
-        let mut open: Vec<OpenOffer<JobId>> = offers.into_iter().map(OpenOffer::new).collect();
+        let open = offers.into_iter().map(|offer| {
+            let shunned = self.shunned.of(now, &offer.agent);
+            OpenOffer::new(offer, shunned)
+        });
+        let mut open: Vec<OpenOffer<JobId>> = open.collect();
         self.plan(now, role, &mut open);
         let mut unused: Vec<OfferId> = Vec::new();
         let mut accepts: Vec<(OfferId, Vec<Operation>)> = Vec::new();

@@ -5,7 +5,7 @@
 //! array that holds the fewest. An array's slots are spread over the offers of the batch.
 
 use crate::spec::Constraint;
-use smalti_types::{AgentId, Attributes, MilliCpus, Offer, Resources};
+use smalti_types::{AgentId, Attributes, MilliCpus, Offer, PortSet, Resources};
 use std::collections::BTreeMap;
 
 /// Most slots of one part: an executor's threads are not free.
@@ -27,15 +27,22 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// What it takes of `have`, with the lowest ports chosen; `None` when it does not fit.
+    /// What it takes of `have`, with the lowest ports chosen; `None` when it does not fit. `shunned`: ports that it should not get,
+    /// and whether it may have some of them where others are not enough.
     #[must_use]
-    pub fn take_from(&self, have: &Resources) -> Option<Resources> {
+    pub fn take_from(&self, have: &Resources, shunned: (&PortSet, Pick)) -> Option<Resources> {
         if !have.contains(self.resources) {
             return None;
         }
         let mut wanted = self.resources.clone();
         if self.ports > 0 {
-            let chosen = have.ports.difference(&wanted.ports).take(self.ports)?;
+            let free = have.ports.difference(&wanted.ports);
+            let good = free.difference(shunned.0);
+            let chosen = match (good.take(self.ports), shunned.1) {
+                (Some(chosen), _) => chosen,
+                (None, Pick::Good) => return None,
+                (None, Pick::Any) => free.intersection(shunned.0).take(self.ports - good.len())?.union(&good),
+            };
             wanted.ports = wanted.ports.union(&chosen);
         }
         Some(wanted)
@@ -55,11 +62,22 @@ impl Request<'_> {
     }
 }
 
+/// Whether a task may get ports that others could not listen on lately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// No: rather not be placed.
+    Good,
+    /// As many as are missing.
+    Any,
+}
+
 /// One offer and what is planned on it.
 #[derive(Debug)]
 pub(crate) struct OpenOffer<K> {
     pub(crate) offer: Offer,
     pub(crate) left: Resources,
+    /// Ports of its agent that other programs had lately.
+    pub(crate) shunned: PortSet,
     pub(crate) singles: Vec<(K, Resources)>,
     pub(crate) slots: BTreeMap<K, u32>,
 }
@@ -81,22 +99,22 @@ pub(crate) struct WaitingArray<'a, K> {
 }
 
 impl<K: Copy + Ord> OpenOffer<K> {
-    pub(crate) fn new(offer: Offer) -> Self {
-        Self { left: offer.resources.clone(), offer, singles: Vec::new(), slots: BTreeMap::new() }
+    pub(crate) fn new(offer: Offer, shunned: PortSet) -> Self {
+        Self { left: offer.resources.clone(), offer, shunned, singles: Vec::new(), slots: BTreeMap::new() }
     }
 
     fn is_used_up(&self) -> bool {
         self.left.cpus < MilliCpus::SMALLEST || self.left.mem.0 == 0
     }
 
-    fn take(&mut self, request: &Request<'_>) -> Option<Resources> {
+    fn take(&mut self, request: &Request<'_>, pick: Pick) -> Option<Resources> {
         if self.is_used_up()
             || request.avoided.contains(&self.offer.agent)
             || !request.constraints.iter().all(|c| c.holds(&self.offer.attributes))
         {
             return None;
         }
-        let wanted = request.take_from(&self.left)?;
+        let wanted = request.take_from(&self.left, (&self.shunned, pick))?;
         self.left = self.left.checked_sub(&wanted).ok()?;
         Some(wanted)
     }
@@ -109,7 +127,12 @@ pub(crate) fn place_tasks<'a, K: Copy + Ord>(offers: &mut [OpenOffer<K>], tasks:
     let mut last: Option<(Request<'a>, usize)> = None;
     for task in tasks {
         let from = last.as_ref().filter(|(r, _)| *r == task.request).map_or(0, |(_, i)| *i);
-        let found = (from..offers.len()).find_map(|i| offers.get_mut(i).and_then(|o| o.take(&task.request)).map(|r| (i, r)));
+        let mut first =
+            |from, pick| (from..offers.len()).find_map(|i| offers.get_mut(i).and_then(|o| o.take(&task.request, pick)).map(|r| (i, r)));
+        let found = match first(from, Pick::Good) {
+            None if task.request.ports > 0 => first(0, Pick::Any),
+            found => found,
+        };
         match found {
             Some((i, resources)) => {
                 if let Some(offer) = offers.get_mut(i) {
@@ -140,7 +163,7 @@ pub(crate) fn place_arrays<K: Copy + Ord>(offers: &mut [OpenOffer<K>], mut array
                 let mut placed = false;
                 for (array, allowed) in arrays.iter_mut().zip(&mut allowed) {
                     let full = offer.slots.get(&array.key).is_some_and(|s| *s >= MAX_SLOTS_PER_PART);
-                    if *allowed > 0 && !full && offer.take(&array.request).is_some() {
+                    if *allowed > 0 && !full && offer.take(&array.request, Pick::Good).is_some() {
                         *allowed -= 1;
                         array.want -= 1;
                         *offer.slots.entry(array.key).or_default() += 1;

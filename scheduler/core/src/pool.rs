@@ -3,6 +3,7 @@
 //!
 //! Owns the accounting. Who gets how many items and when is decided in [`crate::feed`].
 
+use crate::again::PutBack;
 use crate::part::Part;
 use crate::retry::{self, Blame, Tries, Verdict};
 use crate::trouble::Troubles;
@@ -39,6 +40,9 @@ pub struct Pool {
     pub(crate) next_part: u32,
     /// Used by parts that are no longer kept.
     pub(crate) past_usage: Usage,
+    /// What failed last and was put back.
+    #[serde(default)]
+    pub(crate) put_back_last: Option<PutBack>,
 }
 
 /// How an item or task ended that did not finish.
@@ -317,6 +321,8 @@ impl Pool {
             match retry::verdict(now, blame, tries, retries) {
                 Verdict::Again(at, next) => {
                     self.set_tries(&items, next);
+                    let failure = Failure { attempt: tries.attempt(), ..failure.clone() };
+                    self.put_back_last = Some(PutBack { failure, items: items.len(), not_before: at });
                     if at <= now { self.put_back(&items) } else { self.delayed.entry(at).or_default().extend(&items) }
                 }
                 Verdict::GiveUp => {

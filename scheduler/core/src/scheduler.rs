@@ -6,6 +6,7 @@
 use crate::event::{Event, Message, Record};
 use crate::id::{JobId, Target};
 use crate::job::{Demand, Job};
+use crate::shunned::Shunned;
 use crate::spec::JobSpec;
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{AgentId, DurationMs, Effects, Filters, FrameworkId, Role, StatusUpdate, TaskState, Time, UpdateKey};
@@ -42,6 +43,8 @@ pub struct Scheduler {
     pub(crate) arrays: BTreeSet<JobId>,
     /// Agents that were offered, and when they were last.
     pub(crate) seen: BTreeMap<AgentId, Time>,
+    /// Ports that other programs of agents' machines had lately.
+    pub(crate) shunned: Shunned,
     /// Jobs that want something and have nothing, and since when.
     pub(crate) hungry: BTreeMap<JobId, Time>,
 }
@@ -200,6 +203,10 @@ impl Scheduler {
             if !is_wanted && !update.state.is_terminal() && update.state != TaskState::Unknown {
                 // Given up (its agent was removed, say), and brought back by its agent: it must not go on taking resources.
                 out.messages.push(Message::Call { role: role.clone(), call: Call::Kill { task: id.clone(), attempt, grace: None } });
+            }
+            // Only what the attempt was given can have been in its way: an agent cannot speak about other ports.
+            if let Some((agent, ports)) = self.jobs.get(&job).filter(|_| is_wanted).and_then(Job::listens) {
+                self.shunned.note(now, agent, &update.ports_in_use.intersection(ports));
             }
             self.with_job(job, out, |job, messages| job.on_update(now, name, update, messages));
             // That a task runs is said again by whoever runs it. Everything else an agent forgets once it is acknowledged.

@@ -1,5 +1,6 @@
 //! What people and programs see of jobs, tasks and items, and where their outputs lie.
 
+use crate::again::Again;
 use crate::id::{JobId, TaskName};
 use crate::job::{Job, Stage};
 use crate::launch::sources;
@@ -48,6 +49,8 @@ pub struct JobView {
     pub items_by_agent: BTreeMap<AgentId, u64>,
     /// Under which framework it runs.
     pub framework: Option<FrameworkId>,
+    /// What failed last and is tried again.
+    pub again: Option<Again>,
 }
 
 /// A task, an array or an item as `ps` shows it.
@@ -159,6 +162,7 @@ impl Job {
             phase: self.phase(),
             items_by_agent: by_agent,
             framework: state.framework.clone(),
+            again: self.again(),
         }
     }
 

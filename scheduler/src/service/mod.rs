@@ -8,7 +8,7 @@ mod reads;
 mod tail;
 
 use crate::cluster::Cluster;
-use crate::event_loop::{Full, Handle, Stopping};
+use crate::event_loop::{Full, Handle, Stopping, now};
 use crate::explain::Facts;
 use crate::submit;
 use smalti_proto::v1::jobs_server::Jobs;
@@ -120,7 +120,7 @@ impl Jobs for JobService {
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainReply>, Status> {
         let target = self.target(&request.into_inner().job_or_task).await?;
-        let facts = self.handle.ask(move |s| s.job(target.job).map(Facts::of)).await?.ok_or_else(|| no_job(&target))?;
+        let facts = self.handle.ask(move |s| s.job(target.job).map(|job| Facts::of(job, now()))).await?.ok_or_else(|| no_job(&target))?;
         let (text, json) = facts.explain(&self.cluster).await;
         Ok(Response::new(v1::ExplainReply { text, json }))
     }

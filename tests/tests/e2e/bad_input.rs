@@ -121,7 +121,8 @@ fn smalti(args: &[&str]) -> Result<Finished> {
 
 #[test]
 fn a_master_that_is_not_there() -> Result {
-    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let nobody = smalti_test_ports::take_one();
+    let free = nobody.address().to_string();
     for args in [&["run", "--master", &free, "x.wat"][..], &["agents", "--master", &free], &["jobs", "--master", &free]] {
         let path = std::env::temp_dir().join(format!("smalti-{}-x.wat", std::process::id()));
         std::fs::write(&path, "(module (func (export \"_start\")))")?;

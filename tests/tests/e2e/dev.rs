@@ -2,14 +2,13 @@
 
 use crate::{Result, eventually};
 use nix::sys::signal::Signal;
+use smalti_test_ports::Ports;
 use smalti_tests::{Finished, Paths, Process};
 use std::process::Command;
 use std::time::Duration;
 
-fn start(dir: &std::path::Path, flags: &[&str]) -> Result<(Process, String)> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?.to_string();
-    drop(listener);
+fn start(dir: &std::path::Path, port: &Ports, flags: &[&str]) -> Result<(Process, String)> {
+    let address = port.address().to_string();
     let mut command = Command::new(Paths::find()?.smalti());
     command.args(["dev", "--listen", &address, "--cpus", "2", "--mem", "2GiB"]).args(flags).env("TMPDIR", dir);
     Ok((Process::spawn("dev", command, dir)?, address))
@@ -32,7 +31,8 @@ fn ready(address: &str, agents: usize) -> Result {
 #[test]
 fn dev_runs_jobs_from_a_second_terminal_and_leaves_nothing() -> Result {
     let dir = tempfile::tempdir()?;
-    let (mut dev, address) = start(dir.path(), &[])?;
+    let port = smalti_test_ports::take_one();
+    let (mut dev, address) = start(dir.path(), &port, &[])?;
     ready(&address, 2)?;
     let hello = Paths::find()?.guest("hello")?.display().to_string();
     let done = run(&address, &["run", &hello])?;
@@ -48,12 +48,13 @@ fn dev_runs_jobs_from_a_second_terminal_and_leaves_nothing() -> Result {
 #[test]
 fn a_dev_that_was_killed_takes_its_children_with_it_and_the_next_one_cleans_up() -> Result {
     let dir = tempfile::tempdir()?;
-    let (mut dev, address) = start(dir.path(), &["--agents", "1"])?;
+    let port = smalti_test_ports::take_one();
+    let (mut dev, address) = start(dir.path(), &port, &["--agents", "1"])?;
     ready(&address, 1)?;
     dev.signal(Signal::SIGKILL)?;
     dev.wait(Duration::from_secs(10))?;
     eventually("its master is gone", || Ok(run(&address, &["agents"])?.code != 0))?;
-    let (mut next, address) = start(dir.path(), &["--agents", "1"])?;
+    let (mut next, address) = start(dir.path(), &port, &["--agents", "1"])?;
     ready(&address, 1)?;
     next.signal(Signal::SIGTERM)?;
     next.wait(Duration::from_secs(30))?;

@@ -117,6 +117,8 @@ fn all_slots_attacked_at_once_never_bring_their_executor_to_its_limit() -> Resul
     let jobs = submit_all(&c, &["--cpus", "0.25", "--mem", "64MiB"], &greedy)?;
     let (mut most, mut of) = (0, 0);
     let mut workers = Vec::new();
+    // What they do once they have all that they can get is the attack: it is watched for so many rounds more.
+    let mut rounds = 50;
     eventually("together they hold what they may have, or nearly", || {
         if let Some(dir) = memory_group(&agent)? {
             most = most.max(anonymous(&dir).unwrap_or(0));
@@ -128,7 +130,9 @@ fn all_slots_attacked_at_once_never_bring_their_executor_to_its_limit() -> Resul
         std::thread::sleep(Duration::from_millis(20));
         let tasks = c.json(&["ps", "--all"])?;
         let running = tasks.as_array().is_some_and(|t| t.len() == jobs.len() && t.iter().all(|t| t["state"] == "RUNNING"));
-        Ok(running && most > EACH * 3)
+        let there = running && most > EACH * 3;
+        rounds -= u32::from(there);
+        Ok(there && rounds == 0)
     })?;
     for job in &jobs {
         c.ok(&["kill", job])?;

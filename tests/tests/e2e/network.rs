@@ -6,24 +6,11 @@ use smalti_tests::{AgentConfig, Cluster, Config, Finished};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Nothing here takes this long; it only turns a hang into a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Ports that no other cluster of this suite gives its tasks, and that no program of the machine has at the moment.
-fn free_ports(count: u16) -> String {
-    use std::sync::atomic::{AtomicU16, Ordering};
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        // Each process of the suite begins elsewhere.
-        let offset = NEXT.fetch_add(count, Ordering::Relaxed);
-        let first = 12_000 + (u16::try_from(std::process::id() % 100).unwrap_or(0) * 70 + offset) % 7_000;
-        if (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return format!("{first}-{}", first + count - 1);
-        }
-    }
-}
 
 /// One agent of two cpus with some ports and a policy, if any.
 fn networked(policy: Option<&str>, more: &[&str]) -> Result<Cluster> {
@@ -35,7 +22,7 @@ fn networked(policy: Option<&str>, more: &[&str]) -> Result<Cluster> {
     }
     flags.extend(more.iter().map(ToString::to_string));
     Cluster::start(Config {
-        agents: vec![AgentConfig { flags, ports: Some(free_ports(4)), ..AgentConfig::default() }],
+        agents: vec![AgentConfig { flags, ports: Some(Arc::new(smalti_test_ports::take(4))), ..AgentConfig::default() }],
         ..Config::default()
     })
 }
@@ -141,7 +128,7 @@ fn two_servers_on_one_agent_have_a_port_each() -> Result {
 
 #[test]
 fn a_server_goes_on_while_its_agent_is_away_and_belongs_to_the_next_one() -> Result {
-    let config = AgentConfig { ports: Some(free_ports(4)), ..AgentConfig::default() };
+    let config = AgentConfig { ports: Some(Arc::new(smalti_test_ports::take(4))), ..AgentConfig::default() };
     let mut c = Cluster::start(Config { agents: vec![config.clone()], ..Config::default() })?;
     for bundle in [guest(&c, "http-server")?, c.paths.component("http-server")?.display().to_string()] {
         let server = Server::start(&c, &bundle, &[])?;
@@ -183,19 +170,47 @@ fn a_taken_port_fails_the_launch_and_is_named() -> Result {
     let first = c.json(&["agents"])?[0]["total"]["ports"][0][0].as_u64().context("ports")?;
     let taken: Vec<TcpListener> =
         (0..4).map(|i| TcpListener::bind(("127.0.0.1", u16::try_from(first + i).unwrap_or(0)))).collect::<std::io::Result<_>>()?;
+    // Who waits for it is told.
+    let command = c.command(&["run", "--ports", "1", &guest(&c, "http-server")?, "--", "0"]);
+    let waiting = std::thread::spawn(move || Finished::of(command, b"", PATIENCE));
     let mut jobs = Vec::new();
     for bundle in [guest(&c, "http-server")?, c.paths.component("http-server")?.display().to_string()] {
         let job = c.ok(&["submit", "--ports", "1", &bundle, "--", "0"])?.trim().to_owned();
         eventually("the reason names the port", || {
             let said = c.smalti(&["explain", &job])?.stdout;
-            Ok(said.contains("in use") && said.contains(&format!("port {first}")))
+            Ok(said.contains("in use") && said.contains(&format!("port {first}")) && said.contains("; attempt "))
         })?;
         jobs.push(job);
     }
+    eventually("all three have failed", || {
+        let tasks = c.json(&["ps", "--all"])?;
+        Ok(tasks.as_array().is_some_and(|all| all.len() == 3 && all.iter().all(|t| t["attempt"].as_u64() > Some(0))))
+    })?;
     // It was nobody's fault for ever: as soon as the port is free they run.
     drop(taken);
+    let done = waiting.join().expect("no panic")?;
+    let told: Vec<&str> = done.stderr.lines().filter(|l| l.contains("in use") && l.contains("it is tried again")).collect();
+    assert!(done.code == 0 && !told.is_empty() && told.len() <= 21, "{} {}", done.code, done.stderr);
     for job in jobs {
         assert_eq!(c.smalti(&["wait", &job])?.code, 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_that_an_outside_program_has_does_not_keep_a_task_from_the_others() -> Result {
+    let c = networked(None, &[])?;
+    let first = u16::try_from(c.json(&["agents"])?[0]["total"]["ports"][0][0].as_u64().context("ports")?)?;
+    let _outside = TcpListener::bind(("127.0.0.1", first))?;
+    for (bundle, attempts) in [(guest(&c, "http-server")?, 2), (c.paths.component("http-server")?.display().to_string(), 1)] {
+        let server = Server::start(&c, &bundle, &["1"])?;
+        assert_ne!(server.at.port(), first);
+        assert!(server.curl("/")?.contains("Hello from Smalti"));
+        assert_eq!(server.wait()?, 0);
+        // The first one found out; the second one was spared the try.
+        let tasks = c.json(&["ps", "--all"])?;
+        let task = tasks.as_array().and_then(|all| all.iter().find(|t| t["job_id"] == server.job.as_str())).context("its task")?;
+        assert_eq!(task["attempt"].as_u64(), Some(attempts - 1), "{task}");
     }
     Ok(())
 }

@@ -219,7 +219,7 @@ fn one_that_cannot_be_started_drops_the_first_who_waits_with_the_cause() {
     w.starts(1, ExecutorKind::Pooled);
     w.launched_own(1, "b", 2);
     w.starts(2, ExecutorKind::Pooled);
-    w.event(Event::ExecutorFailed { executor: executor(2), reason: Reason::LaunchFailed, message: "no memory".into() });
+    w.event(Event::ExecutorFailed { executor: executor(2), failure: Failure::new(Reason::LaunchFailed, "no memory") });
     w.ended(1, "a");
     let update = w.update();
     assert_eq!((update.state, update.reason), (TaskState::Dropped, Reason::LaunchFailed));
@@ -234,7 +234,7 @@ fn a_pool_that_cannot_be_filled_pauses() {
     let mut w = World::new(Parameters { pool: 1, pool_from_start: true, ..parameters() });
     w.event(Event::Tick);
     w.starts(1, ExecutorKind::Pooled);
-    w.event(Event::ExecutorFailed { executor: executor(1), reason: Reason::LaunchFailed, message: "no memory".into() });
+    w.event(Event::ExecutorFailed { executor: executor(1), failure: Failure::new(Reason::LaunchFailed, "no memory") });
     w.after_ms(1_999);
     w.silent();
     w.after_ms(1);
@@ -339,6 +339,24 @@ fn a_task_with_ports_gets_an_executor_that_is_started_for_it() {
     w.runs(3, 3);
     w.event(outcome(3, 3, Some(0), None));
     w.discarded(3);
+}
+
+#[test]
+fn ports_that_other_programs_have_are_named_in_the_status() {
+    let total = Resources { ports: "31000-31009".parse().unwrap(), ..parameters().total };
+    let mut w = World::new(Parameters { total, ..no_pool() });
+    let wanted = Resources { ports: "31001-31002".parse().unwrap(), ..Resources::new(MilliCpus(1_000), Bytes::mib(1)) };
+    w.event(launch_with(1, "server", wanted, spec()));
+    w.next();
+    w.event(prepared(1));
+    w.starts(1, ExecutorKind::Networked);
+    let in_use: PortSet = "31002".parse().unwrap();
+    let failure = Failure { ports_in_use: in_use.clone(), ..Failure::new(Reason::LaunchFailed, "in use") };
+    w.event(Event::ExecutorFailed { executor: executor(1), failure });
+    w.ended(1, "server");
+    let update = w.update();
+    assert_eq!((update.state, update.reason, update.ports_in_use), (TaskState::Dropped, Reason::LaunchFailed, in_use));
+    w.silent();
 }
 
 fn report(e: u32, run: u64, finished: std::ops::Range<u64>) -> Event {

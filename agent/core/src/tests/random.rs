@@ -68,7 +68,7 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         4 => (1_u32..8).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 4 }),
         8 => (1_u32..8).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 1 }),
-        1 => (1_u32..8).prop_map(|e| Event::ExecutorFailed { executor: executor(e), reason: Reason::LaunchFailed, message: "no".into() }),
+        1 => (1_u32..8).prop_map(|e| Event::ExecutorFailed { executor: executor(e), failure: Failure::new(Reason::LaunchFailed, "no") }),
         2 => (1_u32..8, any::<bool>()).prop_map(|(e, out_of_memory)| {
             Event::ExecutorExited { executor: executor(e), cause: "gone".into(), out_of_memory }
         }),

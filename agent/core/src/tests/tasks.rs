@@ -154,7 +154,7 @@ fn an_executor_that_cannot_start_drops_those_who_wait_for_it() {
     w.next();
     w.event(prepared(1));
     assert!(matches!(w.next(), Message::StartExecutor { .. }));
-    w.event(Event::ExecutorFailed { executor: executor(1), reason: Reason::LaunchFailed, message: "no such file".into() });
+    w.event(Event::ExecutorFailed { executor: executor(1), failure: Failure::new(Reason::LaunchFailed, "no such file") });
     w.ended(1, "a");
     let update = w.update();
     assert_eq!((update.state, update.reason), (TaskState::Dropped, Reason::LaunchFailed));

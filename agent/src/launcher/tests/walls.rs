@@ -126,6 +126,32 @@ async fn only_a_networked_executor_makes_sockets_and_only_tcp_ones() {
 }
 
 #[tokio::test]
+async fn no_executor_sees_where_its_pages_lie() {
+    let world = World::new("frames", Mode::None);
+    type Change = fn(&mut Options);
+    let changes: [(&str, Change); 3] = [
+        ("whole", |_| {}),
+        ("without namespaces", |o| o.namespaces = false),
+        ("as the agent's user", |o| {
+            o.namespaces = false;
+            o.users = Users::Shared("for a test".to_owned());
+        }),
+    ];
+    for (what, change) in changes {
+        let running = world.launcher(change).start(world.spec()).await.unwrap();
+        let reset = running.isolation["memory_reset"].clone();
+        running.stop(PATIENCE).await;
+        let exit = attempt(&world, "pagemap-frames", ExecutorKind::Shared, change).await;
+        if reset == "on: pagemap_scan" {
+            check(what, Works, &exit);
+        } else {
+            eprintln!("NOT TESTED: no pagemap is held here ({reset})");
+            check(what, Fails(Errno::ENOENT), &exit);
+        }
+    }
+}
+
+#[tokio::test]
 async fn without_namespaces_the_filter_still_stands() {
     let world = World::new("bare", Mode::None);
     let exit = attempt(&world, "mount", ExecutorKind::Shared, |o| o.namespaces = false).await;

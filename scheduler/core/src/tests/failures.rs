@@ -57,6 +57,38 @@ fn retries_are_new_attempts_after_a_back_off() {
 }
 
 #[test]
+fn what_failed_and_is_tried_again_is_told_while_the_job_lives() {
+    let mut world = World::new(&[(2000, 1_000)]);
+    world.fate = Box::new(|_, attempt| (attempt < 3).then_some((TaskState::Dropped, Reason::LaunchFailed)));
+    let job = world.submit_single(cpus(100));
+    let told = |world: &World| world.view(job).again;
+    assert_eq!(told(&world), None);
+    // At once, after 200 ms, after 400 ms.
+    world.run(100_000);
+    let again = told(&world).unwrap();
+    assert_eq!((again.failure.attempt, again.failure.reason, again.next, again.items), (1, Reason::LaunchFailed, 2, 0));
+    assert!(again.infrastructure && again.failure.agent.is_some() && again.not_before > Some(Time(world.now)), "{again:?}");
+    world.fate = Box::new(|_, _| None);
+    world.single_us = 1_000_000;
+    world.run(500_000);
+    let again = told(&world).unwrap();
+    assert_eq!((again.next, again.not_before, world.view(job).state), (2, None, "RUNNING"), "it has begun");
+    world.run(60_000_000);
+    assert_eq!((told(&world), world.view(job).state), (None, "FINISHED"));
+    world.assert_silent();
+
+    let mut world = World::new(&[(2000, 1_000)]);
+    world.fate = Box::new(|item, attempt| (item == 5 && attempt < 2).then_some((TaskState::Failed, Reason::ExitCode)));
+    let job = world.submit(retrying(2), Work::Map(Box::new(map(20))));
+    world.run(150_000);
+    let again = world.view(job).again.unwrap();
+    assert_eq!((again.items, again.failure.attempt, again.next, again.infrastructure), (1, 0, 1, false));
+    world.run(60_000_000);
+    assert_eq!(world.view(job).again, None);
+    world.assert_silent();
+}
+
+#[test]
 fn infrastructure_does_not_count_as_a_retry() {
     let mut world = World::new(&[(2000, 1_000)]);
     world.fate = Box::new(|_, attempt| (attempt < 3).then_some((TaskState::Failed, Reason::ExecutorTerminated)));

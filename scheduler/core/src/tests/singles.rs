@@ -44,6 +44,50 @@ fn ports_are_chosen_from_the_offer_lowest_first() {
 }
 
 #[test]
+fn a_port_that_another_program_has_is_left_to_it_as_long_as_there_are_others() {
+    let mut world = World::new(&[(4000, 1)]);
+    let server = |ports| Work::Single(Box::new(SingleSpec { spec: spec(), resources: cpus(100), ports }));
+    let given = |world: &World| world.launches.last().unwrap().resources.ports.to_string();
+    world.held = "31000,31002".parse().unwrap();
+    let job = world.submit(Policy::default(), server(1));
+    world.run(10_000_000);
+    assert_eq!((world.launches.len(), given(&world).as_str(), world.view(job).state), (2, "31001", "FINISHED"));
+    // The next one does not try again what failed a moment ago, nor does one that wants more.
+    world.submit(Policy::default(), server(1));
+    world.run(10_000_000);
+    assert_eq!((world.launches.len(), given(&world).as_str()), (3, "31001"));
+    world.submit(Policy::default(), server(3));
+    world.run(10_000_000);
+    assert_eq!((world.launches.len(), given(&world).as_str()), (5, "31001,31003-31004"));
+    // Where the others are not enough it is tried, and works once the other program is gone.
+    let all = world.submit(Policy::default(), server(10));
+    world.run(1_000_000);
+    assert_eq!((given(&world).as_str(), world.view(all).state), ("31000-31009", "RUNNING"));
+    world.held = PortSet::default();
+    world.run(20_000_000);
+    assert_eq!(world.view(all).state, "FINISHED");
+    // And after a while it is as good as any.
+    world.now += 300_000_000;
+    world.submit(Policy::default(), server(1));
+    world.run(10_000_000);
+    assert_eq!(given(&world), "31000");
+    world.assert_silent();
+}
+
+#[test]
+fn an_agent_whose_ports_are_free_comes_first() {
+    let mut world = World::new(&[(4000, 1), (4000, 1)]);
+    let work = Work::Single(Box::new(SingleSpec { spec: spec(), resources: cpus(100), ports: 10 }));
+    let first = AgentId::new("a0").unwrap();
+    world.core.shunned.note(Time(world.now), &first, &"31009".parse().unwrap());
+    let job = world.submit(Policy::default(), work);
+    world.run(10_000_000);
+    let agent = world.core.job(job).unwrap().state.run.as_ref().unwrap().agent.clone();
+    assert_eq!((agent, world.launches.len()), (AgentId::new("a1").ok(), 1));
+    world.assert_silent();
+}
+
+#[test]
 fn constraints_and_priorities_hold() {
     let mut world = World::new(&[(1000, 1), (1000, 1)]);
     let policy = |priority, zone: &str| Policy {

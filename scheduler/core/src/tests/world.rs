@@ -75,6 +75,8 @@ pub(super) struct World {
     /// Words of every status.
     pub(super) words: String,
     pub(super) single_us: u64,
+    /// Ports that other programs have, on every agent.
+    pub(super) held: PortSet,
     pub(super) launches: Vec<Launch>,
     pub(super) stored: Vec<(u32, TaskId)>,
     pub(super) max_slots: u32,
@@ -135,6 +137,7 @@ impl World {
             failed_on_broken: 0,
             words: "fate".into(),
             single_us: 5_000,
+            held: PortSet::default(),
             launches: Vec::new(),
             stored: Vec::new(),
             max_slots: 0,
@@ -323,6 +326,14 @@ impl World {
         let (task, attempt) = (launch.task.clone(), launch.attempt);
         assert!(self.live_singles.insert((task.clone(), attempt)));
         let due = Due::Single(agent.clone(), task.clone(), attempt, launch.resources.clone());
+        let in_use = launch.resources.ports.intersection(&self.held);
+        if !in_use.is_empty() {
+            self.live_singles.remove(&(task.clone(), attempt));
+            self.give_back(agent, &launch.resources);
+            self.launches.push(launch);
+            let ended = (TaskState::Dropped, Reason::LaunchFailed);
+            return self.say(agent, &task, (attempt, 1), ended, |update| update.ports_in_use = in_use);
+        }
         self.launches.push(launch);
         self.update(agent, &task, attempt, 1, TaskState::Running, Reason::None, None);
         let us = self.single_us;
@@ -510,9 +521,20 @@ impl World {
         reason: Reason,
         array: Option<ArrayDelta>,
     ) {
+        self.say(agent, task, (attempt, seq), (state, reason), |update| update.array = array);
+    }
+
+    fn say(
+        &mut self,
+        agent: &AgentId,
+        task: &TaskId,
+        (attempt, seq): (u32, u64),
+        (state, reason): (TaskState, Reason),
+        more: impl FnOnce(&mut StatusUpdate),
+    ) {
         let key = TaskKey { framework: FrameworkId::new("F1-0").unwrap(), task: task.clone(), attempt };
         let mut update = StatusUpdate::new(key, seq, state, reason, self.words.as_str(), Time(self.now));
-        update.array = array;
+        more(&mut update);
         update.exit_code = if state == TaskState::Finished { Some(0) } else { Some(3) };
         if seq > 0 {
             self.sent.insert((task.clone(), attempt, seq));

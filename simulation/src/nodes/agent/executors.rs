@@ -2,7 +2,7 @@
 
 use crate::executor::{Action, Executor, Inside};
 use crate::world::{Happening, Node, Peer, World};
-use smalti_agent_core::{ArrayReport, Event, FromExecutor, ItemFailure, Run, ToExecutor};
+use smalti_agent_core::{ArrayReport, Event, Failure, FromExecutor, ItemFailure, Run, ToExecutor};
 use smalti_types::{ExecutorId, Reason, TaskKey};
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ impl World {
     pub(crate) fn start_executor(&mut self, i: usize, life: u64, executor: ExecutorId, slots: u32) {
         let us = self.rng.between(500, 50_000);
         let event = if self.rng.chance(5) {
-            Event::ExecutorFailed { executor, reason: Reason::LaunchFailed, message: "no memory".into() }
+            Event::ExecutorFailed { executor, failure: Failure::new(Reason::LaunchFailed, "no memory") }
         } else {
             let node = &mut self.agents[i];
             node.processes += 1;
