@@ -83,7 +83,7 @@ impl Agent {
     pub fn new(parameters: Parameters) -> Self {
         Self {
             seen: Seen::new(parameters.seen_per_framework),
-            processes: Processes::new(parameters.pool_from_start),
+            processes: Processes::new(&parameters),
             parameters,
             tasks: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -113,7 +113,7 @@ impl Agent {
             Event::MasterDisconnected => self.connected = false,
             Event::Command(command) => self.command(now, command, &mut out),
             Event::Prepared { run, result } => self.prepared(now, run, result, &mut out),
-            Event::ExecutorStarted { executor, slots } => self.executor_started(now, &executor, slots, &mut out),
+            Event::ExecutorStarted { executor, slots, cpu_us } => self.executor_started(now, &executor, slots, cpu_us, &mut out),
             Event::ExecutorFailed { executor, reason, message } => {
                 self.executor_failed(now, &executor, Failure::new(reason, message), &mut out)
             }
@@ -302,6 +302,7 @@ impl Agent {
         // Every sum was checked when it was made, so taking away cannot fail.
         self.held = self.held.checked_sub(&task.resources()).unwrap_or_default();
         self.leases.forget(run);
+        let used = task.used_in_process(&ending);
         if std::mem::take(&mut task.unprepared) {
             out.send(Message::CancelPrepare { run });
         }
@@ -340,6 +341,9 @@ impl Agent {
                 self.to_place.insert(task.key.framework.clone());
             }
             Phase::Preparing | Phase::Ended => {}
+        }
+        if let Some((began, cpu_us)) = used {
+            self.process_used(now, run, began, cpu_us);
         }
         out.send(Message::Ended { run, key });
         self.dirty.insert(run);

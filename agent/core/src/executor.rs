@@ -79,6 +79,8 @@ pub(crate) struct Executor {
     pub(crate) only: Option<Run>,
     /// Of those that are used once: whether that was.
     pub(crate) used: bool,
+    /// And what processor time their start took, or is taken to take.
+    pub(crate) start_us: u64,
     pub(crate) phase: Phase,
     pub(crate) slots: Vec<Slot>,
     modules: BTreeMap<Code, Module>,
@@ -111,6 +113,7 @@ impl Executor {
             framework,
             only: None,
             used: false,
+            start_us: 0,
             phase: Phase::Starting,
             slots: vec![Slot::default(); slots as usize],
             modules: BTreeMap::new(),

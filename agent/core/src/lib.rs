@@ -7,6 +7,7 @@
 mod agent;
 mod array;
 mod commands;
+mod debts;
 mod event;
 mod exclusive;
 mod executor;
@@ -24,6 +25,7 @@ mod recovery;
 mod reports;
 mod restore;
 mod seen;
+mod starts;
 mod task;
 mod trust;
 mod turns;

@@ -1,42 +1,71 @@
 //! Class `process`: who waits for an executor of its own, in which order they get one, and how many are kept ready.
 //!
 //! Owns the queues and the pool's size. Every executor here is used for one task or item and then ends; the next one is started at
-//! once. What is started at a time is bounded, and so is what is alive; whatever is more waits in its queue. Frameworks take turns,
-//! however many runs of theirs wait, and none holds all that may be alive.
+//! once. What is started at a time is bounded, and so is what starts cost and what is alive; whatever is more waits in its queue.
+//! Frameworks take turns by what starting their executors cost, however many runs of theirs wait, none holds all that may be alive, and
+//! who has used more than its share waits until that is even again.
 
 use crate::agent::{Agent, Out, task_memory};
+use crate::debts::Debts;
 use crate::event::{Failure, Grant, Message, Run, ToExecutor};
 use crate::executor::{Executor, Need, Phase as ExecutorPhase};
-use crate::parameters::ExecutorKind;
+use crate::parameters::{ExecutorKind, Parameters};
+use crate::starts::Starts;
 use crate::task::{Ending, Phase, Place, Task, Work};
 use crate::turns::Turns;
-use smalti_types::{DurationMs, ExecutorId, FrameworkId, PortSet, Reason, Time};
+use smalti_types::{DurationMs, ExecutorId, FrameworkId, MilliCpus, PortSet, Reason, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// After an executor failed to start and nobody waited for it, no other is started for this long.
 const PAUSE: DurationMs = DurationMs(2_000);
 
+/// How long after the queues were served in vain they are served again, where only time is missing. A tick comes later.
+const AGAIN: DurationMs = DurationMs(5);
+
 /// Runs that wait for executors of their own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Processes {
     /// For pooled ones: each takes one, and goes to the back when it wants more.
     pub(crate) pooled: VecDeque<Run>,
     /// For networked ones, which are started for them.
     pub(crate) networked: VecDeque<Run>,
-    /// Which framework gets the pool's next one.
+    /// Which framework gets the next one.
     turns: Turns,
+    /// What starts may cost.
+    starts: Starts,
+    /// Who has used more than its share.
+    debts: Debts,
     /// Whether the pool is kept filled: from the first use on, or from the start.
     warm: bool,
     /// Nothing is started before this.
     not_before: Time,
     /// Whether something has changed since the queues were served.
     touched: bool,
+    /// From when on they are served again even if nothing has.
+    again: Option<Time>,
+}
+
+/// What is to be started next.
+enum Next {
+    Pooled,
+    Networked(Run),
 }
 
 impl Processes {
-    pub(crate) fn new(warm: bool) -> Self {
-        Self { warm, touched: warm, ..Self::default() }
+    pub(crate) fn new(parameters: &Parameters) -> Self {
+        let warm = parameters.pool_from_start;
+        Self {
+            pooled: VecDeque::new(),
+            networked: VecDeque::new(),
+            turns: Turns::default(),
+            starts: Starts::new(parameters.start_cpus),
+            debts: Debts::default(),
+            warm,
+            not_before: Time(0),
+            touched: warm,
+            again: None,
+        }
     }
 
     /// The queues are served at the end of this step.
@@ -84,13 +113,36 @@ impl Agent {
 
     /// Gives executors to those who wait, and starts what is missing.
     pub(crate) fn serve_processes(&mut self, now: Time, out: &mut Out) {
-        if !std::mem::take(&mut self.processes.touched) {
+        if !std::mem::take(&mut self.processes.touched) && self.processes.again.is_none_or(|at| now < at) {
             return;
         }
+        self.processes.again = None;
+        self.pay_debts(now);
         self.hand_out_pooled(now, out);
         self.hand_out_networked(now, out);
         self.discard_unwanted(now, out);
         self.start_missing(now, out);
+        self.pay_debts(now);
+        if self.processes.debts.holds_anybody_back() {
+            self.processes.again = Some(now.after(AGAIN));
+        }
+    }
+
+    /// What a framework holds and does not use, because it waits here, pays what it used too much.
+    fn pay_debts(&mut self, now: Time) {
+        let tasks = &self.tasks;
+        let waiting = self.processes.pooled.iter().chain(&self.processes.networked).filter_map(|run| {
+            let task = tasks.get(run)?;
+            let cpus = task.cpus().0.saturating_mul(wants(task) as u64);
+            Some((&task.key.framework, MilliCpus(cpus)))
+        });
+        self.processes.debts.pay(now, waiting);
+    }
+
+    /// A run in an executor of its own has ended, or an item of it: what it used since `began`, against its share.
+    pub(crate) fn process_used(&mut self, now: Time, run: Run, began: Time, cpu_us: u64) {
+        let Some(task) = self.tasks.get(&run) else { return };
+        self.processes.debts.add(&task.key.framework, task.cpus(), now.micros_since(began), cpu_us);
     }
 
     /// One of the pool for each framework in turn, until there is none left or nobody may have one.
@@ -103,7 +155,8 @@ impl Agent {
                 return;
             }
             let Some(run) = self.processes.pooled.remove(at) else { return };
-            self.processes.turns.take(&framework);
+            let cost = self.pool.executors.get(&executor).map_or(0, |e| e.start_us);
+            self.processes.turns.take(&framework, cost);
             self.bind(now, run, &executor, out);
             if self.tasks.get(&run).map_or(0, wants) > 0 {
                 self.processes.pooled.push_back(run);
@@ -115,7 +168,7 @@ impl Agent {
     fn next_pooled(&self) -> Option<(usize, FrameworkId)> {
         let held = self.held_processes();
         let waiting = self.processes.pooled.iter().enumerate().filter_map(|(at, run)| Some((at, &self.tasks.get(run)?.key.framework)));
-        let may = waiting.filter(|(_, framework)| self.room_of_one(&held, framework) > 0);
+        let may = waiting.filter(|(_, framework)| self.room_of_one(&held, framework) > 0 && !self.processes.debts.holds_back(framework));
         may.min_by_key(|(_, framework)| self.processes.turns.of(framework)).map(|(at, framework)| (at, framework.clone()))
     }
 
@@ -151,7 +204,8 @@ impl Agent {
             if !wanting(self) {
                 continue;
             }
-            match self.pool.fresh(ExecutorKind::Networked, Some(run)) {
+            let may = self.tasks.get(&run).is_some_and(|task| !self.processes.debts.holds_back(&task.key.framework));
+            match self.pool.fresh(ExecutorKind::Networked, Some(run)).filter(|_| may) {
                 Some(executor) => {
                     without = 0;
                     self.bind(now, run, &executor, out);
@@ -209,31 +263,42 @@ impl Agent {
         if now < self.processes.not_before {
             return;
         }
-        let starting = self.pool.starting_once();
-        let room = (self.parameters.most_starting as usize).saturating_sub(starting);
-        let mut room = room.min((self.parameters.most_processes as usize).saturating_sub(self.pool.count(true)));
-        let mut held = self.held_processes();
-        for run in self.processes.networked.clone() {
-            let Some(task) = self.tasks.get(&run) else { continue };
-            let missing = wants(task).saturating_sub(self.pool.coming(ExecutorKind::Networked, Some(run))).min(room);
-            let missing = missing.min(self.room_of_one(&held, &task.key.framework));
-            *held.entry(task.key.framework.clone()).or_default() += missing;
-            room -= missing;
-            for _ in 0..missing {
-                self.start_networked(now, run, out);
+        while self.pool.starting_once() < self.parameters.most_starting as usize
+            && self.pool.count(true) < self.parameters.most_processes as usize
+            && let Some(next) = self.next_start()
+        {
+            if !self.processes.starts.may_begin(now) {
+                self.processes.again = Some(now.after(AGAIN));
+                return;
+            }
+            match next {
+                Next::Networked(run) => self.start_networked(now, run, out),
+                Next::Pooled => self.start_process(Executor::new(ExecutorKind::Pooled, None, 1, 0, now), None, out),
             }
         }
+    }
+
+    /// What is missing most: for whoever's turn it is, and for the pool before those who had more than others.
+    fn next_start(&self) -> Option<Next> {
+        let (held, turns) = (self.held_processes(), &self.processes.turns);
+        let networked = self.processes.networked.iter().filter_map(|run| {
+            let task = self.tasks.get(run)?;
+            let missing = wants(task) > self.pool.coming(ExecutorKind::Networked, Some(*run));
+            let may = missing && self.room_of_one(&held, &task.key.framework) > 0;
+            may.then(|| (turns.of(&task.key.framework), Next::Networked(*run)))
+        });
         let mut wanted = BTreeMap::<&FrameworkId, usize>::new();
         for task in self.processes.pooled.iter().filter_map(|run| self.tasks.get(run)) {
             *wanted.entry(&task.key.framework).or_default() += wants(task);
         }
-        let waiting: usize = wanted.into_iter().map(|(framework, n)| n.min(self.room_of_one(&held, framework))).sum();
+        wanted.iter_mut().for_each(|(framework, n)| *n = (*n).min(self.room_of_one(&held, framework)));
+        let waiting: usize = wanted.values().sum();
         let kept = if self.processes.warm { self.parameters.pool as usize } else { 0 };
-        let missing = waiting.saturating_add(kept).saturating_sub(self.pool.coming(ExecutorKind::Pooled, None));
-        for _ in 0..missing.min(room) {
-            let executor = Executor::new(ExecutorKind::Pooled, None, 1, 0, now);
-            self.start_process(executor, None, out);
-        }
+        let coming = self.pool.coming(ExecutorKind::Pooled, None);
+        let first = wanted.iter().filter(|(_, n)| **n > 0).map(|(framework, _)| turns.of(framework)).min();
+        let turn = first.filter(|_| waiting > coming).unwrap_or_else(|| turns.of_nobody());
+        let pooled = (waiting.saturating_add(kept) > coming).then_some((turn, Next::Pooled));
+        networked.chain(pooled).min_by_key(|(turn, _)| *turn).map(|(_, next)| next)
     }
 
     fn start_networked(&mut self, now: Time, run: Run, out: &mut Out) {
@@ -245,14 +310,25 @@ impl Agent {
         let grant = Grant { run, key: task.key.clone(), role: task.role.clone(), ports, connect };
         let mut executor = Executor::new(ExecutorKind::Networked, Some(task.key.framework.clone()), 1, 0, now);
         executor.only = Some(run);
+        self.processes.turns.take(&grant.key.framework, self.processes.starts.estimate());
         self.start_process(executor, Some(Arc::new(grant)), out);
     }
 
-    fn start_process(&mut self, executor: Executor, grant: Option<Arc<Grant>>, out: &mut Out) {
+    fn start_process(&mut self, mut executor: Executor, grant: Option<Arc<Grant>>, out: &mut Out) {
+        executor.start_us = self.processes.starts.begin();
         let (kind, framework, memory) = (executor.kind, executor.framework.clone(), executor.limit());
         if let Some(executor) = self.pool.add(executor) {
             out.persist(self.numbers());
             out.send(Message::StartExecutor { executor, kind, framework, grant, slots: 1, memory });
+        }
+    }
+
+    /// One has started, and this is what that cost, where it is counted.
+    pub(crate) fn process_started(&mut self, id: &ExecutorId, cpu_us: Option<u64>) {
+        self.processes.touch();
+        if let (Some(executor), Some(cost)) = (self.pool.executors.get_mut(id), cpu_us) {
+            self.processes.starts.begun(executor.start_us, cost);
+            executor.start_us = cost;
         }
     }
 
