@@ -83,7 +83,7 @@ impl Agent {
     pub fn new(parameters: Parameters) -> Self {
         Self {
             seen: Seen::new(parameters.seen_per_framework),
-            processes: Processes::new(&parameters),
+            processes: Processes::new(parameters.pool_from_start),
             parameters,
             tasks: BTreeMap::new(),
             keys: BTreeMap::new(),

@@ -25,7 +25,6 @@ mod recovery;
 mod reports;
 mod restore;
 mod seen;
-mod starts;
 mod task;
 mod trust;
 mod turns;

@@ -1,16 +1,19 @@
 //! Class `process`: who waits for an executor of its own, in which order they get one, and how many are kept ready.
 //!
 //! Owns the queues and the pool's size. Every executor here is used for one task or item and then ends; the next one is started at
-//! once. What is started at a time is bounded, and so is what starts cost and what is alive; whatever is more waits in its queue.
-//! Frameworks take turns by what starting their executors cost, however many runs of theirs wait, none holds all that may be alive, and
-//! who has used more than its share waits until that is even again.
+//! once. What is started at a time is bounded, and so is what is alive; whatever is more waits in its queue. Frameworks take turns by
+//! what starting their executors took, however many runs of theirs wait, and none holds all that may be alive.
+//!
+//! Two things that the kernel does not bound are bounded here, in proportion to the cpus that a framework holds. Starts are nobody's
+//! share: without a bound, somebody whose tasks end at once would have the whole machine start executors. And a quota is counted in
+//! periods, of which each executor begins with a whole one: what ends within a period is never held back, so one item after the other
+//! would use more than their slot was given.
 
 use crate::agent::{Agent, Out, task_memory};
 use crate::debts::Debts;
 use crate::event::{Failure, Grant, Message, Run, ToExecutor};
 use crate::executor::{Executor, Need, Phase as ExecutorPhase};
-use crate::parameters::{ExecutorKind, Parameters};
-use crate::starts::Starts;
+use crate::parameters::ExecutorKind;
 use crate::task::{Ending, Phase, Place, Task, Work};
 use crate::turns::Turns;
 use smalti_types::{DurationMs, ExecutorId, FrameworkId, MilliCpus, PortSet, Reason, Time};
@@ -23,6 +26,17 @@ const PAUSE: DurationMs = DurationMs(2_000);
 /// How long after the queues were served in vain they are served again, where only time is missing. A tick comes later.
 const AGAIN: DurationMs = DurationMs(5);
 
+/// So much of a share may be used ahead, as with the kernel's quota: one period.
+const PERIOD_US: u64 = 100_000;
+/// So much may be started ahead: some tasks may come together.
+const STARTS_AHEAD_US: u64 = 500_000;
+/// What a framework may start however little it holds: some executors per second.
+const LEAST_STARTS: MilliCpus = MilliCpus(50);
+/// What a start takes until one was measured.
+const START_US: u64 = 10_000;
+/// A new figure counts for this part of what is known.
+const START_WEIGHT: u64 = 8;
+
 /// Runs that wait for executors of their own.
 #[derive(Debug)]
 pub(crate) struct Processes {
@@ -32,10 +46,12 @@ pub(crate) struct Processes {
     pub(crate) networked: VecDeque<Run>,
     /// Which framework gets the next one.
     turns: Turns,
-    /// What starts may cost.
-    starts: Starts,
-    /// Who has used more than its share.
-    debts: Debts,
+    /// What starting their executors took. Paid by all that a framework holds.
+    starts: Debts,
+    /// What runs used beyond their share. Paid by what a framework holds and does not use, because it waits here.
+    shares: Debts,
+    /// What a start takes, in microseconds of processor time, as far as it is known.
+    start_us: u64,
     /// Whether the pool is kept filled: from the first use on, or from the start.
     warm: bool,
     /// Nothing is started before this.
@@ -53,14 +69,14 @@ enum Next {
 }
 
 impl Processes {
-    pub(crate) fn new(parameters: &Parameters) -> Self {
-        let warm = parameters.pool_from_start;
+    pub(crate) fn new(warm: bool) -> Self {
         Self {
             pooled: VecDeque::new(),
             networked: VecDeque::new(),
             turns: Turns::default(),
-            starts: Starts::new(parameters.start_cpus),
-            debts: Debts::default(),
+            starts: Debts::new(STARTS_AHEAD_US, LEAST_STARTS),
+            shares: Debts::new(PERIOD_US, MilliCpus::SMALLEST),
+            start_us: START_US,
             warm,
             not_before: Time(0),
             touched: warm,
@@ -123,26 +139,45 @@ impl Agent {
         self.discard_unwanted(now, out);
         self.start_missing(now, out);
         self.pay_debts(now);
-        if self.processes.debts.holds_anybody_back() {
+        if self.processes.shares.holds_anybody_back() || self.processes.starts.holds_anybody_back() {
             self.processes.again = Some(now.after(AGAIN));
         }
     }
 
-    /// What a framework holds and does not use, because it waits here, pays what it used too much.
+    /// Time has gone by for those who have debts.
     fn pay_debts(&mut self, now: Time) {
-        let tasks = &self.tasks;
-        let waiting = self.processes.pooled.iter().chain(&self.processes.networked).filter_map(|run| {
-            let task = tasks.get(run)?;
-            let cpus = task.cpus().0.saturating_mul(wants(task) as u64);
-            Some((&task.key.framework, MilliCpus(cpus)))
-        });
-        self.processes.debts.pay(now, waiting);
+        let mut waiting = BTreeMap::<FrameworkId, MilliCpus>::new();
+        let add = |all: &mut BTreeMap<FrameworkId, MilliCpus>, framework: &FrameworkId, cpus: u64| {
+            let sum = all.entry(framework.clone()).or_default();
+            *sum = MilliCpus(sum.0.saturating_add(cpus));
+        };
+        if !self.processes.shares.is_empty() {
+            for task in self.processes.pooled.iter().chain(&self.processes.networked).filter_map(|run| self.tasks.get(run)) {
+                add(&mut waiting, &task.key.framework, task.cpus().0.saturating_mul(wants(task) as u64));
+            }
+        }
+        self.processes.shares.pay(now, waiting);
+        let mut held = BTreeMap::new();
+        // Starts are charged while the queues are served: then the rates have to be known.
+        if !self.processes.starts.is_empty() || !self.processes.pooled.is_empty() || !self.processes.networked.is_empty() {
+            for task in self.tasks.values().filter(|t| t.kind.is_used_once()) {
+                add(&mut held, &task.key.framework, task.resources().cpus.0);
+            }
+            let (part, whole) = (self.parameters.start_cpus.0, self.parameters.total.cpus.0.max(1));
+            held.values_mut().for_each(|cpus| *cpus = MilliCpus(cpus.0.saturating_mul(part) / whole));
+        }
+        self.processes.starts.pay(now, held);
+    }
+
+    /// Whether a framework may have no further executor now.
+    fn is_held_back(&self, framework: &FrameworkId) -> bool {
+        self.processes.shares.holds_back(framework) || self.processes.starts.holds_back(framework)
     }
 
     /// A run in an executor of its own has ended, or an item of it: what it used since `began`, against its share.
     pub(crate) fn process_used(&mut self, now: Time, run: Run, began: Time, cpu_us: u64) {
         let Some(task) = self.tasks.get(&run) else { return };
-        self.processes.debts.add(&task.key.framework, task.cpus(), now.micros_since(began), cpu_us);
+        self.processes.shares.add_beyond(&task.key.framework, task.cpus(), now.micros_since(began), cpu_us);
     }
 
     /// One of the pool for each framework in turn, until there is none left or nobody may have one.
@@ -155,8 +190,8 @@ impl Agent {
                 return;
             }
             let Some(run) = self.processes.pooled.remove(at) else { return };
-            let cost = self.pool.executors.get(&executor).map_or(0, |e| e.start_us);
-            self.processes.turns.take(&framework, cost);
+            let cost_us = self.pool.executors.get(&executor).and_then(|e| e.start_us);
+            self.charge_start(&framework, cost_us);
             self.bind(now, run, &executor, out);
             if self.tasks.get(&run).map_or(0, wants) > 0 {
                 self.processes.pooled.push_back(run);
@@ -168,7 +203,7 @@ impl Agent {
     fn next_pooled(&self) -> Option<(usize, FrameworkId)> {
         let held = self.held_processes();
         let waiting = self.processes.pooled.iter().enumerate().filter_map(|(at, run)| Some((at, &self.tasks.get(run)?.key.framework)));
-        let may = waiting.filter(|(_, framework)| self.room_of_one(&held, framework) > 0 && !self.processes.debts.holds_back(framework));
+        let may = waiting.filter(|(_, framework)| self.room_of_one(&held, framework) > 0 && !self.is_held_back(framework));
         may.min_by_key(|(_, framework)| self.processes.turns.of(framework)).map(|(at, framework)| (at, framework.clone()))
     }
 
@@ -204,7 +239,7 @@ impl Agent {
             if !wanting(self) {
                 continue;
             }
-            let may = self.tasks.get(&run).is_some_and(|task| !self.processes.debts.holds_back(&task.key.framework));
+            let may = self.tasks.get(&run).is_some_and(|task| !self.processes.shares.holds_back(&task.key.framework));
             match self.pool.fresh(ExecutorKind::Networked, Some(run)).filter(|_| may) {
                 Some(executor) => {
                     without = 0;
@@ -267,10 +302,6 @@ impl Agent {
             && self.pool.count(true) < self.parameters.most_processes as usize
             && let Some(next) = self.next_start()
         {
-            if !self.processes.starts.may_begin(now) {
-                self.processes.again = Some(now.after(AGAIN));
-                return;
-            }
             match next {
                 Next::Networked(run) => self.start_networked(now, run, out),
                 Next::Pooled => self.start_process(Executor::new(ExecutorKind::Pooled, None, 1, 0, now), None, out),
@@ -281,17 +312,19 @@ impl Agent {
     /// What is missing most: for whoever's turn it is, and for the pool before those who had more than others.
     fn next_start(&self) -> Option<Next> {
         let (held, turns) = (self.held_processes(), &self.processes.turns);
+        // Ready executors are not to pile up for those who may not have them yet.
+        let room = |framework| if self.processes.starts.holds_back(framework) { 0 } else { self.room_of_one(&held, framework) };
         let networked = self.processes.networked.iter().filter_map(|run| {
             let task = self.tasks.get(run)?;
             let missing = wants(task) > self.pool.coming(ExecutorKind::Networked, Some(*run));
-            let may = missing && self.room_of_one(&held, &task.key.framework) > 0;
+            let may = missing && room(&task.key.framework) > 0;
             may.then(|| (turns.of(&task.key.framework), Next::Networked(*run)))
         });
         let mut wanted = BTreeMap::<&FrameworkId, usize>::new();
         for task in self.processes.pooled.iter().filter_map(|run| self.tasks.get(run)) {
             *wanted.entry(&task.key.framework).or_default() += wants(task);
         }
-        wanted.iter_mut().for_each(|(framework, n)| *n = (*n).min(self.room_of_one(&held, framework)));
+        wanted.iter_mut().for_each(|(framework, n)| *n = (*n).min(room(framework)));
         let waiting: usize = wanted.values().sum();
         let kept = if self.processes.warm { self.parameters.pool as usize } else { 0 };
         let coming = self.pool.coming(ExecutorKind::Pooled, None);
@@ -310,12 +343,19 @@ impl Agent {
         let grant = Grant { run, key: task.key.clone(), role: task.role.clone(), ports, connect };
         let mut executor = Executor::new(ExecutorKind::Networked, Some(task.key.framework.clone()), 1, 0, now);
         executor.only = Some(run);
-        self.processes.turns.take(&grant.key.framework, self.processes.starts.estimate());
+        // Charged when it begins: a task that is killed before it has its executor has cost a start all the same.
+        self.charge_start(&grant.key.framework, None);
         self.start_process(executor, Some(Arc::new(grant)), out);
     }
 
-    fn start_process(&mut self, mut executor: Executor, grant: Option<Arc<Grant>>, out: &mut Out) {
-        executor.start_us = self.processes.starts.begin();
+    /// A framework has an executor whose start took this, or what starts usually take.
+    fn charge_start(&mut self, framework: &FrameworkId, cost_us: Option<u64>) {
+        let cost_us = cost_us.unwrap_or(self.processes.start_us);
+        self.processes.turns.take(framework, cost_us);
+        self.processes.starts.add(framework, cost_us);
+    }
+
+    fn start_process(&mut self, executor: Executor, grant: Option<Arc<Grant>>, out: &mut Out) {
         let (kind, framework, memory) = (executor.kind, executor.framework.clone(), executor.limit());
         if let Some(executor) = self.pool.add(executor) {
             out.persist(self.numbers());
@@ -323,12 +363,13 @@ impl Agent {
         }
     }
 
-    /// One has started, and this is what that cost, where it is counted.
+    /// One has started, and this is what that took, where it is counted.
     pub(crate) fn process_started(&mut self, id: &ExecutorId, cpu_us: Option<u64>) {
         self.processes.touch();
         if let (Some(executor), Some(cost)) = (self.pool.executors.get_mut(id), cpu_us) {
-            self.processes.starts.begun(executor.start_us, cost);
-            executor.start_us = cost;
+            executor.start_us = Some(cost);
+            let known = self.processes.start_us.saturating_mul(START_WEIGHT - 1);
+            self.processes.start_us = known.saturating_add(cost) / START_WEIGHT;
         }
     }
 
