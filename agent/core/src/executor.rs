@@ -79,8 +79,6 @@ pub(crate) struct Executor {
     pub(crate) only: Option<Run>,
     /// Of those that are used once: whether that was.
     pub(crate) used: bool,
-    /// And what processor time their start took, where that is known.
-    pub(crate) start_us: Option<u64>,
     pub(crate) phase: Phase,
     pub(crate) slots: Vec<Slot>,
     modules: BTreeMap<Code, Module>,
@@ -113,7 +111,6 @@ impl Executor {
             framework,
             only: None,
             used: false,
-            start_us: None,
             phase: Phase::Starting,
             slots: vec![Slot::default(); slots as usize],
             modules: BTreeMap::new(),

@@ -285,7 +285,7 @@ impl Agent {
         let asked = executor.slots.len();
         match &executor.framework {
             Some(framework) if executor.kind == ExecutorKind::Shared => drop(self.to_place.insert(framework.clone())),
-            _ => self.process_started(id, cpu_us),
+            _ => self.process_started(cpu_us),
         }
         if asked != slots as usize {
             self.end_executor(now, id, format!("it was asked for {asked} slots and has {slots}"), out);

@@ -1,8 +1,8 @@
 //! Class `process`: who waits for an executor of its own, in which order they get one, and how many are kept ready.
 //!
 //! Owns the queues and the pool's size. Every executor here is used for one task or item and then ends; the next one is started at
-//! once. What is started at a time is bounded, and so is what is alive; whatever is more waits in its queue. Frameworks take turns by
-//! what starting their executors took, however many runs of theirs wait, and none holds all that may be alive.
+//! once. What is started at a time is bounded, and so is what is alive; whatever is more waits in its queue. Frameworks take turns,
+//! however many runs of theirs wait, and none holds all that may be alive.
 //!
 //! Two things that the kernel does not bound are bounded here, in proportion to the cpus that a framework holds. Starts are nobody's
 //! share: without a bound, somebody whose tasks end at once would have the whole machine start executors. And a quota is counted in
@@ -34,8 +34,8 @@ const STARTS_AHEAD_US: u64 = 500_000;
 const LEAST_STARTS: MilliCpus = MilliCpus(50);
 /// What a start takes until one was measured.
 const START_US: u64 = 10_000;
-/// A new figure counts for this part of what is known.
-const START_WEIGHT: u64 = 8;
+/// What is known grows by this part with each start that took more: a machine may become slower for good.
+const START_GROWS: u64 = 1_024;
 
 /// Runs that wait for executors of their own.
 #[derive(Debug)]
@@ -46,11 +46,12 @@ pub(crate) struct Processes {
     pub(crate) networked: VecDeque<Run>,
     /// Which framework gets the next one.
     turns: Turns,
-    /// What starting their executors took. Paid by all that a framework holds.
+    /// What starting their executors takes. Paid by all that a framework holds.
     starts: Debts,
     /// What runs used beyond their share. Paid by what a framework holds and does not use, because it waits here.
     shares: Debts,
-    /// What a start takes, in microseconds of processor time, as far as it is known.
+    /// What a start takes on this machine when nothing disturbs it, in microseconds of processor time. That is what each is charged with:
+    /// all do the same, and that somebody else's work makes one slower is not the fault of whoever gets it.
     start_us: u64,
     /// Whether the pool is kept filled: from the first use on, or from the start.
     warm: bool,
@@ -190,8 +191,7 @@ impl Agent {
                 return;
             }
             let Some(run) = self.processes.pooled.remove(at) else { return };
-            let cost_us = self.pool.executors.get(&executor).and_then(|e| e.start_us);
-            self.charge_start(&framework, cost_us);
+            self.charge_start(&framework);
             self.bind(now, run, &executor, out);
             if self.tasks.get(&run).map_or(0, wants) > 0 {
                 self.processes.pooled.push_back(run);
@@ -344,15 +344,14 @@ impl Agent {
         let mut executor = Executor::new(ExecutorKind::Networked, Some(task.key.framework.clone()), 1, 0, now);
         executor.only = Some(run);
         // Charged when it begins: a task that is killed before it has its executor has cost a start all the same.
-        self.charge_start(&grant.key.framework, None);
+        self.charge_start(&grant.key.framework);
         self.start_process(executor, Some(Arc::new(grant)), out);
     }
 
-    /// A framework has an executor whose start took this, or what starts usually take.
-    fn charge_start(&mut self, framework: &FrameworkId, cost_us: Option<u64>) {
-        let cost_us = cost_us.unwrap_or(self.processes.start_us);
-        self.processes.turns.take(framework, cost_us);
-        self.processes.starts.add(framework, cost_us);
+    /// A framework has one more executor.
+    fn charge_start(&mut self, framework: &FrameworkId) {
+        self.processes.turns.take(framework);
+        self.processes.starts.add(framework, self.processes.start_us);
     }
 
     fn start_process(&mut self, executor: Executor, grant: Option<Arc<Grant>>, out: &mut Out) {
@@ -364,13 +363,10 @@ impl Agent {
     }
 
     /// One has started, and this is what that took, where it is counted.
-    pub(crate) fn process_started(&mut self, id: &ExecutorId, cpu_us: Option<u64>) {
+    pub(crate) fn process_started(&mut self, cpu_us: Option<u64>) {
         self.processes.touch();
-        if let (Some(executor), Some(cost)) = (self.pool.executors.get_mut(id), cpu_us) {
-            executor.start_us = Some(cost);
-            let known = self.processes.start_us.saturating_mul(START_WEIGHT - 1);
-            self.processes.start_us = known.saturating_add(cost) / START_WEIGHT;
-        }
+        let known = self.processes.start_us;
+        self.processes.start_us = cpu_us.map_or(known, |cost| cost.clamp(1, known.saturating_add(known.div_ceil(START_GROWS))));
     }
 
     /// Ends an executor that is used, or that nobody wants. Its slot is nobody's from now on.

@@ -1,17 +1,16 @@
 //! Whose turn it is among frameworks that want more of something than there is.
 //!
-//! Owns the count of what they had, in what it cost. Who has had least is next; who was away has saved nothing up. Deliberately absent:
-//! what is handed out, and what it costs.
+//! Owns the count of turns. Who has had fewest is next; who was away has saved nothing up. Deliberately absent: what is handed out.
 
 use smalti_types::FrameworkId;
 use std::collections::BTreeMap;
 
-/// Turns of frameworks, as numbers that grow with what was had. The lowest is next.
+/// Turns of frameworks, as numbers that grow. The lowest is next.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     /// The next turn of those who had one lately: later than `now`.
     next: BTreeMap<FrameworkId, u64>,
-    /// The last turn that was taken: that of somebody who comes now.
+    /// The last turn that was taken.
     now: u64,
 }
 
@@ -26,11 +25,11 @@ impl Turns {
         self.now
     }
 
-    /// A framework takes its turn, and has something of this cost.
-    pub(crate) fn take(&mut self, framework: &FrameworkId, cost: u64) {
+    /// A framework takes its turn.
+    pub(crate) fn take(&mut self, framework: &FrameworkId) {
         self.now = self.of(framework).max(self.now);
         let now = self.now;
-        self.next.insert(framework.clone(), now.saturating_add(cost.max(1)));
+        self.next.insert(framework.clone(), now + 1);
         self.next.retain(|_, turn| *turn > now);
     }
 }
@@ -48,7 +47,7 @@ mod tests {
         let mut got = BTreeMap::new();
         for _ in 0..rounds {
             let next = *wanting.iter().min_by_key(|f| turns.of(&framework(**f))).unwrap();
-            turns.take(&framework(next), 10);
+            turns.take(&framework(next));
             *got.entry(next).or_default() += 1;
         }
         got
@@ -63,17 +62,5 @@ mod tests {
         let got = rounds(&mut turns, &[1, 2], 100);
         assert!((50..=51).contains(&got[&2]), "{got:?}");
         assert!(turns.next.len() <= 2, "who is as late as all others is forgotten");
-    }
-
-    #[test]
-    fn turns_count_by_what_they_cost() {
-        let (mut turns, mut used) = (Turns::default(), [0_u64; 2]);
-        let costs = [30, 10];
-        for _ in 0..1_000 {
-            let next = (0..2).min_by_key(|f| turns.of(&framework(*f))).unwrap();
-            turns.take(&framework(next), costs[next as usize]);
-            used[next as usize] += costs[next as usize];
-        }
-        assert!(used[0].abs_diff(used[1]) <= 30, "{used:?}");
     }
 }

@@ -99,10 +99,7 @@ impl Executor {
         let directory = directories();
         let mut executor =
             Self { reader, writer, worker, _supervisor: walled.then_some(supervisor), directory, setup, compilers, run: 0, module: 0 };
-        executor.send(
-            To::Welcome(v1::Welcome { slots: 1, max_memory_bytes: 0, network: setup == Setup::Networked, ..Default::default() }),
-            &[],
-        );
+        executor.send(To::Welcome(v1::Welcome { slots: 1, max_memory_bytes: 0, network: setup == Setup::Networked, ..Default::default() }), &[]);
         if let Some(supervisor) = &mut executor._supervisor {
             let mut ready = [0; READY.len()];
             supervisor.read_exact(&mut ready).expect("the worker is ready");
