@@ -424,7 +424,8 @@ impl EventLoop {
             }
             Input::Disks { run, ready, result } => Some(self.take_disks(run, *ready, result)),
             Input::Launched { executor, result: Ok(running) } => {
-                self.executors.launched(&executor, *running).map(|slots| Event::ExecutorStarted { executor, slots })
+                let cpu_us = running.start_cpu_us;
+                self.executors.launched(&executor, *running).map(|slots| Event::ExecutorStarted { executor, slots, cpu_us })
             }
             Input::Launched { executor, result: Err(failure) } => {
                 tracing::error!(%executor, "cannot be started: {}", failure.message);

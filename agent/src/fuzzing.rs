@@ -93,7 +93,7 @@ impl World {
             for run in runs {
                 world.step(Event::Prepared { run: Run(run), result: Ok(Digest::of(b"guest")) });
             }
-            world.step(Event::ExecutorStarted { executor: executor(n), slots: 4 });
+            world.step(Event::ExecutorStarted { executor: executor(n), slots: 4, cpu_us: None });
             world.step(from(n, FromExecutor::ModuleLoaded { module: ModuleId(1), failure: None }));
             world.step(from(n, FromExecutor::Started { run: Run(runs[0]) }));
         }

@@ -82,13 +82,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let detected = detect::resources(&options.overrides(), &data_dir)?;
     let detected = disk::advertise(&disks, (options.disk.is_some(), options.mem.is_some()), detected);
     disks.set_limit(detected.total.disk);
-    limit_cpus(&options, &cgroups, detected.total.cpus)?;
     let parameters = Parameters {
         disk_in_memory: disks.in_memory(),
         slots_per_executor: options.slots_per_executor,
         lend_cpu: options.lend_cpu,
         ..Parameters::new(detected.total.clone())
     };
+    limit_cpus(&options, &cgroups, detected.total.cpus, parameters.start_cpus)?;
     let (checkpoint, core) = Checkpoint::open(&data_dir, options.process.apply(parameters))?;
     let kept: Vec<ExecutorId> = core.to_find().cloned().collect();
     let elsewhere = leftovers::end(&cgroups, &id, &data_dir, &executors_dir, &kept, CLEANUP_WITHIN).await?;
@@ -236,9 +236,11 @@ fn allow_open_files() {
     }
 }
 
-/// What all executors together may use, and whether they lend each other what they do not.
-fn limit_cpus(options: &Options, cgroups: &Cgroups, total: MilliCpus) -> anyhow::Result<()> {
-    cgroups.set_total_cpus(total).context("limiting the cpu time of all executors")?;
+/// What all executors together may use, and whether they lend each other what they do not. What starting them takes comes on top of
+/// what tasks have: it is the agent's overhead.
+fn limit_cpus(options: &Options, cgroups: &Cgroups, total: MilliCpus, starts: MilliCpus) -> anyhow::Result<()> {
+    let all = MilliCpus(total.0.saturating_add(starts.0));
+    cgroups.set_total_cpus(all).context("limiting the cpu time of all executors")?;
     if options.lend_cpu {
         let cores = std::thread::available_parallelism().context("counting processors")?.get();
         match cgroups.lend_cpus(total, cores) {

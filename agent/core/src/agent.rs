@@ -113,7 +113,7 @@ impl Agent {
             Event::MasterDisconnected => self.connected = false,
             Event::Command(command) => self.command(now, command, &mut out),
             Event::Prepared { run, result } => self.prepared(now, run, result, &mut out),
-            Event::ExecutorStarted { executor, slots } => self.executor_started(now, &executor, slots, &mut out),
+            Event::ExecutorStarted { executor, slots, cpu_us } => self.executor_started(now, &executor, slots, cpu_us, &mut out),
             Event::ExecutorFailed { executor, failure } => self.executor_failed(now, &executor, failure, &mut out),
             Event::ExecutorExited { executor, cause, out_of_memory } => {
                 self.executor_exited(now, &executor, &cause, out_of_memory, &mut out);
@@ -305,6 +305,7 @@ impl Agent {
         // Every sum was checked when it was made, so taking away cannot fail.
         self.held = self.held.checked_sub(&task.resources()).unwrap_or_default();
         self.leases.forget(run);
+        let used = task.used_in_process(&ending);
         if std::mem::take(&mut task.unprepared) {
             out.send(Message::CancelPrepare { run });
         }
@@ -343,6 +344,9 @@ impl Agent {
                 self.to_place.insert(task.key.framework.clone());
             }
             Phase::Preparing | Phase::Ended => {}
+        }
+        if let Some((began, cpu_us)) = used {
+            self.process_used(now, run, began, cpu_us);
         }
         out.send(Message::Ended { run, key });
         self.dirty.insert(run);

@@ -78,6 +78,8 @@ pub enum Event {
         executor: ExecutorId,
         /// How many slots it has; what was asked for, or the shell has killed it.
         slots: u32,
+        /// Processor time that its start took, where that is counted.
+        cpu_us: Option<u64>,
     },
     /// An executor could not be started. No `ExecutorExited` follows.
     ExecutorFailed {

@@ -21,6 +21,8 @@ struct Lane {
     item: u64,
     /// Taken when the item is started: until then its code is being loaded.
     batch: Option<Batch>,
+    /// Since when the item runs.
+    began: Option<Time>,
     /// What the item has used so far, as its executor says.
     usage: Usage,
 }
@@ -83,10 +85,15 @@ impl Lanes {
         sum
     }
 
+    /// Since when an executor's item runs, and how much processor time it has used.
+    fn used(&self, id: &ExecutorId) -> Option<(Time, u64)> {
+        self.busy.get(id).and_then(|lane| Some((lane.began?, lane.usage.cpu_us)))
+    }
+
     /// Puts an executor with an item into the lowest free lane.
     fn take(&mut self, id: ExecutorId, batch: Batch) {
         if let (Some(number), Some(item)) = (self.free.pop_first(), batch.items.first()) {
-            self.busy.insert(id, Lane { number, item, batch: Some(batch), usage: Usage::default() });
+            self.busy.insert(id, Lane { number, item, batch: Some(batch), began: None, usage: Usage::default() });
         }
     }
 
@@ -120,7 +127,7 @@ impl Lanes {
         let mut lanes = Self { free: free.into_iter().collect(), busy: BTreeMap::new() };
         for lane in busy {
             if lane.started {
-                let item = Lane { number: lane.number, item: lane.item, batch: None, usage: Usage::default() };
+                let item = Lane { number: lane.number, item: lane.item, batch: None, began: None, usage: Usage::default() };
                 lanes.busy.insert(lane.executor, item);
             } else {
                 lanes.free.insert(lane.number);
@@ -160,13 +167,14 @@ impl Agent {
     }
 
     /// The code of an item is there: starts it.
-    pub(crate) fn start_lane(&mut self, run: Run, id: &ExecutorId, module: ModuleId, out: &mut Out) {
+    pub(crate) fn start_lane(&mut self, now: Time, run: Run, id: &ExecutorId, module: ModuleId, out: &mut Out) {
         self.dirty.insert(run);
         let Some(task) = self.tasks.get_mut(&run) else { return };
         let (cpus, key) = (task.cpus(), task.key.clone());
         let Work::Part(part) = &mut task.work else { return };
         let Some(lane) = part.lanes.busy.get_mut(id) else { return };
         let Some(batch) = lane.batch.take() else { return };
+        lane.began = Some(now);
         let segments = vec![lane.number];
         let launch = part.launch.clone();
         if self.pool.executors.get_mut(id).is_some_and(|e| e.set_cpus(0, cpus)) {
@@ -190,7 +198,8 @@ impl Agent {
         let Some(task) = self.tasks.get_mut(&run) else { return };
         let killing = task.kill.is_some();
         let Work::Part(part) = &mut task.work else { return };
-        let Some(lane) = part.lanes.busy.get(id) else { return };
+        let Some(lane) = part.lanes.busy.get_mut(id) else { return };
+        lane.usage.cpu_us = lane.usage.cpu_us.max(report.usage.cpu_us);
         let (item, started) = (lane.item, lane.batch.is_none());
         let stated = report.finished.len().saturating_add(report.failed.len() as u64).saturating_add(report.returned.len());
         let only = if started { ItemSet::range(item, item + 1) } else { ItemSet::default() };
@@ -291,7 +300,11 @@ impl Agent {
     /// An executor leaves its lane, and ends if it has not: it is used.
     pub(crate) fn leave_lane(&mut self, now: Time, run: Run, id: &ExecutorId, out: &mut Out) -> Option<(u64, bool)> {
         let Some(Task { work: Work::Part(part), .. }) = self.tasks.get_mut(&run) else { return None };
+        let used = part.lanes.used(id);
         let left = part.lanes.leave(id)?;
+        if let Some((began, cpu_us)) = used {
+            self.process_used(now, run, began, cpu_us);
+        }
         self.dirty.insert(run);
         self.discard(now, id, out);
         Some(left)

@@ -274,7 +274,7 @@ impl Agent {
         }
     }
 
-    pub(crate) fn executor_started(&mut self, now: Time, id: &ExecutorId, slots: u32, out: &mut Out) {
+    pub(crate) fn executor_started(&mut self, now: Time, id: &ExecutorId, slots: u32, cpu_us: Option<u64>, out: &mut Out) {
         let Some(executor) = self.pool.executors.get_mut(id).filter(|e| e.phase == executor::Phase::Starting) else {
             self.counters.ignore_executor(1);
             return;
@@ -282,11 +282,11 @@ impl Agent {
         executor.phase = executor::Phase::Up;
         executor.idle_since = now;
         self.pool.touched.insert(id.clone());
+        let asked = executor.slots.len();
         match &executor.framework {
             Some(framework) if executor.kind == ExecutorKind::Shared => drop(self.to_place.insert(framework.clone())),
-            _ => self.processes.touch(),
+            _ => self.process_started(cpu_us),
         }
-        let asked = executor.slots.len();
         if asked != slots as usize {
             self.end_executor(now, id, format!("it was asked for {asked} slots and has {slots}"), out);
         }

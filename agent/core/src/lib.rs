@@ -7,6 +7,7 @@
 mod agent;
 mod array;
 mod commands;
+mod debts;
 mod event;
 mod exclusive;
 mod executor;

@@ -2,7 +2,7 @@
 //!
 //! Owns the defaults and the choice of an executor's kind. Pure values.
 
-use smalti_types::{DurationMs, Isolation, Resources, Role, TaskSpec};
+use smalti_types::{DurationMs, Isolation, MilliCpus, Resources, Role, TaskSpec};
 use std::collections::BTreeSet;
 
 /// What an executor is for.
@@ -57,6 +57,14 @@ impl ProcessPolicy {
     }
 }
 
+/// Starting executors may take half as much as tasks have, and on the smallest nodes a quarter of a core.
+const fn start_cpus(cpus: MilliCpus) -> MilliCpus {
+    let half = cpus.0 / 2;
+    MilliCpus(if half > LEAST_START_CPUS { half } else { LEAST_START_CPUS })
+}
+
+const LEAST_START_CPUS: u64 = 250;
+
 /// What the operator or the machine fixes.
 #[derive(Debug, Clone)]
 pub struct Parameters {
@@ -84,6 +92,8 @@ pub struct Parameters {
     pub most_processes: u32,
     /// Executors of class `process` that start at once: more would only slow each other down.
     pub most_starting: u32,
+    /// Cpus that starting executors of class `process` may take, beside what tasks have.
+    pub start_cpus: MilliCpus,
     /// Slots that run nothing are named ([`crate::Message::SlotsIdle`]): where cpu time is lent, they must not count.
     pub lend_cpu: bool,
 }
@@ -93,6 +103,7 @@ impl Parameters {
     #[must_use]
     pub const fn new(total: Resources) -> Self {
         Self {
+            start_cpus: start_cpus(total.cpus),
             total,
             slots_per_executor: 32,
             most_slots_per_executor: 128,
@@ -113,7 +124,7 @@ impl Parameters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smalti_types::{BundleRef, Bytes, Digest, MilliCpus};
+    use smalti_types::{BundleRef, Bytes, Digest};
 
     #[test]
     fn the_operator_and_the_network_decide_before_the_task() {

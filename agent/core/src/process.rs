@@ -3,40 +3,86 @@
 //! Owns the queues and the pool's size. Every executor here is used for one task or item and then ends; the next one is started at
 //! once. What is started at a time is bounded, and so is what is alive; whatever is more waits in its queue. Frameworks take turns,
 //! however many runs of theirs wait, and none holds all that may be alive.
+//!
+//! Two things that the kernel does not bound are bounded here, in proportion to the cpus that a framework holds. Starts are nobody's
+//! share: without a bound, somebody whose tasks end at once would have the whole machine start executors. And a quota is counted in
+//! periods, of which each executor begins with a whole one: what ends within a period is never held back, so one item after the other
+//! would use more than their slot was given.
 
 use crate::agent::{Agent, Out, task_memory};
+use crate::debts::Debts;
 use crate::event::{Failure, Grant, Message, Run, ToExecutor};
 use crate::executor::{Executor, Need, Phase as ExecutorPhase};
 use crate::parameters::ExecutorKind;
 use crate::task::{Ending, Phase, Place, Task, Work};
 use crate::turns::Turns;
-use smalti_types::{DurationMs, ExecutorId, FrameworkId, PortSet, Reason, Time};
+use smalti_types::{DurationMs, ExecutorId, FrameworkId, MilliCpus, PortSet, Reason, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// After an executor failed to start and nobody waited for it, no other is started for this long.
 const PAUSE: DurationMs = DurationMs(2_000);
 
+/// How long after the queues were served in vain they are served again, where only time is missing. A tick comes later.
+const AGAIN: DurationMs = DurationMs(5);
+
+/// So much of a share may be used ahead, as with the kernel's quota: one period.
+const PERIOD_US: u64 = 100_000;
+/// So much may be started ahead: some tasks may come together.
+const STARTS_AHEAD_US: u64 = 500_000;
+/// What a framework may start however little it holds: some executors per second.
+const LEAST_STARTS: MilliCpus = MilliCpus(50);
+/// What a start takes until one was measured.
+const START_US: u64 = 10_000;
+/// What is known grows by this part with each start that took more: a machine may become slower for good.
+const START_GROWS: u64 = 1_024;
+
 /// Runs that wait for executors of their own.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Processes {
     /// For pooled ones: each takes one, and goes to the back when it wants more.
     pub(crate) pooled: VecDeque<Run>,
     /// For networked ones, which are started for them.
     pub(crate) networked: VecDeque<Run>,
-    /// Which framework gets the pool's next one.
+    /// Which framework gets the next one.
     turns: Turns,
+    /// What starting their executors takes. Paid by all that a framework holds.
+    starts: Debts,
+    /// What runs used beyond their share. Paid by what a framework holds and does not use, because it waits here.
+    shares: Debts,
+    /// What a start takes on this machine when nothing disturbs it, in microseconds of processor time. That is what each is charged with:
+    /// all do the same, and that somebody else's work makes one slower is not the fault of whoever gets it.
+    start_us: u64,
     /// Whether the pool is kept filled: from the first use on, or from the start.
     warm: bool,
     /// Nothing is started before this.
     not_before: Time,
     /// Whether something has changed since the queues were served.
     touched: bool,
+    /// From when on they are served again even if nothing has.
+    again: Option<Time>,
+}
+
+/// What is to be started next.
+enum Next {
+    Pooled,
+    Networked(Run),
 }
 
 impl Processes {
     pub(crate) fn new(warm: bool) -> Self {
-        Self { warm, touched: warm, ..Self::default() }
+        Self {
+            pooled: VecDeque::new(),
+            networked: VecDeque::new(),
+            turns: Turns::default(),
+            starts: Debts::new(STARTS_AHEAD_US, LEAST_STARTS),
+            shares: Debts::new(PERIOD_US, MilliCpus::SMALLEST),
+            start_us: START_US,
+            warm,
+            not_before: Time(0),
+            touched: warm,
+            again: None,
+        }
     }
 
     /// The queues are served at the end of this step.
@@ -84,13 +130,55 @@ impl Agent {
 
     /// Gives executors to those who wait, and starts what is missing.
     pub(crate) fn serve_processes(&mut self, now: Time, out: &mut Out) {
-        if !std::mem::take(&mut self.processes.touched) {
+        if !std::mem::take(&mut self.processes.touched) && self.processes.again.is_none_or(|at| now < at) {
             return;
         }
+        self.processes.again = None;
+        self.pay_debts(now);
         self.hand_out_pooled(now, out);
         self.hand_out_networked(now, out);
         self.discard_unwanted(now, out);
         self.start_missing(now, out);
+        self.pay_debts(now);
+        if self.processes.shares.holds_anybody_back() || self.processes.starts.holds_anybody_back() {
+            self.processes.again = Some(now.after(AGAIN));
+        }
+    }
+
+    /// Time has gone by for those who have debts.
+    fn pay_debts(&mut self, now: Time) {
+        let mut waiting = BTreeMap::<FrameworkId, MilliCpus>::new();
+        let add = |all: &mut BTreeMap<FrameworkId, MilliCpus>, framework: &FrameworkId, cpus: u64| {
+            let sum = all.entry(framework.clone()).or_default();
+            *sum = MilliCpus(sum.0.saturating_add(cpus));
+        };
+        if !self.processes.shares.is_empty() {
+            for task in self.processes.pooled.iter().chain(&self.processes.networked).filter_map(|run| self.tasks.get(run)) {
+                add(&mut waiting, &task.key.framework, task.cpus().0.saturating_mul(wants(task) as u64));
+            }
+        }
+        self.processes.shares.pay(now, waiting);
+        let mut held = BTreeMap::new();
+        // Starts are charged while the queues are served: then the rates have to be known.
+        if !self.processes.starts.is_empty() || !self.processes.pooled.is_empty() || !self.processes.networked.is_empty() {
+            for task in self.tasks.values().filter(|t| t.kind.is_used_once()) {
+                add(&mut held, &task.key.framework, task.resources().cpus.0);
+            }
+            let (part, whole) = (self.parameters.start_cpus.0, self.parameters.total.cpus.0.max(1));
+            held.values_mut().for_each(|cpus| *cpus = MilliCpus(cpus.0.saturating_mul(part) / whole));
+        }
+        self.processes.starts.pay(now, held);
+    }
+
+    /// Whether a framework may have no further executor now.
+    fn is_held_back(&self, framework: &FrameworkId) -> bool {
+        self.processes.shares.holds_back(framework) || self.processes.starts.holds_back(framework)
+    }
+
+    /// A run in an executor of its own has ended, or an item of it: what it used since `began`, against its share.
+    pub(crate) fn process_used(&mut self, now: Time, run: Run, began: Time, cpu_us: u64) {
+        let Some(task) = self.tasks.get(&run) else { return };
+        self.processes.shares.add_beyond(&task.key.framework, task.cpus(), now.micros_since(began), cpu_us);
     }
 
     /// One of the pool for each framework in turn, until there is none left or nobody may have one.
@@ -103,7 +191,7 @@ impl Agent {
                 return;
             }
             let Some(run) = self.processes.pooled.remove(at) else { return };
-            self.processes.turns.take(&framework);
+            self.charge_start(&framework);
             self.bind(now, run, &executor, out);
             if self.tasks.get(&run).map_or(0, wants) > 0 {
                 self.processes.pooled.push_back(run);
@@ -115,7 +203,7 @@ impl Agent {
     fn next_pooled(&self) -> Option<(usize, FrameworkId)> {
         let held = self.held_processes();
         let waiting = self.processes.pooled.iter().enumerate().filter_map(|(at, run)| Some((at, &self.tasks.get(run)?.key.framework)));
-        let may = waiting.filter(|(_, framework)| self.room_of_one(&held, framework) > 0);
+        let may = waiting.filter(|(_, framework)| self.room_of_one(&held, framework) > 0 && !self.is_held_back(framework));
         may.min_by_key(|(_, framework)| self.processes.turns.of(framework)).map(|(at, framework)| (at, framework.clone()))
     }
 
@@ -151,7 +239,8 @@ impl Agent {
             if !wanting(self) {
                 continue;
             }
-            match self.pool.fresh(ExecutorKind::Networked, Some(run)) {
+            let may = self.tasks.get(&run).is_some_and(|task| !self.processes.shares.holds_back(&task.key.framework));
+            match self.pool.fresh(ExecutorKind::Networked, Some(run)).filter(|_| may) {
                 Some(executor) => {
                     without = 0;
                     self.bind(now, run, &executor, out);
@@ -209,31 +298,40 @@ impl Agent {
         if now < self.processes.not_before {
             return;
         }
-        let starting = self.pool.starting_once();
-        let room = (self.parameters.most_starting as usize).saturating_sub(starting);
-        let mut room = room.min((self.parameters.most_processes as usize).saturating_sub(self.pool.count(true)));
-        let mut held = self.held_processes();
-        for run in self.processes.networked.clone() {
-            let Some(task) = self.tasks.get(&run) else { continue };
-            let missing = wants(task).saturating_sub(self.pool.coming(ExecutorKind::Networked, Some(run))).min(room);
-            let missing = missing.min(self.room_of_one(&held, &task.key.framework));
-            *held.entry(task.key.framework.clone()).or_default() += missing;
-            room -= missing;
-            for _ in 0..missing {
-                self.start_networked(now, run, out);
+        while self.pool.starting_once() < self.parameters.most_starting as usize
+            && self.pool.count(true) < self.parameters.most_processes as usize
+            && let Some(next) = self.next_start()
+        {
+            match next {
+                Next::Networked(run) => self.start_networked(now, run, out),
+                Next::Pooled => self.start_process(Executor::new(ExecutorKind::Pooled, None, 1, 0, now), None, out),
             }
         }
+    }
+
+    /// What is missing most: for whoever's turn it is, and for the pool before those who had more than others.
+    fn next_start(&self) -> Option<Next> {
+        let (held, turns) = (self.held_processes(), &self.processes.turns);
+        // Ready executors are not to pile up for those who may not have them yet.
+        let room = |framework| if self.processes.starts.holds_back(framework) { 0 } else { self.room_of_one(&held, framework) };
+        let networked = self.processes.networked.iter().filter_map(|run| {
+            let task = self.tasks.get(run)?;
+            let missing = wants(task) > self.pool.coming(ExecutorKind::Networked, Some(*run));
+            let may = missing && room(&task.key.framework) > 0;
+            may.then(|| (turns.of(&task.key.framework), Next::Networked(*run)))
+        });
         let mut wanted = BTreeMap::<&FrameworkId, usize>::new();
         for task in self.processes.pooled.iter().filter_map(|run| self.tasks.get(run)) {
             *wanted.entry(&task.key.framework).or_default() += wants(task);
         }
-        let waiting: usize = wanted.into_iter().map(|(framework, n)| n.min(self.room_of_one(&held, framework))).sum();
+        wanted.iter_mut().for_each(|(framework, n)| *n = (*n).min(room(framework)));
+        let waiting: usize = wanted.values().sum();
         let kept = if self.processes.warm { self.parameters.pool as usize } else { 0 };
-        let missing = waiting.saturating_add(kept).saturating_sub(self.pool.coming(ExecutorKind::Pooled, None));
-        for _ in 0..missing.min(room) {
-            let executor = Executor::new(ExecutorKind::Pooled, None, 1, 0, now);
-            self.start_process(executor, None, out);
-        }
+        let coming = self.pool.coming(ExecutorKind::Pooled, None);
+        let first = wanted.iter().filter(|(_, n)| **n > 0).map(|(framework, _)| turns.of(framework)).min();
+        let turn = first.filter(|_| waiting > coming).unwrap_or_else(|| turns.of_nobody());
+        let pooled = (waiting.saturating_add(kept) > coming).then_some((turn, Next::Pooled));
+        networked.chain(pooled).min_by_key(|(turn, _)| *turn).map(|(_, next)| next)
     }
 
     fn start_networked(&mut self, now: Time, run: Run, out: &mut Out) {
@@ -245,7 +343,15 @@ impl Agent {
         let grant = Grant { run, key: task.key.clone(), role: task.role.clone(), ports, connect };
         let mut executor = Executor::new(ExecutorKind::Networked, Some(task.key.framework.clone()), 1, 0, now);
         executor.only = Some(run);
+        // Charged when it begins: a task that is killed before it has its executor has cost a start all the same.
+        self.charge_start(&grant.key.framework);
         self.start_process(executor, Some(Arc::new(grant)), out);
+    }
+
+    /// A framework has one more executor.
+    fn charge_start(&mut self, framework: &FrameworkId) {
+        self.processes.turns.take(framework);
+        self.processes.starts.add(framework, self.processes.start_us);
     }
 
     fn start_process(&mut self, executor: Executor, grant: Option<Arc<Grant>>, out: &mut Out) {
@@ -254,6 +360,13 @@ impl Agent {
             out.persist(self.numbers());
             out.send(Message::StartExecutor { executor, kind, framework, grant, slots: 1, memory });
         }
+    }
+
+    /// One has started, and this is what that took, where it is counted.
+    pub(crate) fn process_started(&mut self, cpu_us: Option<u64>) {
+        self.processes.touch();
+        let known = self.processes.start_us;
+        self.processes.start_us = cpu_us.map_or(known, |cost| cost.clamp(1, known.saturating_add(known.div_ceil(START_GROWS))));
     }
 
     /// Ends an executor that is used, or that nobody wants. Its slot is nobody's from now on.

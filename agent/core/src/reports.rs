@@ -54,7 +54,7 @@ impl Agent {
         for run in runs {
             let spread = self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Spread);
             match &failure {
-                None if spread => self.start_lane(run, id, module, out),
+                None if spread => self.start_lane(now, run, id, module, out),
                 None => self.start(now, run, module, out),
                 Some(failure) => {
                     let checked = checked_failure(Some(failure.clone()), None);

@@ -267,6 +267,13 @@ impl Task {
         }
     }
 
+    /// Of a single task in an executor of its own: since when it ran, and how much processor time it used.
+    pub(crate) fn used_in_process(&self, ending: &Ending) -> Option<(Time, u64)> {
+        let Work::Single(single) = &self.work else { return None };
+        let began = single.began.filter(|_| self.kind.is_used_once())?;
+        Some((began, ending.usage.unwrap_or(single.usage).cpu_us))
+    }
+
     /// What it holds now.
     pub(crate) fn resources(&self) -> Resources {
         match (&self.phase, &self.work) {

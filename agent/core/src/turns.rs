@@ -20,6 +20,11 @@ impl Turns {
         self.next.get(framework).copied().unwrap_or(self.now)
     }
 
+    /// The turn of somebody who has had none.
+    pub(crate) const fn of_nobody(&self) -> u64 {
+        self.now
+    }
+
     /// A framework takes its turn.
     pub(crate) fn take(&mut self, framework: &FrameworkId) {
         self.now = self.of(framework).max(self.now);

@@ -61,7 +61,20 @@ impl Launcher {
                 let (isolation, warnings) = self.look_at(&ready, &process, &group, record.namespaces);
                 let Ready { link, hello, worker, spawned, .. } = ready;
                 let (uid, exit) = (spawned.uid.ok(), Box::pin(exit));
-                Ok(Running { hello, link, group, process, exit, worker, uid, broker: None, grants: None, isolation, warnings })
+                Ok(Running {
+                    hello,
+                    link,
+                    group,
+                    process,
+                    exit,
+                    worker,
+                    start_cpu_us: None,
+                    uid,
+                    broker: None,
+                    grants: None,
+                    isolation,
+                    warnings,
+                })
             }
             Err(why) => {
                 // Perhaps it ended while it was asked: then how it ended is the better cause.

@@ -193,6 +193,8 @@ pub struct Running {
     pub exit: Pin<Box<dyn Future<Output = Exit> + Send>>,
     /// Its worker's pid, as the agent sees it.
     pub worker: i32,
+    /// Processor time that it has used so far, in microseconds: what its start took. `None` where that is not counted.
+    pub start_cpu_us: Option<u64>,
     /// The user and group that are its alone, if it has them.
     pub uid: Option<u32>,
     /// For kind [`ExecutorKind::Networked`]: what makes its sockets.
@@ -269,9 +271,11 @@ impl Launcher {
         let Some(process) = guard.process() else { return Err(implausible(&spec.id, "it has no process")) };
         let (isolation, warnings) = self.inspect(&spec, &ready, process, &group)?;
         let Some(process) = guard.disarm() else { return Err(implausible(&spec.id, "it has no process")) };
+        let start_cpu_us = group.cpu_usage_us().unwrap_or_default();
         let exit = Box::pin(process::watch(process.clone(), group.clone(), home, spec.max_memory));
         let Ready { link, hello, worker, spawned, broker } = ready;
-        Ok(Running { hello, link, group, process, exit, worker, uid: spawned.uid.ok(), broker, grants: None, isolation, warnings })
+        let uid = spawned.uid.ok();
+        Ok(Running { hello, link, group, process, exit, worker, start_cpu_us, uid, broker, grants: None, isolation, warnings })
     }
 
     /// Asks the kernel which walls stand, and refuses the executor if that is not enough.

@@ -32,7 +32,7 @@ fn running_part(w: &mut World, slots: u32, items: u64, total: u64, open: bool) -
     w.next();
     w.event(prepared(1));
     w.next();
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.told(1);
     w.event(loaded(1, 1));
     for _ in 0..slots {
@@ -171,7 +171,7 @@ fn a_part_wider_than_an_executor_may_be_gives_the_rest_of_its_slots_back() {
     w.next();
     w.event(prepared(1));
     assert!(matches!(w.next(), Message::StartExecutor { slots: 4, .. }));
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.told(1);
     assert_eq!(w.update().array.unwrap().slots, 4);
     assert_eq!(w.agent.held().cpus, MilliCpus(4_000));
@@ -197,7 +197,7 @@ fn a_hundred_thousand_empty_items_need_few_frames() {
     w.next();
     w.event(prepared(1));
     w.next();
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.event(loaded(1, 1));
     let (mut executor_frames, mut master_frames, mut next_item) = (0, 0, 2);
     let (mut leased, mut report_at, mut told) = (ItemSet::default(), 0, ItemSet::default());

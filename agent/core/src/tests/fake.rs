@@ -211,7 +211,7 @@ impl World {
         self.event(prepared(run));
         let Message::StartExecutor { executor: id, kind, framework: whose, slots: 4, .. } = self.next() else { panic!("no executor") };
         assert_eq!((id, kind, whose), (executor(e), ExecutorKind::Shared, Some(framework(f))));
-        self.event(Event::ExecutorStarted { executor: executor(e), slots: 4 });
+        self.event(Event::ExecutorStarted { executor: executor(e), slots: 4, cpu_us: None });
         assert!(matches!(self.told(e), ToExecutor::LoadModule { run: r, .. } if r == Run(run)));
         self.event(loaded(e, 1));
         assert!(matches!(self.next(), Message::SetSlotCpus { cpus: MilliCpus(1_000), .. }));

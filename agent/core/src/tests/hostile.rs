@@ -44,7 +44,7 @@ fn items_that_it_does_not_hold_or_reports_twice_are_not_believed() {
     let mut w = World::new(parameters());
     w.event(part(1, "p", 2, 4, 10, true));
     w.event(prepared(1));
-    w.event(crate::Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(crate::Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.event(loaded(1, 1));
     w.said.clear();
     let failed = |item| ItemFailure { item, exit_code: Some(1), failure: None };
@@ -78,7 +78,7 @@ fn a_count_of_lies_has_no_end() {
     let mut w = World::new(parameters());
     w.event(part(1, "p", 2, 2, 2, true));
     w.event(prepared(1));
-    w.event(crate::Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(crate::Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.event(loaded(1, 1));
     // Found by feeding the core whatever an executor may send: the second statement made the sum overflow.
     let all = ArrayReport { finished: ItemSet::range(0, u64::MAX), ..ArrayReport::default() };
@@ -133,7 +133,7 @@ fn a_list_of_slots_longer_than_its_own_is_not_looked_through() {
     let mut w = World::new(parameters());
     w.event(part(1, "p", 2, 2, 2, false));
     w.event(prepared(1));
-    w.event(crate::Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(crate::Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.event(loaded(1, 1));
     let report = ArrayReport { finished: ItemSet::range(0, 2), ..ArrayReport::default() };
     w.event(from(1, FromExecutor::Report { run: Run(1), report }));

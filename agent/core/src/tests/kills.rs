@@ -34,7 +34,7 @@ fn while_it_waits_for_an_executor() {
     w.next();
     w.event(kill(1, "a"));
     killed(&mut w, "a");
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.empty();
 }
 
@@ -45,7 +45,7 @@ fn while_its_code_is_loaded() {
     w.next();
     w.event(prepared(1));
     w.next();
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.told(1);
     w.event(kill(1, "a"));
     killed(&mut w, "a");

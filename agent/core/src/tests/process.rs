@@ -7,7 +7,7 @@ use smalti_types::*;
 use std::collections::BTreeSet;
 
 fn up(e: u32) -> Event {
-    Event::ExecutorStarted { executor: executor(e), slots: 1 }
+    Event::ExecutorStarted { executor: executor(e), slots: 1, cpu_us: None }
 }
 
 /// Without a pool, so that each test says what is started.
@@ -502,7 +502,7 @@ fn a_throttled_guest_gets_the_cpu_to_be_stopped() {
         w.next();
         w.event(prepared(run));
         w.next();
-        w.event(Event::ExecutorStarted { executor: executor(e), slots: if e == 1 { 1 } else { 4 } });
+        w.event(Event::ExecutorStarted { executor: executor(e), slots: if e == 1 { 1 } else { 4 }, cpu_us: None });
         w.said.clear();
         w.event(loaded(e, 1));
         w.said.clear();

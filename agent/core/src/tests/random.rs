@@ -66,8 +66,8 @@ fn event() -> impl Strategy<Value = Event> {
         6 => (RUNS, 0_u8..8).prop_map(|(run, ok)| if ok > 0 { prepared(run) } else {
             Event::Prepared { run: Run(run), result: Err(Failure::new(Reason::FetchFailed, "404")) }
         }),
-        4 => (1_u32..8).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 4 }),
-        8 => (1_u32..8).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 1 }),
+        4 => (1_u32..8).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 4, cpu_us: None }),
+        8 => (1_u32..8).prop_map(|e| Event::ExecutorStarted { executor: executor(e), slots: 1, cpu_us: None }),
         1 => (1_u32..8).prop_map(|e| Event::ExecutorFailed { executor: executor(e), failure: Failure::new(Reason::LaunchFailed, "no") }),
         2 => (1_u32..8, any::<bool>()).prop_map(|(e, out_of_memory)| {
             Event::ExecutorExited { executor: executor(e), cause: "gone".into(), out_of_memory }

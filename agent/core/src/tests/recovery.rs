@@ -110,7 +110,7 @@ fn code_that_was_on_its_way_is_unloaded() {
     let mut w = World::new(parameters());
     w.event(launch(1, "a"));
     w.event(prepared(1));
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     assert!(matches!(w.said.back(), Some(Message::ToExecutor { message: ToExecutor::LoadModule { module: ModuleId(1), .. }, .. })));
     w.said.clear();
     w.restart(true);
@@ -130,7 +130,7 @@ fn a_lease_that_never_arrived_is_made_again_and_the_rest_goes_on() {
     let mut w = World::new(parameters());
     w.event(part(1, "a", 2, 10, 10, false));
     w.event(prepared(1));
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.event(loaded(1, 1));
     let leased: Vec<_> = w.said.drain(..).filter(|m| matches!(m, Message::ToExecutor { message: ToExecutor::Lease { .. }, .. })).collect();
     assert_eq!(leased.len(), 1, "items 0 and 1");
@@ -242,7 +242,7 @@ fn a_part_of_class_process_goes_on_with_its_items_and_prepares_for_the_next() {
     w.event(part_with(1, "a", 1, 3, 3, false, own()));
     w.event(prepared(1));
     assert!(w.said.iter().any(|m| matches!(m, Message::StartExecutor { kind: ExecutorKind::Pooled, .. })));
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 1 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 1, cpu_us: None });
     w.event(loaded(1, 1));
     w.said.clear();
     w.restart(true);
@@ -266,7 +266,7 @@ fn an_item_whose_executor_has_not_begun_goes_to_the_next() {
     let mut w = World::new(crate::Parameters { pool: 0, ..parameters() });
     w.event(part_with(1, "a", 1, 1, 1, false, own()));
     w.event(prepared(1));
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 1 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 1, cpu_us: None });
     w.said.clear();
     // Bound and loading.
     w.restart(true);
@@ -299,7 +299,7 @@ fn exclusive_tasks_start_with_a_lease_and_every_renewal_reaches_their_executor()
     w.event(launch_with(1, "a", Resources::new(MilliCpus(1_000), Bytes::mib(1)), spec));
     assert!(w.agent.wants_lease());
     w.event(prepared(1));
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.said.clear();
     w.event(loaded(1, 1));
     w.silent();

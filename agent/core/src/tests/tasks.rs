@@ -181,7 +181,7 @@ fn a_full_executor_is_joined_by_a_second_and_idle_ones_are_stopped() {
     w.event(kill(1, "e"));
     w.ended(1, "e");
     w.update();
-    w.event(Event::ExecutorStarted { executor: executor(2), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(2), slots: 4, cpu_us: None });
     w.after_ms(59_999);
     w.silent();
     w.after_ms(1);

@@ -75,7 +75,7 @@ fn running_items_count_until_their_report_does() {
     let mut w = World::new(parameters());
     w.event(part(1, "p", 1, 3, 3, true));
     w.event(prepared(1));
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
     w.event(loaded(1, 1));
     w.said.retain(|m| matches!(m, Message::Updates(_)));
     w.updates();

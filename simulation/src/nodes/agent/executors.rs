@@ -20,7 +20,7 @@ impl World {
             node.executors.insert(node.processes, Executor::new(executor.clone(), slots));
             node.links.insert(executor.clone(), node.processes);
             node.names.insert(node.processes, executor.clone());
-            Event::ExecutorStarted { executor, slots }
+            Event::ExecutorStarted { executor, slots, cpu_us: Some(self.rng.between(1_000, 50_000)) }
         };
         self.after(us, Happening::Agent(i, life, event));
     }
