@@ -101,6 +101,9 @@ impl Client {
                     } else if attempt.kill.is_some() {
                         client.kills.insert(key.clone());
                     }
+                    if attempt.part.is_some() {
+                        client.parts.insert(key.clone());
+                    }
                     client.attempts.insert(key, attempt);
                 }
             }
