@@ -214,6 +214,23 @@ fn a_kill_is_said_by_the_next_life_until_it_took_effect() {
 }
 
 #[test]
+fn with_every_subscription_the_master_is_asked_for_all_it_knows() {
+    // An agent may have brought back what had ended: the master's word on that may have been lost, and it says it once.
+    let mut w = World::new();
+    w.launch(0, None);
+    w.hear(update("t", 0, 0, TaskState::Gone));
+    w.commit(1, None);
+    for _ in 0..2 {
+        w.step(Event::Disconnected, None);
+        w.sent.clear();
+        w.subscribe();
+        assert!(w.sent.contains(&Call::Reconcile(Vec::new())), "{:?}", w.sent);
+    }
+    w.hear(StatusUpdate { reason: Reason::Reconciliation, ..update("t", 0, 0, TaskState::Running) });
+    assert!(w.sent.contains(&Call::Kill { task: task("t"), attempt: 0, grace: None }), "{:?}", w.sent);
+}
+
+#[test]
 fn a_part_that_was_closed_is_told_so_by_the_next_life_until_it_has_ended() {
     let mut w = World::new();
     w.launch(0, None);
