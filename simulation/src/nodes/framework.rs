@@ -88,6 +88,8 @@ pub(crate) struct FrameworkNode {
     is_up: bool,
     /// Schedulers under the same id that another one has taken over from.
     fenced: Vec<Fenced>,
+    /// A subscription of an earlier life was heard after that of this one, and fenced it out.
+    is_haunted: bool,
 }
 
 impl FrameworkNode {
@@ -107,6 +109,7 @@ impl FrameworkNode {
             seen: BTreeMap::new(),
             is_up: false,
             fenced: Vec::new(),
+            is_haunted: false,
         }
     }
 
@@ -115,7 +118,7 @@ impl FrameworkNode {
         self.conn = None;
         self.inbox.clear();
         self.seen.clear();
-        self.is_up = false;
+        (self.is_up, self.is_haunted) = (false, false);
         // Whoever looks after them ends those, too.
         self.fenced.clear();
     }
@@ -147,6 +150,7 @@ impl FrameworkNode {
                 }
             }
             Delivery::Refused { call, message } if call == "accept" => Err(format!("a launch was refused: {message}")),
+            Delivery::Error(_) if self.is_haunted => Ok(()),
             Delivery::Error(message) => Err(format!("the subscription of framework {} ended: {message}", self.index)),
             _ => Ok(()),
         }
@@ -154,6 +158,18 @@ impl FrameworkNode {
 }
 
 impl World {
+    /// The master hears a subscription on this connection. One that is under way when its process dies may come after that of the next
+    /// life: for the master, that is another scheduler.
+    pub(crate) fn subscribes(&mut self, conn: u64) {
+        let peer = self.network.connections.get(&conn).map(|c| c.peer);
+        if let Some(Peer::Framework(i)) = peer
+            && self.frameworks[i].conn.is_some_and(|present| present != conn)
+        {
+            self.note(format_args!("a subscription of an earlier life of framework {i} is heard"));
+            self.frameworks[i].is_haunted = true;
+        }
+    }
+
     pub(crate) fn start_framework(&mut self, i: usize) -> Result<(), String> {
         let node = &mut self.frameworks[i];
         let now = node.machine.clock.wall(self.now);
@@ -235,6 +251,11 @@ impl World {
                 match &delivery {
                     Delivery::Subscribed { .. } => self.subscription_stands(i),
                     Delivery::Disconnected => node.is_up = false,
+                    // The process ends with the reason, and somebody starts it again.
+                    Delivery::Error(_) => {
+                        self.crash(Node::Peer(Peer::Framework(i)), false);
+                        return Ok(());
+                    }
                     _ => {}
                 }
                 let node = &mut self.frameworks[i];
