@@ -66,6 +66,12 @@ impl Batch {
         Self { core: Scheduler::new(), store: BTreeMap::new(), next_number: 1, submitted: 0, stored: Vec::new() }
     }
 
+    /// What is durable of it.
+    pub(crate) fn copy(&self) -> Self {
+        let (store, next_number, submitted) = (self.store.clone(), self.next_number, self.submitted);
+        Self { core: Scheduler::new(), store, next_number, submitted, stored: Vec::new() }
+    }
+
     /// The process starts again from its store.
     pub(crate) fn restarted(&mut self, now: Time) {
         self.core = Scheduler::restore(now, self.next_number, self.store.values().cloned().collect());

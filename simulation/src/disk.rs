@@ -2,6 +2,7 @@
 //!
 //! Two crashes, as the design has them. A process crash keeps every completed write; only the one under way may be cut short. A
 //! machine crash leaves the disk as it was at some moment after the last sync, the write of that moment torn.
+//! A disk may be full for a while: then what has room can be written, and nothing else.
 //! Deliberately absent: permissions, directories, errors of the medium.
 
 use crate::rng::Rng;
@@ -23,9 +24,6 @@ enum Change {
         one: String,
         other: String,
     },
-    Remove {
-        name: String,
-    },
 }
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -44,9 +42,6 @@ fn apply(files: &mut Files, change: &Change) {
             second.into_iter().for_each(|bytes| drop(files.insert(one.clone(), bytes)));
             first.into_iter().for_each(|bytes| drop(files.insert(other.clone(), bytes)));
         }
-        Change::Remove { name } => {
-            files.remove(name);
-        }
     }
 }
 
@@ -58,6 +53,8 @@ pub(crate) struct Disk {
     synced: Files,
     /// … and what has changed since, in order.
     unsynced: VecDeque<Change>,
+    /// No file can grow.
+    pub(crate) full: bool,
 }
 
 impl Disk {
@@ -83,8 +80,21 @@ impl Disk {
         self.change(Change::Write { name: name.to_owned(), offset, bytes: bytes.to_vec() });
     }
 
-    pub(crate) fn append(&mut self, name: &str, bytes: &[u8]) {
-        self.write(name, self.len(name), bytes);
+    /// Takes room for a file up to this length. False: there is none.
+    pub(crate) fn reserve(&mut self, name: &str, length: usize) -> bool {
+        let missing = length > self.len(name);
+        if missing && !self.full {
+            // Behind its end a file reads as zeros.
+            self.write(name, length, &[]);
+        }
+        !missing || !self.full
+    }
+
+    /// Gives a file this content, durably, at once or not at all.
+    pub(crate) fn replace(&mut self, name: &str, bytes: &[u8]) {
+        self.unsynced.retain(|c| !matches!(c, Change::Write { name: n, .. } if n == name));
+        self.files.insert(name.to_owned(), bytes.to_vec());
+        self.synced.insert(name.to_owned(), bytes.to_vec());
     }
 
     /// Each of two files takes the other's name, at once or not at all.
@@ -92,25 +102,13 @@ impl Disk {
         self.change(Change::Swap { one: one.to_owned(), other: other.to_owned() });
     }
 
-    /// The last write was cut short: the process was killed in it.
+    /// The last write was cut short: the process was killed in it. What was there before it stays behind.
     pub(crate) fn tear(&mut self, rng: &mut Rng) {
-        let Some(Change::Write { name, offset, bytes }) = self.unsynced.back_mut() else { return };
-        let kept = rng.index(bytes.len().max(1));
-        if let Some(file) = self.files.get_mut(name) {
-            file.truncate(*offset + kept);
-        }
-        bytes.truncate(kept);
-    }
-
-    pub(crate) fn remove(&mut self, name: &str) {
-        self.change(Change::Remove { name: name.to_owned() });
-    }
-
-    /// Everything written so far survives a power failure.
-    pub(crate) fn sync(&mut self) {
-        while let Some(change) = self.unsynced.pop_front() {
-            apply(&mut self.synced, &change);
-        }
+        let Some(Change::Write { bytes, .. }) = self.unsynced.back_mut() else { return };
+        bytes.truncate(rng.index(bytes.len().max(1)));
+        let mut files = self.synced.clone();
+        self.unsynced.iter().for_each(|change| apply(&mut files, change));
+        self.files = files;
     }
 
     /// The power fails: the disk is as it was at some moment since the last sync.
@@ -134,6 +132,18 @@ impl Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Disk {
+        fn append(&mut self, name: &str, bytes: &[u8]) {
+            self.write(name, self.len(name), bytes);
+        }
+
+        fn sync(&mut self) {
+            while let Some(change) = self.unsynced.pop_front() {
+                apply(&mut self.synced, &change);
+            }
+        }
+    }
 
     #[test]
     fn what_was_synced_stays_and_the_rest_is_a_prefix_in_time() {
@@ -167,7 +177,31 @@ mod tests {
         }
         disk.power_fails(&mut Rng::new(1));
         assert!(disk.len("log") >= 5);
-        disk.remove("log");
-        assert_eq!(disk.read("log"), None);
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_has_room_and_nothing_else() {
+        let mut disk = Disk::default();
+        assert!(disk.reserve("log", 8));
+        disk.full = true;
+        assert!(disk.reserve("log", 8) && !disk.reserve("log", 9) && !disk.reserve("other", 1));
+        disk.write("log", 2, b"abcd");
+        disk.write("log", 3, b"xyz");
+        disk.tear(&mut Rng::new(5));
+        let log = disk.read("log").unwrap();
+        assert!(log.len() == 8 && log.starts_with(b"\0\0a") && log != b"\0\0axyz\0\0", "what was there stays behind: {log:?}");
+        disk.full = false;
+        assert!(disk.reserve("other", 1));
+    }
+
+    #[test]
+    fn what_is_replaced_survives_alone() {
+        let mut disk = Disk::default();
+        disk.append("log", b"x");
+        disk.replace("boot", b"1");
+        disk.replace("boot", b"2");
+        let mut rng = (0..99).map(Rng::new).find(|rng| rng.clone().index(2) == 0).unwrap();
+        disk.power_fails(&mut rng);
+        assert_eq!((disk.read("boot"), disk.len("log")), (Some(&b"2"[..]), 0));
     }
 }

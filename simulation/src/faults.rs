@@ -1,4 +1,5 @@
-//! What breaks: processes, machines, connections, the network between them, executors; and an operator who removes an agent.
+//! What breaks: processes, machines, connections, the network between them, executors, full disks; an operator who removes an agent, and
+//! one who starts a second scheduler beside the first.
 //!
 //! Owns when and what. Every crash leaves what the design says that it leaves: see `disk` for the two kinds.
 
@@ -49,7 +50,7 @@ impl World {
         self.faults += 1;
         let agent = Peer::Agent(self.rng.index(self.agents.len()));
         let framework = Peer::Framework(self.rng.index(self.frameworks.len()));
-        match self.rng.below(100) {
+        match self.rng.below(110) {
             0..=29 => {
                 if let Some(conn) = self.network.any_up(&mut self.rng) {
                     self.break_connection(conn);
@@ -66,7 +67,36 @@ impl World {
                 return self.kill_any_executor(i);
             }
             83..=96 => self.partition(agent, framework),
+            97..=102 => {
+                let node = [Node::Master, Node::Peer(agent), Node::Peer(agent), Node::Peer(framework)][self.rng.index(4)];
+                self.disk_fills(node);
+            }
+            103..=106 => {
+                let Peer::Framework(i) = framework else { return Ok(()) };
+                self.take_over(i);
+            }
             _ => return self.remove_agent(),
+        }
+        Ok(())
+    }
+
+    /// A node's disk is full for a while.
+    fn disk_fills(&mut self, node: Node) {
+        let us = if self.rng.chance(60) { self.rng.between(50_000, 1_500_000) } else { self.rng.between(1_500_000, 12_000_000) };
+        let until = smalti_types::Time(self.now.0 + us);
+        self.note(format_args!("the disk of {node:?} is full until {}", until.0));
+        let machine = self.machine(node);
+        machine.full_until = machine.full_until.max(until);
+        machine.disk.borrow_mut().full = true;
+        self.at(until, Happening::Room(node));
+    }
+
+    /// Somebody may have made room.
+    pub(crate) fn room(&mut self, node: Node) -> Result<(), String> {
+        let now = self.now;
+        let machine = self.machine(node);
+        if machine.full_until <= now {
+            machine.disk.borrow_mut().full = false;
         }
         Ok(())
     }
@@ -184,10 +214,13 @@ impl World {
         Ok(())
     }
 
-    /// The last fault is over: what is cut off is joined again.
+    /// The last fault is over: what is cut off is joined again, and there is room on every disk.
     pub(crate) fn be_calm(&mut self) -> Result<(), String> {
         self.calm = true;
         self.note(format_args!("calm"));
+        for node in std::iter::once(Node::Master).chain(self.peers().into_iter().map(Node::Peer)) {
+            self.machine(node).disk.borrow_mut().full = false;
+        }
         (1..=self.network.partitions).try_for_each(|partition| self.heal(partition))
     }
 }

@@ -14,11 +14,13 @@ pub(crate) struct Machine {
     pub(crate) disk: Rc<RefCell<Disk>>,
     /// Counts boots.
     pub(crate) boot: u64,
+    /// Until when its disk is full.
+    pub(crate) full_until: Time,
 }
 
 impl Machine {
     pub(crate) fn new(rng: &mut Rng) -> Self {
-        Self { clock: Clock::new(rng), disk: Rc::default(), boot: 1 }
+        Self { clock: Clock::new(rng), disk: Rc::default(), boot: 1, full_until: Time(0) }
     }
 
     /// The power fails, and it boots again.

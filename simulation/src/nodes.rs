@@ -17,7 +17,8 @@ impl World {
         if self.life(Node::Peer(peer)) != Some(life) || self.connection_of(peer).is_some() {
             return Ok(());
         }
-        let conn = self.master.core.is_some().then(|| self.network.open(peer, self.now)).flatten();
+        let is_stalled = matches!(peer, Peer::Agent(i) if self.agents[i].is_stalled());
+        let conn = (self.master.core.is_some() && !is_stalled).then(|| self.network.open(peer, self.now)).flatten();
         let Some(conn) = conn else {
             let us = self.rng.between(20_000, 400_000);
             self.after(us, Happening::Connect(peer, life));
@@ -51,6 +52,7 @@ impl World {
         let Some(peer) = self.network.connections.get(&conn).map(|c| c.peer) else { return Ok(()) };
         self.network.close(conn, Way::ToPeer);
         if self.connection_of(peer) != Some(conn) {
+            self.fenced_ends(peer, conn);
             return Ok(());
         }
         let Some(life) = self.life(Node::Peer(peer)) else { return Ok(()) };
@@ -71,7 +73,7 @@ impl World {
     pub(crate) fn peer_hears(&mut self, conn: u64, message: ToPeer) -> Result<(), String> {
         let Some(peer) = self.network.connections.get(&conn).map(|c| c.peer) else { return Ok(()) };
         if self.connection_of(peer) != Some(conn) {
-            return Ok(());
+            return self.fenced_hears(peer, conn, message);
         }
         match (peer, message) {
             (_, ToPeer::Closed) => {

@@ -12,7 +12,7 @@ use smalti_types::{
 use std::collections::BTreeMap;
 
 /// Where a single task is.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
     /// Wants to be launched as this attempt.
     Wanted,
@@ -21,7 +21,7 @@ enum Phase {
     Done,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Single {
     resources: Resources,
     attempt: u32,
@@ -29,7 +29,7 @@ struct Single {
     phase: Phase,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Part {
     agent: AgentId,
     outstanding: ItemSet,
@@ -37,7 +37,7 @@ struct Part {
     open: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Array {
     total: u64,
     slot: Resources,
@@ -58,7 +58,7 @@ pub(crate) struct Answers {
 }
 
 /// All that the script wants, and how far it is. Durable.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Script {
     singles: BTreeMap<TaskId, Single>,
     arrays: BTreeMap<u64, Array>,

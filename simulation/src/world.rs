@@ -6,6 +6,7 @@
 use crate::checks::Checks;
 use crate::executor::Inside;
 use crate::log::Log;
+use crate::machine::Machine;
 use crate::network::{Network, Packet, ToMaster, ToPeer, Way};
 use crate::nodes::{AgentNode, FrameworkNode, MasterNode};
 use crate::report::Config;
@@ -42,6 +43,8 @@ pub(crate) enum Happening {
     Arrives(u64, u64, Packet),
     /// The master notices that a connection is broken.
     MasterNotices(u64),
+    /// The master closes its end of a connection.
+    MasterCloses(u64),
     /// The peer notices.
     PeerNotices(u64),
     /// An end has heard nothing since this partition began.
@@ -70,6 +73,12 @@ pub(crate) enum Happening {
     Fault,
     /// A crashed node starts again.
     Start(Node),
+    /// There may be room on a node's disk again.
+    Room(Node),
+    /// An agent of this life tries again to write to its full disk.
+    TryToWrite(usize, u64),
+    /// A scheduler of this framework that was fenced out goes on.
+    Fenced(usize, u64),
 }
 
 /// Everything there is.
@@ -187,6 +196,10 @@ impl World {
                 None => Ok(()),
             },
             Happening::MasterNotices(conn) => self.master_notices(conn),
+            Happening::MasterCloses(conn) => {
+                self.network.close(conn, Way::ToMaster);
+                Ok(())
+            }
             Happening::PeerNotices(conn) => self.peer_notices(conn),
             Happening::Silence(conn, end, partition) => self.silence(conn, end, partition),
             Happening::Heals(partition) => self.heal(partition),
@@ -201,6 +214,9 @@ impl World {
             Happening::Handle(i, life) => self.handle(i, life),
             Happening::Fault => self.fault(),
             Happening::Start(node) => self.start(node),
+            Happening::Room(node) => self.room(node),
+            Happening::TryToWrite(i, life) => self.try_to_write(i, life),
+            Happening::Fenced(i, conn) => self.fenced_goes_on(i, conn),
         }
     }
 
@@ -225,6 +241,14 @@ impl World {
         }
     }
 
+    pub(crate) fn machine(&mut self, node: Node) -> &mut Machine {
+        match node {
+            Node::Master => &mut self.master.machine,
+            Node::Peer(Peer::Agent(i)) => &mut self.agents[i].machine,
+            Node::Peer(Peer::Framework(i)) => &mut self.frameworks[i].machine,
+        }
+    }
+
     /// The current life of a node that is running.
     pub(crate) fn life(&self, node: Node) -> Option<u64> {
         match node {
@@ -236,6 +260,12 @@ impl World {
 
     fn start(&mut self, node: Node) -> Result<(), String> {
         if self.life(node).is_some() {
+            return Ok(());
+        }
+        // Master and schedulers write before they do anything; an agent finds out by itself.
+        if !matches!(node, Node::Peer(Peer::Agent(_))) && self.machine(node).disk.borrow().full {
+            let us = self.rng.between(300_000, 1_000_000);
+            self.after(us, Happening::Start(node));
             return Ok(());
         }
         match node {

@@ -7,7 +7,7 @@ use smalti_types::Sabotage;
 const MOST_SEEDS: u64 = 1_000;
 
 /// Seeds that found bugs when this was written, where the first few do not: tried first, so that the test is quick.
-const KNOWN: [(Sabotage, u64); 2] = [(Sabotage::AgentAwaitsWhatNeverArrived, 272), (Sabotage::AgentForgetsHeldItems, 235)];
+const KNOWN: [(Sabotage, u64); 1] = [(Sabotage::AgentAwaitsWhatNeverArrived, 203)];
 
 /// A seed that finds a bug, and what it says.
 fn found_by(which: Sabotage, config: &Config) -> Option<(u64, String)> {

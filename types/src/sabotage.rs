@@ -42,11 +42,13 @@ pub enum Sabotage {
     MasterOffersTwice,
     /// Master: an exclusive task is given up before its lease is over.
     MasterIgnoresLeases,
+    /// Master: a scheduler that was taken over is still listened to.
+    MasterHearsFenced,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SdkAcknowledgesEarly,
         Self::SdkDeliversRepeats,
         Self::SdkForgetsTaken,
@@ -65,6 +67,7 @@ impl Sabotage {
         Self::MasterKeepsRefusals,
         Self::MasterOffersTwice,
         Self::MasterIgnoresLeases,
+        Self::MasterHearsFenced,
     ];
 
     /// Whether this is to be broken now.

@@ -8,6 +8,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// Room in files is taken in steps of this.
+pub(crate) const STEP: u64 = 4 << 20;
+
 /// One of the two files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
@@ -63,6 +66,11 @@ pub trait Disk {
 
     /// Where a file lies, for people.
     fn name(&self, which: Which) -> String;
+
+    /// Room is taken in steps of this many bytes; a log of a few of them is long.
+    fn step(&self) -> u64 {
+        STEP
+    }
 }
 
 /// Files in a directory of the agent's own.

@@ -11,10 +11,8 @@ use smalti_types::ExecutorId;
 use std::collections::BTreeMap;
 use std::io;
 
-/// Room is taken in steps of this.
-const STEP: u64 = 4 << 20;
-/// A snapshot is due when the log is longer than this, …
-const SNAPSHOT_AFTER: u64 = 16 << 20;
+/// A snapshot is due when the log is longer than this many of the disk's steps, …
+const SNAPSHOT_AFTER_STEPS: u64 = 4;
 /// … and than this many times the last one.
 const SNAPSHOT_TIMES: u64 = 4;
 /// Frames of a snapshot carry about this much.
@@ -194,7 +192,7 @@ impl<D: Disk> Log<D> {
         if wanted <= self.reserved {
             return Ok(());
         }
-        let wanted = wanted.next_multiple_of(STEP);
+        let wanted = wanted.next_multiple_of(self.disk.step());
         self.disk.reserve(Which::Log, wanted).map_err(|source| self.failed("take room for", source))?;
         self.reserved = wanted;
         Ok(())
@@ -203,7 +201,7 @@ impl<D: Disk> Log<D> {
     /// Whether a snapshot would make the log much shorter.
     #[must_use]
     pub fn wants_snapshot(&self) -> bool {
-        self.at > SNAPSHOT_AFTER.max(self.snapshot.saturating_mul(SNAPSHOT_TIMES))
+        self.at > (SNAPSHOT_AFTER_STEPS * self.disk.step()).max(self.snapshot.saturating_mul(SNAPSHOT_TIMES))
     }
 
     /// Bytes in use.
@@ -253,19 +251,21 @@ impl<D: Disk> Log<D> {
         }
         // The swap may have given up the old file, and the next snapshot must find room even on a full disk.
         self.spare_reserved = self.disk.length(Which::Spare).map_err(|source| self.failed("ask for the length of", source))?.unwrap_or(0);
-        let wanted = STEP.max(at.next_multiple_of(STEP));
+        let step = self.disk.step();
+        let wanted = step.max(at.next_multiple_of(step));
         if self.spare_reserved < wanted && self.disk.reserve(Which::Spare, wanted).is_ok() {
             self.spare_reserved = wanted;
         }
         self.buffer = buffer;
-        self.take_room(STEP / 2)
+        // The snapshot counts, whether or not there is room for what follows it: whoever appends hears of that.
+        self.has_room(step / 2).map(drop)
     }
 
     fn write_spare(&mut self, at: u64, bytes: &[u8]) -> Result<(), Error> {
         let wanted = at + bytes.len() as u64;
         let failed = |disk: &D, operation, source| Error::Io { operation, name: disk.name(Which::Spare), source };
         if wanted > self.spare_reserved {
-            let wanted = wanted.next_multiple_of(STEP);
+            let wanted = wanted.next_multiple_of(self.disk.step());
             self.disk.reserve(Which::Spare, wanted).map_err(|source| failed(&self.disk, "take room for", source))?;
             self.spare_reserved = wanted;
         }

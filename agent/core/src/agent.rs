@@ -110,7 +110,10 @@ impl Agent {
                 self.connected = true;
                 self.dirty.extend(self.tasks.keys());
             }
-            Event::MasterDisconnected => self.connected = false,
+            Event::MasterDisconnected => {
+                self.connected = false;
+                self.drop_unstarted(now, &mut out);
+            }
             Event::Command(command) => self.command(now, command, &mut out),
             Event::Prepared { run, result } => self.prepared(now, run, result, &mut out),
             Event::ExecutorStarted { executor, slots, cpu_us } => self.executor_started(now, &executor, slots, cpu_us, &mut out),

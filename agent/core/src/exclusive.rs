@@ -5,8 +5,8 @@
 
 use crate::agent::{Agent, Out};
 use crate::event::{Message, Run, ToExecutor};
-use crate::task::{Phase, Task, Work};
-use smalti_types::{BootTime, DurationMs, Time};
+use crate::task::{Ending, Phase, Task, Work};
+use smalti_types::{BootTime, DurationMs, Reason, TaskState, Time};
 use std::collections::BTreeSet;
 
 /// The agent's lease.
@@ -32,6 +32,12 @@ impl Leases {
         self.exclusive.remove(&run);
         self.waiting.remove(&run);
     }
+}
+
+/// The end of an exclusive attempt that did not begin while it might.
+pub(crate) fn unstarted() -> Ending {
+    let why = "the agent lost its master, or was restarted, before this exclusive task had begun: it may have been given up by now";
+    Ending::new(TaskState::Dropped, Reason::LeaseExpired, why)
 }
 
 impl Task {
@@ -79,6 +85,21 @@ impl Agent {
             if let Some(module) = module {
                 self.start(now, run, module, out);
             }
+        }
+    }
+
+    /// The connection on which they came is gone, or this is another life of the agent: exclusive attempts that have not begun never will.
+    /// Their master may have given them up meanwhile and let others begin in their place; the next one need not know that, and would
+    /// grant a lease. What has begun did so under a lease, and nobody gives it up before that is over.
+    pub(crate) fn drop_unstarted(&mut self, now: Time, out: &mut Out) {
+        let begun = |task: &Task| matches!(task.phase, Phase::Starting(_) | Phase::Running(_));
+        let exclusive = self.leases.exclusive.iter();
+        let late: Vec<Run> = exclusive.filter(|run| self.tasks.get(run).is_some_and(|t| !begun(t))).copied().collect();
+        for run in late {
+            if self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Preparing) {
+                out.send(Message::CancelPrepare { run });
+            }
+            self.end(now, run, unstarted(), out);
         }
     }
 

@@ -5,6 +5,7 @@
 
 use crate::agent::{Agent, Out, task_memory};
 use crate::event::{Failure, FromExecutor, HeldPart, Message, ModuleId, Run, ToExecutor};
+use crate::exclusive::unstarted;
 use crate::executor::Phase as ExecutorPhase;
 use crate::task::{Ending, Phase, Work};
 use smalti_types::{DurationMs, Effects, ExecutorId, ItemSet, Reason, Sabotage, TaskState, Time};
@@ -17,6 +18,7 @@ impl Agent {
     /// The first step of an agent that was restored: what has to be prepared again.
     pub fn resume(&mut self, now: Time) -> Effects<crate::Record, Message> {
         let mut out = Out::default();
+        self.drop_unstarted(now, &mut out);
         let again: Vec<Run> = self.tasks.iter().filter(|(_, t)| t.phase == Phase::Preparing || t.unprepared).map(|(run, _)| *run).collect();
         for run in again {
             self.prepare(run, &mut out);
@@ -135,6 +137,9 @@ impl Agent {
     fn never_arrived(&mut self, now: Time, run: Run, id: &ExecutorId, out: &mut Out) {
         let Some(task) = self.tasks.get_mut(&run).filter(|_| !Sabotage::AgentAwaitsWhatNeverArrived.is_on()) else { return };
         let begun = matches!((&task.phase, &task.work), (Phase::Running(_), Work::Single(_)));
+        if task.is_exclusive() && !begun && task.kill.is_none() {
+            return self.end(now, run, unstarted(), out);
+        }
         if task.kill.is_some() {
             if let Work::Part(part) = &mut task.work {
                 part.reset();

@@ -106,7 +106,8 @@ impl Attempt {
 
     /// As it was kept in an earlier life of this process.
     pub(crate) fn restored(record: AttemptRecord) -> Self {
-        let AttemptRecord { agent, state, taken, first, late, kill, .. } = record;
+        let AttemptRecord { agent, state, taken, first, late, kill, closed, .. } = record;
+        let is_over = state.is_some_and(TaskState::is_terminal);
         Self {
             agent,
             state,
@@ -119,6 +120,7 @@ impl Attempt {
             taken,
             taken_state: state,
             kill: kill.map(|grace| Kill { grace, again: Time(0), wait: FIRST_KILL_WAIT }),
+            part: (closed && !is_over).then(Part::closed),
             ..Self::default()
         }
     }
@@ -135,6 +137,7 @@ impl Attempt {
             first: self.first,
             late: self.late.iter().filter(|s| !open(s)).copied().collect(),
             kill: self.kill.as_ref().map(|kill| kill.grace),
+            closed: self.part.as_ref().is_some_and(Part::is_closed_late),
         }
     }
 

@@ -91,6 +91,10 @@ impl Client {
         part.without_ended(&mut batch);
         part.assign(batch.clone(), open, now);
         self.parts.insert(key.clone());
+        if !open {
+            // The handler may have done with the part, and never speak of it again.
+            self.keep(&key, out);
+        }
         self.pass_on(Call::AssignItems { task: key.0, attempt: key.1, batch, open }, out);
     }
 

@@ -101,6 +101,9 @@ impl Client {
                     } else if attempt.kill.is_some() {
                         client.kills.insert(key.clone());
                     }
+                    if attempt.part.is_some() {
+                        client.parts.insert(key.clone());
+                    }
                     client.attempts.insert(key, attempt);
                 }
             }
@@ -231,7 +234,7 @@ impl Client {
 
     fn subscribed(&mut self, now: Time, framework: FrameworkId, epoch: MasterEpoch, out: &mut Out) {
         self.link = Link::Up;
-        let new_master = self.epoch.replace(epoch) != Some(epoch);
+        self.epoch = Some(epoch);
         if self.id.as_ref() != Some(&framework) {
             out.persist(Record::Subscribed(framework.clone()));
             let before = self.id.replace(framework.clone());
@@ -253,10 +256,9 @@ impl Client {
             out.send(Message::ToMaster(Call::Suppress));
         }
         self.reconcile_all(now, out);
-        if new_master {
-            // All that it knows: agents may have brought back what an earlier life of it, or of this process, gave up.
-            out.send(Message::ToMaster(Call::Reconcile(Vec::new())));
-        }
+        // All that it knows: agents may have brought back what an earlier life of it, or of this process, gave up. Also to a master that
+        // was asked before: what it said since may have been lost with the connection, and it says that once.
+        out.send(Message::ToMaster(Call::Reconcile(Vec::new())));
         for ((task, attempt), a) in &mut self.attempts {
             if a.is_ended() {
                 continue;

@@ -64,6 +64,16 @@ impl Part {
         Self { adopted: true, ..Self::new(ItemBatch::default(), true, now) }
     }
 
+    /// Closed in an earlier life of this process: that is said until it has ended.
+    pub(crate) fn closed() -> Self {
+        Self { open: false, closed_late: true, ..Self::adopted(Time(0)) }
+    }
+
+    /// Whether closing it is said again by a later life of this process.
+    pub(crate) const fn is_closed_late(&self) -> bool {
+        self.closed_late
+    }
+
     fn push(&mut self, batch: ItemBatch, confirmed: bool) {
         if !batch.items.is_empty() {
             self.batches.push_back((batch, confirmed));

@@ -4,10 +4,14 @@
 
 use smalti_types::{AgentId, DurationMs, FrameworkId, TaskId, TaskState};
 
-/// Version of every value. Others are refused: what they say might change who is killed.
-const FORMAT: u8 = 1;
+/// Version of every value. Later ones are refused: what they say might change who is killed. The first did not know of closed parts.
+const FORMAT: u8 = 2;
+/// The earliest that is read.
+const FIRST_FORMAT: u8 = 1;
 /// The key of the framework's id. Task ids are not empty, so no attempt has it.
 const FRAMEWORK: &[u8] = b"framework";
+/// Beside what is said of a kill: a part was closed.
+const CLOSED: u8 = 4;
 /// Before the keys of attempts.
 const ATTEMPT: &[u8] = b"attempt/";
 
@@ -46,6 +50,8 @@ pub struct AttemptRecord {
     pub late: Vec<u64>,
     /// A kill that has not taken effect, with its grace period when that was named.
     pub kill: Option<Option<DurationMs>>,
+    /// No items are to follow for this part of an array, which it may not have heard.
+    pub closed: bool,
 }
 
 /// Why a record cannot be read.
@@ -61,7 +67,7 @@ impl std::fmt::Display for RecordError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Version(found) => {
-                write!(f, "it has format {found}, this build reads {FORMAT}: use the build that wrote it, or a later one")
+                write!(f, "it has format {found}, this build reads {FIRST_FORMAT} to {FORMAT}: use the build that wrote it, or a later one")
             }
             Self::Malformed(what) => write!(f, "it is damaged: {what}"),
         }
@@ -87,7 +93,7 @@ impl Record {
     /// When it is of a later version, or no such thing.
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Self, RecordError> {
         let (version, rest) = value.split_first().ok_or(RecordError::Malformed("no version"))?;
-        if *version != FORMAT {
+        if !(FIRST_FORMAT..=FORMAT).contains(version) {
             return Err(RecordError::Version(*version));
         }
         if key == FRAMEWORK {
@@ -114,9 +120,10 @@ impl AttemptRecord {
             Some(None) => (1, 0),
             Some(Some(grace)) => (2, grace.0),
         };
+        let wants = kill | if self.closed { CLOSED } else { 0 };
         let agent = self.agent.as_ref().map_or("", AgentId::as_str);
         let mut bytes = Vec::with_capacity(40 + 8 * self.late.len() + agent.len());
-        bytes.extend([FORMAT, state.unwrap_or(0), kill]);
+        bytes.extend([FORMAT, state.unwrap_or(0), wants]);
         for number in [grace, self.taken, self.first, self.late.len() as u64].into_iter().chain(self.late.iter().copied()) {
             bytes.extend(number.to_le_bytes());
         }
@@ -125,7 +132,7 @@ impl AttemptRecord {
     }
 
     fn decode(task: TaskId, attempt: u32, bytes: &[u8]) -> Result<Self, RecordError> {
-        let ([state, kill], mut rest) = bytes.split_first_chunk::<2>().ok_or(RecordError::Malformed("it is short"))?;
+        let ([state, wants], mut rest) = bytes.split_first_chunk::<2>().ok_or(RecordError::Malformed("it is short"))?;
         let state = match usize::from(*state).checked_sub(1) {
             None => None,
             Some(i) => Some(*TaskState::ALL.get(i).ok_or(RecordError::Malformed("an unknown state"))?),
@@ -137,7 +144,7 @@ impl AttemptRecord {
         };
         let (grace, taken, first, count) = (number()?, number()?, number()?, number()?);
         let late = (0..count).map(|_| number()).collect::<Result<_, _>>()?;
-        let kill = match kill {
+        let kill = match wants & !CLOSED {
             0 => None,
             1 => Some(None),
             2 => Some(Some(DurationMs(grace))),
@@ -147,7 +154,7 @@ impl AttemptRecord {
             "" => None,
             id => Some(AgentId::new(id).map_err(|_| RecordError::Malformed("the agent's id"))?),
         };
-        Ok(Self { task, attempt, agent, state, taken, first, late, kill })
+        Ok(Self { task, attempt, agent, state, taken, first, late, kill, closed: wants & CLOSED > 0 })
     }
 }
 
@@ -165,8 +172,9 @@ mod tests {
         let state = prop::option::of(prop::sample::select(TaskState::ALL.to_vec()));
         let agent = prop::option::of("[a-z]{1,9}".prop_map(|a| AgentId::new(a).unwrap()));
         let numbers = (any::<u32>(), any::<u64>(), any::<u64>(), prop::collection::vec(any::<u64>(), 0..4));
-        ("[a-z0-9.-]{0,20}[a-z]", agent, state, kill, numbers).prop_map(|(task, agent, state, kill, (attempt, taken, first, late))| {
-            AttemptRecord { task: TaskId::new(format!("t{task}")).unwrap(), attempt, agent, state, taken, first, late, kill }
+        let task = "[a-z0-9.-]{0,20}[a-z]".prop_map(|task| TaskId::new(format!("t{task}")).unwrap());
+        (task, agent, state, kill, any::<bool>(), numbers).prop_map(|(task, agent, state, kill, closed, (attempt, taken, first, late))| {
+            AttemptRecord { task, attempt, agent, state, taken, first, late, kill, closed }
         })
     }
 
@@ -189,7 +197,9 @@ mod tests {
         let mut value = value.unwrap();
         assert_eq!(Record::decode(&key, &value), Ok(id));
         assert_eq!(Record::decode(b"else", &value), Err(RecordError::Malformed("an unknown key")));
-        value[0] = 2;
-        assert_eq!(Record::decode(&key, &value), Err(RecordError::Version(2)));
+        value[0] = FORMAT + 1;
+        assert_eq!(Record::decode(&key, &value), Err(RecordError::Version(FORMAT + 1)));
+        value[0] = FIRST_FORMAT;
+        assert_eq!(Record::decode(&key, &value), Ok(Record::Subscribed(FrameworkId::new("F1-1").unwrap())));
     }
 }

@@ -5,8 +5,8 @@ use crate::{Client, Delivery, Event, Message, Record, UpdateId};
 use proptest::prelude::*;
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{
-    Attributes, Bytes, DurationMs, Filters, FrameworkInfo, MasterEpoch, MilliCpus, Offer, OfferId, Reason, Resources, Role, StatusUpdate,
-    TaskState, Time,
+    Attributes, Bytes, DurationMs, Filters, FrameworkInfo, ItemBatch, MasterEpoch, MilliCpus, Offer, OfferId, Reason, Resources, Role,
+    StatusUpdate, TaskState, Time,
 };
 use std::collections::BTreeMap;
 
@@ -211,6 +211,45 @@ fn a_kill_is_said_by_the_next_life_until_it_took_effect() {
     w.sent.clear();
     w.restart();
     assert!(!w.sent.contains(&kill), "{:?}", w.sent);
+}
+
+#[test]
+fn with_every_subscription_the_master_is_asked_for_all_it_knows() {
+    // An agent may have brought back what had ended: the master's word on that may have been lost, and it says it once.
+    let mut w = World::new();
+    w.launch(0, None);
+    w.hear(update("t", 0, 0, TaskState::Gone));
+    w.commit(1, None);
+    for _ in 0..2 {
+        w.step(Event::Disconnected, None);
+        w.sent.clear();
+        w.subscribe();
+        assert!(w.sent.contains(&Call::Reconcile(Vec::new())), "{:?}", w.sent);
+    }
+    w.hear(StatusUpdate { reason: Reason::Reconciliation, ..update("t", 0, 0, TaskState::Running) });
+    assert!(w.sent.contains(&Call::Kill { task: task("t"), attempt: 0, grace: None }), "{:?}", w.sent);
+}
+
+#[test]
+fn a_part_that_was_closed_is_told_so_by_the_next_life_until_it_has_ended() {
+    let mut w = World::new();
+    w.launch(0, None);
+    w.hear(update("t", 0, 1, TaskState::Running));
+    w.commit(1, None);
+    let close = Call::AssignItems { task: task("t"), attempt: 0, batch: ItemBatch::default(), open: false };
+    w.step(Event::Call(close.clone()), Some(true));
+    assert!(!w.sent.contains(&close), "it was lost with the process");
+    for _ in 0..2 {
+        w.now = w.now.after(DurationMs(40_000));
+        w.step(Event::Tick, None);
+    }
+    assert_eq!(w.sent.iter().filter(|c| **c == close).count(), 2);
+    w.hear(update("t", 0, 2, TaskState::Finished));
+    w.commit(1, Some(true));
+    w.sent.clear();
+    w.now = w.now.after(DurationMs(40_000));
+    w.step(Event::Tick, None);
+    assert!(!w.sent.contains(&close), "{:?}", w.sent);
 }
 
 #[derive(Debug, Clone)]

@@ -194,7 +194,9 @@ impl Master {
         let reason = "another scheduler took over: it subscribed with this framework's id".to_owned();
         self.tell(fx, FrameworkEvent::Error(reason.clone()), out);
         out.send(Message::Close { conn, reason });
-        self.framework_conns.remove(&conn);
+        if !Sabotage::MasterHearsFenced.is_on() {
+            self.framework_conns.remove(&conn);
+        }
         self.void_offers_of(fx);
     }
 

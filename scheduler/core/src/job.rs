@@ -259,7 +259,7 @@ impl Job {
             Turn::Goes => {}
             Turn::Finished => self.run_finished(now, out),
             Turn::Again | Turn::Failed if !self.state.lost_agents.is_empty() && self.state.ending.is_none() => {
-                self.recompute_lost(now);
+                self.recompute_lost(now, out);
             }
             Turn::Again => {}
             Turn::Failed => {
@@ -331,11 +331,10 @@ impl Job {
 
     /// An agent is gone for good.
     pub fn on_agent_lost(&mut self, now: Time, agent: &AgentId, out: &mut Vec<Message>) {
-        let rules = self.rules();
         let concerned = self.state.pool.as_ref().is_some_and(|p| p.parts.values().any(|p| p.agent == *agent && !p.lost));
         match self.state.stage {
             Stage::Map if concerned => {
-                let failed = self.state.pool.as_mut().is_some_and(|p| p.lose_agent(now, agent, rules));
+                let failed = self.lose_agent(now, agent, out);
                 if failed && self.spec.policy.fail_fast && self.state.ending.is_none() {
                     self.end_early(now, Ending::FailFast, None, out);
                 }
@@ -343,7 +342,7 @@ impl Job {
             Stage::Reduce if concerned => {
                 self.state.lost_agents.insert(agent.clone());
                 if !self.state.run.as_ref().is_some_and(TaskRun::is_placed) {
-                    self.recompute_lost(now);
+                    self.recompute_lost(now, out);
                 }
             }
             _ => {}
@@ -351,13 +350,21 @@ impl Job {
         self.advance(now, out);
     }
 
-    /// Back to the items whose outputs are lost. The reduce waits for them under its next attempt.
-    fn recompute_lost(&mut self, now: Time) {
+    /// What an agent had of the array runs elsewhere. A master that has not heard of its parts says nothing of their end, and nothing new
+    /// when the agent is back with them: they are told to stop now, and the client sees to it, however long that takes.
+    fn lose_agent(&mut self, now: Time, agent: &AgentId, out: &mut Vec<Message>) -> bool {
         let rules = self.rules();
+        let parts = self.state.pool.iter().flat_map(|p| &p.parts);
+        for (number, _) in parts.filter(|(_, p)| p.agent == *agent && p.is_live()) {
+            self.call(Call::Kill { task: self.part_id(*number), attempt: 0, grace: None }, out);
+        }
+        self.state.pool.as_mut().is_some_and(|p| p.lose_agent(now, agent, rules))
+    }
+
+    /// Back to the items whose outputs are lost. The reduce waits for them under its next attempt.
+    fn recompute_lost(&mut self, now: Time, out: &mut Vec<Message>) {
         for agent in std::mem::take(&mut self.state.lost_agents) {
-            if let Some(pool) = &mut self.state.pool {
-                pool.lose_agent(now, &agent, rules);
-            }
+            self.lose_agent(now, &agent, out);
         }
         if let Some(run) = &mut self.state.run {
             if run.standing == crate::run::Standing::Over {

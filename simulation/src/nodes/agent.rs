@@ -1,8 +1,9 @@
 //! An agent's process and machine: what its shell does for the core, with random delays and failures. Its executors are processes of
-//! their own (see `executors`).
+//! their own (see `executors`); what it does on a full disk is in `stall`.
 
 mod checkpoint;
 mod executors;
+mod stall;
 
 use crate::executor::{Entry, Executor};
 use crate::faults::{WriteCrash, write_crash};
@@ -11,13 +12,14 @@ use crate::network::ToMaster;
 use crate::nodes::LEASE;
 use crate::rng::Rng;
 use crate::world::{Happening, Node, Peer, World};
-use checkpoint::Checkpoint;
+use checkpoint::{Checkpoint, Trouble};
 use smalti_agent_core::{Agent, Event, Failure, Message, Parameters, Record};
 use smalti_master_core::AgentMessage;
 use smalti_types::protocol::Registration;
 use smalti_types::{
     AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, Effects, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time,
 };
+use stall::Stall;
 use std::collections::BTreeMap;
 
 /// An agent, or the place where it was.
@@ -40,6 +42,8 @@ pub(crate) struct AgentNode {
     /// What executors that are gone have written about items.
     ledgers: BTreeMap<ExecutorId, Vec<Entry>>,
     checkpoint: Checkpoint,
+    /// A batch that the full disk does not take, and all that has come since.
+    stall: Option<Stall>,
     /// When it last asked for a lease.
     asked: Time,
 }
@@ -61,6 +65,7 @@ impl AgentNode {
             names: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             checkpoint: Checkpoint::default(),
+            stall: None,
             asked: Time(0),
         }
     }
@@ -73,6 +78,7 @@ impl AgentNode {
     pub(crate) fn crash(&mut self) {
         self.core = None;
         self.checkpoint.close();
+        self.stall = None;
         self.conn = None;
         self.links.clear();
         self.names.clear();
@@ -97,11 +103,19 @@ impl AgentNode {
         Registration { info, tasks, unacknowledged }
     }
 
+    /// Whether its loop waits for room on its disk.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stall.is_some()
+    }
+
     /// What keeps it from being at rest.
     pub(crate) fn unsettled(&self) -> Option<String> {
         let Some(core) = &self.core else { return Some(format!("{} is down", self.id())) };
         if core.live() > 0 || !core.held().is_empty() {
             return Some(format!("{} still has {} attempts that hold {}", self.id(), core.live(), core.held()));
+        }
+        if !core.is_empty() {
+            return Some(format!("{} still has {} attempts whose end is not acknowledged", self.id(), core.len()));
         }
         let busy = self.executors.values().find(|e| !e.is_idle());
         busy.map(|e| format!("{}: executor {} runs something: {:?}", self.id(), e.id, e.holds()))
@@ -136,15 +150,37 @@ impl World {
         node.asked = Time(0);
         let now = node.machine.clock.wall(self.now);
         let boot = node.machine.boot;
-        let (records, same_boot) = node.checkpoint.open(&node.machine.disk, boot).map_err(|e| format!("{}: {e}", node.id()))?;
-        let mut core = Agent::restore(parameters(&node.total), records, same_boot);
-        node.checkpoint.snapshot(core.checkpoint())?;
-        let effects = core.resume(now);
-        core.check_invariants().map_err(|e| format!("{} restored: {e}", node.id()))?;
+        let (records, same_boot) = match node.checkpoint.open(&node.machine.disk, boot) {
+            Ok(opened) => opened,
+            Err(trouble) => return self.agent_cannot(i, &trouble),
+        };
+        let node = &mut self.agents[i];
+        let core = Agent::restore(parameters(&node.total), records, same_boot);
+        let snapshot = node.checkpoint.snapshot(core.checkpoint(), self.calm, &mut self.rng);
         let to_find: Vec<ExecutorId> = core.to_find().cloned().collect();
         node.core = Some(core);
+        if let Err(trouble) = snapshot {
+            return self.agent_cannot(i, &trouble);
+        }
         self.find_executors(i, &to_find);
+        let Some(core) = &mut self.agents[i].core else { return Ok(()) };
+        let effects = core.resume(now);
+        core.check_invariants().map_err(|e| format!("agent {i} resumed: {e}"))?;
         self.agent_commits(i, effects)
+    }
+
+    /// Its checkpoint fails: the process ends, or was killed in it.
+    fn agent_cannot(&mut self, i: usize, trouble: &Trouble) -> Result<(), String> {
+        match trouble {
+            Trouble::Wrong(problem) => Err(format!("{}: {problem}", self.agents[i].id())),
+            Trouble::Full | Trouble::Killed => {
+                self.faults += 1;
+                let machine = *trouble == Trouble::Killed && self.rng.chance(30);
+                self.note(format_args!("agent {i}: its checkpoint is {trouble:?}"));
+                self.crash(Node::Peer(Peer::Agent(i)), machine);
+                Ok(())
+            }
+        }
     }
 
     /// The machine loses its power: with it go its executors.
@@ -164,6 +200,11 @@ impl World {
     }
 
     pub(crate) fn agent_tick(&mut self, i: usize, life: u64) -> Result<(), String> {
+        if self.agents[i].stall.is_some() {
+            // Heartbeats are not the loop's.
+            self.ask_for_lease(i);
+            return Ok(());
+        }
         self.agent_event(i, life, Event::Tick)
     }
 
@@ -182,6 +223,10 @@ impl World {
             return Ok(());
         }
         let node = &mut self.agents[i];
+        if let Some(stall) = &mut node.stall {
+            stall.waits(event);
+            return Ok(());
+        }
         let now = node.machine.clock.wall(self.now);
         let Some(core) = &mut node.core else { return Ok(()) };
         let effects = core.step(now, event);
@@ -195,29 +240,41 @@ impl World {
         let node = &mut self.agents[i];
         let life = node.life;
         let (checkpoint, disk) = (&mut node.checkpoint, &node.machine.disk);
+        let full = disk.borrow().full.then(|| effects.clone());
         let mut failed = None;
         let persist = |records: Vec<Record>| {
             let crash = write_crash(records.len(), self.calm, &mut self.rng);
             if crash != Err(WriteCrash::Before) && !records.is_empty() {
                 failed = checkpoint.append(records).err();
             }
-            if crash == Err(WriteCrash::Within) {
+            if failed.is_none() && crash == Err(WriteCrash::Within) {
                 disk.borrow_mut().tear(&mut self.rng);
             }
-            crash
+            crash.map_err(|_| ()).and_then(|()| if failed.is_some() { Err(()) } else { Ok(()) })
         };
-        let Ok(messages) = effects.commit(persist) else {
-            self.faults += 1;
-            self.crash(Node::Peer(Peer::Agent(i)), false);
-            return Ok(());
-        };
-        if let Some(problem) = failed {
-            return Err(problem);
+        let committed = effects.commit(persist);
+        match (committed, failed, full) {
+            (Ok(messages), ..) => self.agent_does(i, life, messages),
+            (Err(()), Some(Trouble::Full), Some(effects)) => self.stall_agent(i, effects),
+            (Err(()), Some(trouble), _) => self.agent_cannot(i, &trouble),
+            (Err(()), None, _) => {
+                self.faults += 1;
+                self.crash(Node::Peer(Peer::Agent(i)), false);
+                Ok(())
+            }
         }
+    }
+
+    /// What was decided is durable, and is done now; then the shell looks after its log.
+    fn agent_does(&mut self, i: usize, life: u64, messages: Vec<Message>) -> Result<(), String> {
+        let node = &mut self.agents[i];
         if node.checkpoint.wants_snapshot()
             && let Some(core) = &node.core
+            && let Err(trouble) = node.checkpoint.snapshot(core.checkpoint(), self.calm, &mut self.rng)
+            // One that finds no room is tried again with the next batch.
+            && trouble != Trouble::Full
         {
-            node.checkpoint.snapshot(core.checkpoint())?;
+            return self.agent_cannot(i, &trouble);
         }
         let crash = self.send_crash(messages.len());
         for message in messages.into_iter().take(crash.unwrap_or(usize::MAX)) {
@@ -225,8 +282,15 @@ impl World {
         }
         if crash.is_some() {
             self.crash(Node::Peer(Peer::Agent(i)), false);
+            return Ok(());
         }
-        Ok(())
+        let node = &mut self.agents[i];
+        let Some(core) = &node.core else { return Ok(()) };
+        match node.checkpoint.room_changed(core.len()) {
+            Ok(None) => Ok(()),
+            Ok(Some(room)) => self.agent_event(i, life, Event::Room(room)),
+            Err(trouble) => self.agent_cannot(i, &trouble),
+        }
     }
 
     fn agent_acts(&mut self, i: usize, life: u64, message: Message) -> Result<(), String> {

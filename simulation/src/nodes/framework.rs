@@ -1,5 +1,8 @@
 //! A framework's process: the SDK's core and a handler above it. What the handler makes of a batch, what it has taken of the SDK's
-//! updates and what it asks of the master are one transaction of the SDK's store. A crash before it is as if the handler had not run.
+//! updates and what it asks of the master are one transaction of the SDK's store. A crash before it is as if the handler had not run. A
+//! store that cannot be written ends the process; nothing of that transaction is told.
+
+mod fenced;
 
 use crate::batch::Batch;
 use crate::faults::{WriteCrash, write_crash};
@@ -8,6 +11,7 @@ use crate::network::ToMaster;
 use crate::rng::Rng;
 use crate::script::{Answers, Script};
 use crate::world::{Happening, Node, Peer, World};
+use fenced::Fenced;
 use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record, UpdateId};
 use smalti_types::{DurationMs, Effects, FrameworkInfo, Role, TaskId, TaskState, Time};
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +25,14 @@ enum Handler {
 }
 
 impl Handler {
+    /// What is durable of it.
+    fn copy(&self) -> Self {
+        match self {
+            Self::Script(script) => Self::Script(script.clone()),
+            Self::Batch(batch) => Self::Batch(Box::new(batch.copy())),
+        }
+    }
+
     fn restarted(&mut self, now: Time) {
         match self {
             Self::Script(script) => script.restarted(),
@@ -72,6 +84,12 @@ pub(crate) struct FrameworkNode {
     inbox: VecDeque<Delivery>,
     /// The last state delivered of each attempt, in this life.
     seen: BTreeMap<(TaskId, u32), TaskState>,
+    /// Its subscription stands, as far as it knows.
+    is_up: bool,
+    /// Schedulers under the same id that another one has taken over from.
+    fenced: Vec<Fenced>,
+    /// A subscription of an earlier life was heard after that of this one, and fenced it out.
+    is_haunted: bool,
 }
 
 impl FrameworkNode {
@@ -89,6 +107,9 @@ impl FrameworkNode {
             handler,
             inbox: VecDeque::new(),
             seen: BTreeMap::new(),
+            is_up: false,
+            fenced: Vec::new(),
+            is_haunted: false,
         }
     }
 
@@ -97,6 +118,9 @@ impl FrameworkNode {
         self.conn = None;
         self.inbox.clear();
         self.seen.clear();
+        (self.is_up, self.is_haunted) = (false, false);
+        // Whoever looks after them ends those, too.
+        self.fenced.clear();
     }
 
     /// What keeps it from being at rest.
@@ -104,6 +128,9 @@ impl FrameworkNode {
         let Some(client) = &self.client else { return Some(format!("framework {} is down", self.index)) };
         if let Some(problem) = self.handler.unsettled() {
             return Some(format!("framework {}: {problem}", self.index));
+        }
+        if let Some(fenced) = self.fenced.first() {
+            return Some(format!("framework {}: the scheduler that was taken over goes on: {fenced:?}", self.index));
         }
         let open = client.open_attempts();
         (open > 0).then(|| format!("framework {}: the SDK waits for {open} attempts", self.index))
@@ -123,6 +150,7 @@ impl FrameworkNode {
                 }
             }
             Delivery::Refused { call, message } if call == "accept" => Err(format!("a launch was refused: {message}")),
+            Delivery::Error(_) if self.is_haunted => Ok(()),
             Delivery::Error(message) => Err(format!("the subscription of framework {} ended: {message}", self.index)),
             _ => Ok(()),
         }
@@ -130,6 +158,18 @@ impl FrameworkNode {
 }
 
 impl World {
+    /// The master hears a subscription on this connection. One that is under way when its process dies may come after that of the next
+    /// life: for the master, that is another scheduler.
+    pub(crate) fn subscribes(&mut self, conn: u64) {
+        let peer = self.network.connections.get(&conn).map(|c| c.peer);
+        if let Some(Peer::Framework(i)) = peer
+            && self.frameworks[i].conn.is_some_and(|present| present != conn)
+        {
+            self.note(format_args!("a subscription of an earlier life of framework {i} is heard"));
+            self.frameworks[i].is_haunted = true;
+        }
+    }
+
     pub(crate) fn start_framework(&mut self, i: usize) -> Result<(), String> {
         let node = &mut self.frameworks[i];
         let now = node.machine.clock.wall(self.now);
@@ -150,6 +190,9 @@ impl World {
     /// One event for the SDK's core, its records in a transaction of their own.
     pub(crate) fn client_step(&mut self, i: usize, event: Event) -> Result<(), String> {
         let effects = self.client_decides(i, event)?;
+        if effects.has_records() && self.store_fails(i) {
+            return Ok(());
+        }
         // The store is transactional: all of it is kept, or nothing.
         let store = &mut self.frameworks[i].store;
         let persist = |records: Vec<Record>| {
@@ -163,6 +206,16 @@ impl World {
             return Ok(());
         };
         self.client_sends(i, messages)
+    }
+
+    /// Ends the process if its disk is full.
+    fn store_fails(&mut self, i: usize) -> bool {
+        let full = self.frameworks[i].machine.disk.borrow().full;
+        if full {
+            self.note(format_args!("framework {i} cannot write its store"));
+            self.crash(Node::Peer(Peer::Framework(i)), false);
+        }
+        full
     }
 
     fn client_decides(&mut self, i: usize, event: Event) -> Result<Effects<Record, Message>, String> {
@@ -195,6 +248,17 @@ impl World {
             Message::ToMaster(call) => conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Call(call.clone()))),
             Message::Deliver(delivery) => {
                 node.check(&delivery)?;
+                match &delivery {
+                    Delivery::Subscribed { .. } => self.subscription_stands(i),
+                    Delivery::Disconnected => node.is_up = false,
+                    // The process ends with the reason, and somebody starts it again.
+                    Delivery::Error(_) => {
+                        self.crash(Node::Peer(Peer::Framework(i)), false);
+                        return Ok(());
+                    }
+                    _ => {}
+                }
+                let node = &mut self.frameworks[i];
                 node.inbox.push_back(delivery);
                 if node.inbox.len() == 1 {
                     let us = self.rng.below(3_000);
@@ -212,6 +276,9 @@ impl World {
             return Ok(());
         }
         // Before the transaction is committed: then the handler might as well not have run.
+        if self.store_fails(i) {
+            return Ok(());
+        }
         if write_crash(1, self.calm, &mut self.rng).is_err() {
             self.faults += 1;
             self.crash(Node::Peer(Peer::Framework(i)), false);
@@ -240,10 +307,10 @@ impl World {
 
     pub(crate) fn framework_tick(&mut self, i: usize) -> Result<(), String> {
         self.client_step(i, Event::Tick)?;
-        let node = &mut self.frameworks[i];
-        if node.client.is_none() {
+        if self.frameworks[i].client.is_none() || self.store_fails(i) {
             return Ok(());
         }
+        let node = &mut self.frameworks[i];
         let now = node.machine.clock.wall(self.now);
         let mut answers = Answers::default();
         node.handler.tick(now, self.calm, &mut self.rng, &mut answers);

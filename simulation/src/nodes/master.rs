@@ -84,6 +84,9 @@ impl World {
     }
 
     pub(crate) fn master_hears(&mut self, conn: u64, message: ToMaster) -> Result<(), String> {
+        if matches!(message, ToMaster::Subscribe(_)) {
+            self.subscribes(conn);
+        }
         let conn = Conn(conn);
         let event = match message {
             ToMaster::Register(registration) => Event::AgentRegistered { conn, registration },
@@ -159,6 +162,12 @@ impl World {
         self.master.batch.merge(effects);
         self.master.batch_is_open = false;
         let batch = std::mem::take(&mut self.master.batch);
+        // What cannot be kept is told to nobody, and the process ends.
+        if batch.has_records() && self.master.machine.disk.borrow().full {
+            self.note(format_args!("the master cannot write its registry"));
+            self.crash(Node::Master, false);
+            return Ok(());
+        }
         // One transaction: it is kept as a whole or not at all.
         let persist = |records: Vec<smalti_master_core::Record>| {
             write_crash(records.len(), self.calm, &mut self.rng)?;
@@ -204,7 +213,9 @@ impl World {
             }
             Message::Close { conn, .. } => {
                 self.say_to_peer(conn.0, ToPeer::Closed);
-                self.network.close(conn.0, Way::ToMaster);
+                // What has come in already is still heard.
+                let us = if self.rng.chance(50) { 0 } else { self.rng.below(20_000) };
+                self.after(us, Happening::MasterCloses(conn.0));
                 Ok(())
             }
         }

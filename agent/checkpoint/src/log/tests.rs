@@ -1,7 +1,7 @@
 //! The log on files and on a disk in memory: what was written comes back, torn ends are cut, damage is refused, full disks lose nothing.
 
 use super::*;
-use crate::disk::Files;
+use crate::disk::{Files, STEP};
 use crate::record::{RECORD_VERSION, encode};
 use proptest::prelude::*;
 use smalti_agent_core::{
@@ -316,6 +316,18 @@ fn a_full_disk_is_told_before_and_what_was_reserved_can_be_written() {
 }
 
 #[test]
+fn a_snapshot_that_was_written_counts_although_nothing_fits_behind_it() {
+    let mut log = open(&Memory { room: Some(2 * STEP), ..Memory::default() }).log;
+    let keys = |n: u64| (0..30_000).map(|i| (TaskId::new(format!("task-{n}-{i:060}")).unwrap(), 0)).collect();
+    let big = |n| Record::Seen { framework: key().framework, keys: keys(n) };
+    log.snapshot([big(1)]).unwrap();
+    assert!(log.length() > STEP / 2 && log.length() < STEP, "{}", log.length());
+    assert!(log.append([big(2)]).unwrap_err().is_full());
+    log.snapshot([big(3)]).unwrap();
+    assert_eq!(open(&log.disk).records, [big(3)]);
+}
+
+#[test]
 fn a_snapshot_is_due_when_it_makes_the_log_much_shorter() {
     let mut log = open(&Memory::default()).log;
     log.snapshot([]).unwrap();
@@ -323,7 +335,7 @@ fn a_snapshot_is_due_when_it_makes_the_log_much_shorter() {
     while !log.wants_snapshot() {
         log.append([big.clone()]).unwrap();
     }
-    assert!(log.length() > SNAPSHOT_AFTER);
+    assert!(log.length() > SNAPSHOT_AFTER_STEPS * STEP);
     log.snapshot(vec![big; 30]).unwrap();
     assert!(!log.wants_snapshot());
     assert_eq!(open(&log.disk).records.len(), 30);

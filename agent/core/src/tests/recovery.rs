@@ -328,6 +328,58 @@ fn exclusive_tasks_start_with_a_lease_and_every_renewal_reaches_their_executor()
     w.empty();
 }
 
+/// The end of the exclusive attempt `a`, which must not begin any more.
+fn dropped(w: &mut World) {
+    w.said.retain(|m| matches!(m, Message::Ended { .. }));
+    w.ended(1, "a");
+    w.silent();
+    let (running, unacknowledged) = w.register();
+    let last = unacknowledged.last().unwrap();
+    assert!(running.is_empty());
+    assert_eq!((last.state, last.reason), (TaskState::Dropped, Reason::LeaseExpired));
+    w.event(Event::Command(AgentCommand::Lease { asked: BootTime(7), lease: DurationMs(15_000) }));
+    assert!(!w.said.iter().any(|m| matches!(m, Message::ToExecutor { message: ToExecutor::StartTask { .. }, .. })));
+    assert!(!w.agent.wants_lease());
+}
+
+#[test]
+fn an_exclusive_task_that_has_not_begun_ends_with_the_masters_connection_and_with_the_agent() {
+    let launched = || {
+        let mut w = World::new(parameters());
+        let spec = TaskSpec { exclusive: true, ..spec() };
+        w.event(launch_with(1, "a", Resources::new(MilliCpus(1_000), Bytes::mib(1)), spec));
+        w
+    };
+    let ready = || {
+        let mut w = launched();
+        w.event(prepared(1));
+        w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+        w.event(loaded(1, 1));
+        w
+    };
+    let mut w = launched();
+    w.said.clear();
+    w.event(Event::MasterDisconnected);
+    assert_eq!(w.next(), Message::CancelPrepare { run: Run(1) });
+    dropped(&mut w);
+    let mut w = ready();
+    w.said.clear();
+    w.event(Event::MasterDisconnected);
+    dropped(&mut w);
+    let mut w = ready();
+    w.said.clear();
+    w.restart(true);
+    dropped(&mut w);
+    // Told to start, and the executor has never heard of it.
+    let mut w = ready();
+    w.event(Event::Command(AgentCommand::Lease { asked: BootTime(1), lease: DurationMs(15_000) }));
+    w.restart(true);
+    w.event(back(1, 4));
+    w.said.clear();
+    w.event(holds(1, &[], &[], vec![]));
+    dropped(&mut w);
+}
+
 #[test]
 fn an_exclusive_array_and_a_launch_without_room_are_refused() {
     let mut w = World::new(parameters());

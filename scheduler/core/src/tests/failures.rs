@@ -2,6 +2,7 @@
 
 use super::world::{World, cpus, map, spec};
 use crate::*;
+use smalti_types::protocol::FrameworkEvent;
 use smalti_types::*;
 
 fn retrying(retries: u32) -> Policy {
@@ -133,6 +134,20 @@ fn what_a_lost_agent_had_finished_is_computed_again() {
     let Stdin::Outputs(sources) = &world.launches[0].spec.stdin else { panic!() };
     assert!(sources.iter().all(|s| s.agent.as_str() == "a0"));
     assert_eq!(sources.iter().map(|s| s.items.len()).sum::<u64>(), 100);
+}
+
+#[test]
+fn parts_of_a_lost_agent_are_told_to_stop_at_once() {
+    // The master has not heard of them, so it says nothing of their end; and when the agent is back after all, it says nothing new.
+    let mut world = World::new(&[(1000, 10_000), (1000, 10_000)]);
+    let job = world.submit_map(map(100));
+    world.run(300_000);
+    let event = FrameworkEvent::AgentLost { agent: world.agents[1].id.clone(), reason: "test".into() };
+    world.step(Event::Framework { role: Role::default(), event });
+    assert_eq!(world.calls.get("kill"), Some(&1));
+    world.run(60_000_000);
+    world.assert_silent();
+    assert_eq!(world.view(job).state, "FINISHED");
 }
 
 #[test]
