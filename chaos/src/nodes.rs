@@ -88,8 +88,17 @@ impl Cluster {
         let mut framework = Role::new("framework", own, &["framework", "--bundle", &bundle, "--store"], &[data("framework.redb")]);
         framework.connect(Proxy::to(at)?);
         framework.start(dir.path())?;
-        let (agents, mounts) = (Vec::new(), Vec::new());
-        let mut cluster = Self { agents, framework, scheduler, master, master_address: address, _master_port: port, paths, mounts, dir };
+        let mut cluster = Self {
+            agents: Vec::new(),
+            framework,
+            scheduler,
+            master,
+            master_address: address,
+            _master_port: port,
+            paths,
+            mounts: Vec::new(),
+            dir,
+        };
         for n in 0..agents {
             cluster.add_agent(n, at, &policy)?;
         }
