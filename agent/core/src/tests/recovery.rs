@@ -353,7 +353,7 @@ fn an_exclusive_task_that_has_not_begun_ends_with_the_masters_connection_and_wit
     let ready = || {
         let mut w = launched();
         w.event(prepared(1));
-        w.event(Event::ExecutorStarted { executor: executor(1), slots: 4 });
+        w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
         w.event(loaded(1, 1));
         w
     };
