@@ -57,13 +57,14 @@ impl ProcessPolicy {
     }
 }
 
-/// Starting executors may take half as much as tasks have, and on the smallest nodes a quarter of a core.
+/// Starting executors may take a quarter of what tasks have, and on the smallest nodes a tenth of a core. What one takes itself is about
+/// half of what it costs the machine: the agent and the kernel have their part.
 const fn start_cpus(cpus: MilliCpus) -> MilliCpus {
-    let half = cpus.0 / 2;
-    MilliCpus(if half > LEAST_START_CPUS { half } else { LEAST_START_CPUS })
+    let part = cpus.0 / 4;
+    MilliCpus(if part > LEAST_START_CPUS { part } else { LEAST_START_CPUS })
 }
 
-const LEAST_START_CPUS: u64 = 250;
+const LEAST_START_CPUS: u64 = 100;
 
 /// What the operator or the machine fixes.
 #[derive(Debug, Clone)]

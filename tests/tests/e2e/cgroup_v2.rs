@@ -115,7 +115,11 @@ fn every_limit_is_in_the_kernels_files() -> Result {
         assert_eq!(agents[0]["isolation"][layer], "on (v2)", "{agents}");
     }
     let agent_group = service.group.join(format!("smalti-{}", agent_id(&c)?));
-    assert_eq!(text(&agent_group, "cpu.max")?, "100000 100000", "all executors together: what the agent advertises");
+    assert_eq!(
+        text(&agent_group, "cpu.max")?,
+        "125000 100000",
+        "all executors together: what the agent advertises, and a quarter for starts"
+    );
     let (job, executor) = spinning(&c, &agent_group, "0.3")?;
     assert_eq!(text(&executor, "cgroup.type")?, "domain threaded");
     let limit: u64 = text(&executor, "memory.max")?.parse().context("memory.max")?;

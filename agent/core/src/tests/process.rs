@@ -213,6 +213,43 @@ fn nobody_holds_all_that_may_be_alive() {
 }
 
 #[test]
+fn who_starts_too_many_waits_and_others_do_not() {
+    let mut w = World::new(no_pool());
+    let mut run = 0;
+    let waits = loop {
+        run += 1;
+        let name = format!("t{run}");
+        w.launched_own(1, &name, run);
+        if w.said.is_empty() {
+            break run;
+        }
+        let e = number(run);
+        w.starts(e, ExecutorKind::Pooled);
+        w.event(up(e));
+        w.bound(e, 1, &name, run);
+        w.runs(e, run);
+        w.event(outcome(e, run, Some(0), None));
+        w.discarded(e);
+        w.ended(1, &name);
+        w.update();
+        w.event(exited(e, "killed by signal 9"));
+        assert!(run < 100, "nothing holds it back");
+    };
+    assert!(waits > 5, "some tasks may come together: {waits}");
+    let e = number(waits);
+    w.launched_own(2, "other", waits + 1);
+    w.starts(e, ExecutorKind::Pooled);
+    w.event(up(e));
+    w.bound(e, 2, "other", waits + 1);
+    w.silent();
+    // What it holds pays for it.
+    w.after_ms(1_000);
+    w.starts(e + 1, ExecutorKind::Pooled);
+    w.event(up(e + 1));
+    w.bound(e + 1, 1, &format!("t{waits}"), waits);
+}
+
+#[test]
 fn one_that_cannot_be_started_drops_the_first_who_waits_with_the_cause() {
     let mut w = World::new(no_pool());
     w.launched_own(1, "a", 1);
