@@ -74,6 +74,7 @@ impl Faults {
         loop {
             let now = Instant::now();
             self.mend(cluster, now)?;
+            cluster.revive()?;
             let next = self.repairs.iter().map(|(at, _)| *at).min().map_or(until, |at| at.min(until));
             if now >= until {
                 break;

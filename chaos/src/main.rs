@@ -108,7 +108,7 @@ fn storm(args: &Args, seed: u64, stop: &Arc<AtomicBool>, cluster: &mut nodes::Cl
     }
     faults.heal(cluster)?;
     println!("calm after {}", faults.summary());
-    let jobs = load.finish(SETTLE).with_context(|| cluster.logs())?;
+    let jobs = load.finish(SETTLE, || cluster.revive()).with_context(|| cluster.logs())?;
     let own = cluster.finish_framework(SETTLE)?;
     println!("the framework beside the scheduler {own}");
     verdict::judge(cluster, &jobs, &witness).with_context(|| format!("seed {seed}; logs in {}", cluster.dir().display()))

@@ -183,6 +183,23 @@ impl Cluster {
         self.role_mut(who).spawn(&dir)
     }
 
+    /// Starts what has ended by itself again, as a supervisor does. Only a full disk is a reason for that.
+    pub(crate) fn revive(&mut self) -> Result<()> {
+        for who in self.everybody() {
+            let dir = self.dir.path().to_owned();
+            let role = self.role_mut(who);
+            let Some(process) = role.process.as_mut() else { continue };
+            if !process.has_ended() {
+                continue;
+            }
+            let log = process.log();
+            ensure!(log.contains("No space left on device"), "{} ended by itself and says:\n{log}", role.name);
+            role.process = None;
+            role.spawn(&dir)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn signal(&self, who: Who, signal: Signal) -> Result<()> {
         self.role(who).process.as_ref().map_or(Ok(()), |process| process.signal(signal))
     }

@@ -110,7 +110,7 @@ fn or_silent(text: &str) -> &str {
 /// Whether the same call may succeed later without anything being changed: the other side is away or restarting.
 pub(crate) fn is_passing(status: &tonic::Status) -> bool {
     use tonic::Code;
-    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted | Code::Internal)
+    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted | Code::Internal | Code::DeadlineExceeded)
 }
 
 #[cfg(test)]
@@ -133,6 +133,7 @@ mod tests {
     #[test]
     fn only_absence_is_passing() {
         assert!(is_passing(&tonic::Status::unavailable("")));
+        assert!(is_passing(&tonic::Status::deadline_exceeded("an agent that stands still")));
         assert!(!is_passing(&tonic::Status::not_found("")));
         assert!(!is_passing(&tonic::Status::invalid_argument("")));
     }

@@ -62,7 +62,10 @@ impl Link {
         loop {
             let (since, pause) = *self.away.get_or_insert_with(|| {
                 if !self.quiet {
-                    terminal::note("lost the scheduler, connecting again; what runs goes on");
+                    terminal::note(match status.code() {
+                        tonic::Code::DeadlineExceeded => "no answer in time, asking again",
+                        _ => "lost the scheduler, connecting again; what runs goes on",
+                    });
                 }
                 (Instant::now(), FIRST_PAUSE)
             });
