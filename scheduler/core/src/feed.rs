@@ -22,8 +22,11 @@ pub const MAX_CHUNK: u64 = 1_000_000;
 pub const STEAL_WORTH_US: u64 = 5_000;
 /// Queued work beyond this is asked back for new parts although no open part stands idle.
 pub const STUCK_US: u64 = 250_000;
-/// A part that has not begun to run after this long may lose its items to one that stands idle.
+/// A part that has not begun to run after this long may lose its items to one that stands idle, or to a new one. Twice as long each time that
+/// this was in vain: a new part on the same agent begins from the start with what the last one waited for, a compilation say.
 pub const SLOW_START_US: u64 = 500_000;
+/// How often it becomes twice as long.
+const SLOW_START_DOUBLINGS: u32 = 9;
 /// Agents report outcomes at least this often while there are some (their pacing is at most a second).
 pub const LONGEST_REPORT_US: u64 = 1_500_000;
 /// An answer to a question for items that has not come by now will not come.
@@ -147,6 +150,10 @@ impl Pool {
     /// Nothing is left to hand out: idle parts get what others have not started, or are closed.
     fn balance(&mut self, now: Time, orders: &mut Vec<Order>) {
         let fallback = self.mean_us();
+        if self.parts.values().any(|p| p.is_live() && p.is_running()) {
+            self.slow_starts = 0;
+        }
+        let patience = SLOW_START_US << self.slow_starts.min(SLOW_START_DOUBLINGS);
         for part in self.parts.values_mut() {
             if part.asked_back.is_some_and(|t| now.micros_since(t) > ASK_TIMEOUT_US) || part.unstarted() == 0 {
                 part.asked_back = None;
@@ -158,7 +165,7 @@ impl Pool {
             .parts
             .iter()
             .filter(|(_, p)| p.asked_back.is_none())
-            .map(|(n, p)| (queued_us(p, now, fallback), *n))
+            .map(|(n, p)| (queued_us(p, now, fallback, patience), *n))
             .filter(|(us, _)| *us > STEAL_WORTH_US)
             .max_by_key(|(us, n)| (*us, std::cmp::Reverse(*n)));
         match victim {
@@ -178,6 +185,7 @@ impl Pool {
         let most = if part.is_running() { (queued * thieves).div_ceil(thieves + own) } else { queued.min(thieves) };
         if most > 0 {
             part.asked_back = Some(now);
+            self.slow_starts = self.slow_starts.saturating_add(u32::from(!part.is_running()));
             orders.push(Order::Return { part: number, most });
         }
     }
@@ -209,7 +217,7 @@ impl Pool {
 
 /// How long the unstarted items of a part will wait, in microseconds; zero for a part that could not answer. A part that has
 /// been silent for longer than agents take to report is as slow as its silence says.
-fn queued_us(part: &Part, now: Time, fallback: u64) -> u64 {
+fn queued_us(part: &Part, now: Time, fallback: u64, patience: u64) -> u64 {
     match part.state {
         TaskState::Running => {
             let silent = Some(now.micros_since(part.pace.progressed)).filter(|s| *s > LONGEST_REPORT_US).unwrap_or(0);
@@ -217,7 +225,7 @@ fn queued_us(part: &Part, now: Time, fallback: u64) -> u64 {
             part.unstarted().saturating_mul(mean.max(silent).max(1)) / u64::from(part.slots.max(1))
         }
         TaskState::Staging | TaskState::Starting if part.unstarted() > 0 => {
-            Some(now.micros_since(part.launched)).filter(|w| *w > SLOW_START_US).unwrap_or(0)
+            Some(now.micros_since(part.launched)).filter(|w| *w > patience).unwrap_or(0)
         }
         _ => 0,
     }

@@ -43,6 +43,9 @@ pub struct Pool {
     /// What failed last and was put back.
     #[serde(default)]
     pub(crate) put_back_last: Option<PutBack>,
+    /// How often one part after the other lost its items before it began. See [`crate::feed::SLOW_START_US`].
+    #[serde(default)]
+    pub(crate) slow_starts: u32,
 }
 
 /// How an item or task ended that did not finish.

@@ -247,6 +247,17 @@ fn an_agent_where_items_keep_failing_is_avoided_and_named() {
 }
 
 #[test]
+fn a_part_that_begins_late_is_waited_for_in_the_end() {
+    let mut world = World::new(&[(2000, 5_000)]);
+    world.agents[0].start_us = 10_000_000;
+    let job = world.submit_map(map(2));
+    world.run(60_000_000);
+    let view = world.view(job);
+    assert_eq!((view.state, view.items_finished), ("FINISHED", 2), "{} parts, each begins from the start", world.parts_tried);
+    assert!(world.parts_tried < 8, "{}", world.parts_tried);
+}
+
+#[test]
 fn what_fails_everywhere_is_avoided_nowhere() {
     let mut world = World::new(&[(2000, 5_000), (2000, 5_000)]);
     world.fate = Box::new(|_, attempt| (attempt < 4).then_some((TaskState::Failed, Reason::ExitCode)));

@@ -409,25 +409,46 @@ impl World {
         for item in batch.items.iter() {
             self.attempts.insert(item, batch.attempt);
         }
-        let Some((agent, part)) = self.part(task) else { return };
+        let Some((_, part)) = self.part(task) else { return };
         assert!(part.open || batch.items.is_empty(), "a closed part gets no more");
         assert!(part.given.is_disjoint(&batch.items), "an item is given once");
         part.given.extend(&batch.items);
         part.queue.extend(batch.items.iter());
         part.open = open;
-        let agent = agent.clone();
-        self.later(0, Due::Run(agent, task.clone()));
+        self.nudge(task);
     }
 
     fn take_back(&mut self, task: &TaskId, most: u64) {
-        let Some((agent, part)) = self.part(task) else { return };
+        let Some((_, part)) = self.part(task) else { return };
         for _ in 0..most {
             let Some(item) = part.queue.pop_back() else { break };
             part.returned.insert(item);
             part.given = part.given.difference(&ItemSet::range(item, item + 1));
         }
-        let agent = agent.clone();
-        self.later(0, Due::Run(agent, task.clone()));
+        self.nudge(task);
+    }
+
+    /// Something was said to a part. One that is not ready yet goes on getting ready, and is over when there is nothing left to do.
+    fn nudge(&mut self, task: &TaskId) {
+        let Some(agent) = self.part(task).map(|(agent, _)| agent.clone()) else { return };
+        let Some(part) = self.agents.iter_mut().find_map(|a| a.parts.get_mut(task)) else { return };
+        if part.started || part.killed {
+            return self.later(0, Due::Run(agent, task.clone()));
+        }
+        let over = !part.open && part.queue.is_empty();
+        if part.returned.is_empty() && !over {
+            return;
+        }
+        part.seq += 1;
+        let (seq, held) = (part.seq, part.each.checked_mul(part.slots).expect("an offer covers it"));
+        let (slots, outstanding) = (if over { 0 } else { part.slots }, part.queue.len() as u64);
+        let delta = ArrayDelta { returned: std::mem::take(&mut part.returned), outstanding, slots, ..ArrayDelta::default() };
+        if over {
+            self.agents.iter_mut().for_each(|a| drop(a.parts.remove(task)));
+            self.give_back(&agent, &held);
+        }
+        let state = if over { TaskState::Finished } else { TaskState::Staging };
+        self.update(&agent, task, 0, seq, state, Reason::None, Some(delta));
     }
 
     /// Brings a part up to the present: ends items, starts others, reports, lets slots go.
