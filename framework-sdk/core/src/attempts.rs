@@ -165,7 +165,9 @@ impl Attempt {
     /// later life takes everything up to a number for known, so the order must be kept.
     pub(crate) fn in_order(&self, seqs: &[u64]) -> Result<(), u64> {
         let words = u32::try_from(seqs.iter().filter(|s| **s == 0).count()).unwrap_or(u32::MAX);
-        let most = if words > 0 && words >= self.words && self.is_ended() { u64::MAX } else { seqs.iter().copied().max().unwrap_or(0) };
+        // Only a word that was the end speaks of all before it: one that an agent's own updates came after says nothing about those.
+        let is_end = words > 0 && words >= self.words && self.is_ended() && self.end == 0;
+        let most = if is_end { u64::MAX } else { seqs.iter().copied().max().unwrap_or(0) };
         let open = self.pending.iter().filter(|s| !seqs.contains(s)).chain(&self.again);
         open.filter(|s| **s < most).min().map_or(Ok(()), |missing| Err(*missing))
     }
@@ -302,5 +304,41 @@ impl Attempt {
             return Err(format!("{} is taken, and the next is {:?}", self.taken, self.next));
         }
         self.part.as_ref().map_or(Ok(()), Part::check)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_types::{FrameworkId, Reason, TaskKey};
+
+    fn update(seq: u64, state: TaskState) -> StatusUpdate {
+        let key = TaskKey { framework: FrameworkId::new("F1").unwrap(), task: TaskId::new("t").unwrap(), attempt: 0 };
+        StatusUpdate::new(key, seq, state, Reason::None, "", Time(0))
+    }
+
+    fn delivered(updates: &[(u64, TaskState)]) -> Attempt {
+        let mut attempt = Attempt::launched(None, None);
+        for (seq, state) in updates {
+            assert_eq!(attempt.judge(&mut update(*seq, *state), Time(0)), Verdict::Deliver);
+        }
+        attempt
+    }
+
+    #[test]
+    fn a_word_on_the_way_is_taken_before_what_came_after_it() {
+        let mut attempt =
+            delivered(&[(1, TaskState::Running), (0, TaskState::Unreachable), (2, TaskState::Running), (3, TaskState::Finished)]);
+        for seq in [1, 0, 2, 3] {
+            assert_eq!(attempt.in_order(&[seq]), Ok(()), "update {seq}");
+            attempt.handled(seq);
+        }
+    }
+
+    #[test]
+    fn a_word_that_was_the_end_is_taken_last() {
+        let attempt = delivered(&[(1, TaskState::Running), (0, TaskState::Lost)]);
+        assert_eq!(attempt.in_order(&[0]), Err(1));
+        assert_eq!(attempt.in_order(&[1, 0]), Ok(()));
     }
 }
