@@ -220,6 +220,7 @@ impl Scheduler {
     }
 
     fn on_agent_lost(&mut self, now: Time, role: &Role, agent: &AgentId, out: &mut Out) {
+        self.seen.remove(agent);
         let concerned: Vec<JobId> =
             self.live.iter().filter(|id| self.jobs.get(id).is_some_and(|j| j.spec.role == *role)).copied().collect();
         for id in concerned {

@@ -225,7 +225,7 @@ fn a_bundle_that_cannot_run_fails_the_whole_array_at_once() {
     world.run(5_000);
     let key = TaskKey { framework: FrameworkId::new("F1-0").unwrap(), task: TaskId::new("j1-abcd.m0.0").unwrap(), attempt: 0 };
     let update = StatusUpdate::new(key, 0, TaskState::Failed, Reason::MissingImport, "env.foo", Time(0));
-    let event = smalti_types::protocol::FrameworkEvent::Updates(vec![(None, update)]);
+    let event = FrameworkEvent::Updates(vec![(None, update)]);
     world.step(Event::Framework { role: Role::default(), event });
     let view = world.view(job);
     assert_eq!((view.state, view.exit_code, view.items_failed), ("FAILED", Some(126), 10_000));
@@ -244,6 +244,19 @@ fn an_agent_where_items_keep_failing_is_avoided_and_named() {
     world.assert_silent();
     assert_eq!((world.view(job).state, world.view(job).items_finished), ("FINISHED", 2_000));
     assert!(world.failed_on_broken < 40, "{} items were wasted on the broken agent", world.failed_on_broken);
+}
+
+#[test]
+fn a_lost_agent_is_no_other_one_to_wait_for() {
+    let mut world = World::new(&[(1000, 10), (1000, 10)]);
+    world.fate = Box::new(|item, attempt| (item % 8 == 7 && attempt < 2).then_some((TaskState::Failed, Reason::ExitCode)));
+    let job = world.submit(retrying(2), Work::Map(Box::new(map(134))));
+    // Offered, and gone with the first launch on its way.
+    world.run(0);
+    world.lose(0);
+    world.run(10_000_000);
+    world.assert_silent();
+    assert_eq!((world.view(job).state, world.view(job).items_finished), ("FINISHED", 134));
 }
 
 #[test]
@@ -271,7 +284,7 @@ fn what_fails_everywhere_is_avoided_nowhere() {
 fn say(world: &mut World, agent: &str, task: &str, attempt: u32, state: TaskState, reason: Reason, message: &str) {
     let key = TaskKey { framework: FrameworkId::new("F1-0").unwrap(), task: TaskId::new(task).unwrap(), attempt };
     let update = StatusUpdate::new(key, 0, state, reason, message, Time(0));
-    let event = smalti_types::protocol::FrameworkEvent::Updates(vec![(AgentId::new(agent).ok(), update)]);
+    let event = FrameworkEvent::Updates(vec![(AgentId::new(agent).ok(), update)]);
     world.step(Event::Framework { role: Role::default(), event });
 }
 
@@ -308,7 +321,7 @@ fn a_restart_does_not_forget_under_which_framework_a_task_runs() {
     world.core = Scheduler::restore(Time(world.now), 7, vec![kept]);
     world.step(Event::Tick);
     let framework = || FrameworkId::new("F1-0").unwrap();
-    let subscribed = smalti_types::protocol::FrameworkEvent::Subscribed { framework: framework(), epoch: MasterEpoch(1) };
+    let subscribed = FrameworkEvent::Subscribed { framework: framework(), epoch: MasterEpoch(1) };
     world.step(Event::Framework { role: Role::default(), event: subscribed });
     say(&mut world, "a0", &format!("{job}.t"), 0, TaskState::Finished, Reason::None, "");
     let view = world.view(job);
