@@ -309,7 +309,8 @@ impl Agent {
         self.held = self.held.checked_sub(&task.resources()).unwrap_or_default();
         self.leases.forget(run);
         let used = task.used_in_process(&ending);
-        if std::mem::take(&mut task.unprepared) {
+        // Somebody gets ready what nobody needs any more.
+        if std::mem::take(&mut task.unprepared) || task.phase == Phase::Preparing {
             out.send(Message::CancelPrepare { run });
         }
         task.say_end(now, ending);

@@ -230,11 +230,7 @@ impl Agent {
         }
         match &task.phase {
             Phase::Ended => {}
-            Phase::Preparing => {
-                out.send(Message::CancelPrepare { run });
-                self.end(now, run, Ending::killed(), out);
-            }
-            Phase::Waiting | Phase::Loading(_) => self.end(now, run, Ending::killed(), out),
+            Phase::Preparing | Phase::Waiting | Phase::Loading(_) => self.end(now, run, Ending::killed(), out),
             Phase::Starting(_) | Phase::Running(_) | Phase::Spread => {
                 let grace = DurationMs(grace.unwrap_or_else(|| task.grace()).0.min(LONGEST_GRACE.0));
                 let deadline = now.after(grace).after(KILL_MARGIN);
@@ -293,9 +289,6 @@ impl Agent {
             self.tasks.values().filter(|t| matches!(t.phase, Phase::Preparing | Phase::Waiting)).map(|t| t.key.clone()).collect();
         for key in waiting {
             let Some(run) = self.keys.get(&key).copied() else { continue };
-            if self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Preparing) {
-                out.send(Message::CancelPrepare { run });
-            }
             self.end(now, run, Ending::new(TaskState::Dropped, Reason::LaunchFailed, DRAINING), out);
         }
     }

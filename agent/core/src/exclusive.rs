@@ -96,9 +96,6 @@ impl Agent {
         let exclusive = self.leases.exclusive.iter();
         let late: Vec<Run> = exclusive.filter(|run| self.tasks.get(run).is_some_and(|t| !begun(t))).copied().collect();
         for run in late {
-            if self.tasks.get(&run).is_some_and(|t| t.phase == Phase::Preparing) {
-                out.send(Message::CancelPrepare { run });
-            }
             self.end(now, run, unstarted(), out);
         }
     }

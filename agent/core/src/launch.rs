@@ -23,13 +23,13 @@ impl Agent {
         if std::mem::take(&mut task.unprepared) {
             return self.prepared_again(now, run, result, out);
         }
+        task.phase = Phase::Waiting;
         match result {
             Ok(digest) => {
                 task.digest = Some(digest);
                 if task.kind.is_used_once() {
                     return self.prepared_process(now, run, out);
                 }
-                task.phase = Phase::Waiting;
                 let framework = task.key.framework.clone();
                 self.waiting.entry(framework.clone()).or_default().push_back(run);
                 self.to_place.insert(framework);
@@ -264,13 +264,8 @@ impl Agent {
         if !part.is_exhausted() {
             return;
         }
-        match &task.phase {
-            Phase::Preparing => {
-                out.send(Message::CancelPrepare { run });
-                self.end(now, run, Ending::new(TaskState::Finished, Reason::None, ""), out);
-            }
-            Phase::Waiting | Phase::Loading(_) => self.end(now, run, Ending::new(TaskState::Finished, Reason::None, ""), out),
-            Phase::Starting(_) | Phase::Running(_) | Phase::Spread | Phase::Ended => {}
+        if matches!(task.phase, Phase::Preparing | Phase::Waiting | Phase::Loading(_)) {
+            self.end(now, run, Ending::new(TaskState::Finished, Reason::None, ""), out);
         }
     }
 

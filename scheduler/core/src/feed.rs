@@ -150,7 +150,7 @@ impl Pool {
     /// Nothing is left to hand out: idle parts get what others have not started, or are closed.
     fn balance(&mut self, now: Time, orders: &mut Vec<Order>) {
         let fallback = self.mean_us();
-        if self.parts.values().any(|p| p.is_live() && p.is_running()) {
+        if self.parts.values().any(Part::is_running) {
             self.slow_starts = 0;
         }
         let patience = SLOW_START_US << self.slow_starts.min(SLOW_START_DOUBLINGS);
