@@ -469,7 +469,7 @@ impl EventLoop {
     fn take_prepared(&mut self, answer: Prepared) -> Option<Event> {
         let run = Run(answer.ticket);
         let wanted = self.wanted.remove(&run);
-        let ready = answer.result.map_err(wire::failure).and_then(|ready| match wire::check(&ready) {
+        let ready = answer.result.and_then(|ready| match wire::check(&ready) {
             Ok(()) => Ok(ready),
             Err(e) => Err(Failure::new(Reason::InvalidTask, e.to_string())),
         });

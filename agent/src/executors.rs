@@ -510,7 +510,7 @@ async fn start(
     component: bool,
 ) -> Result<Box<Running>, Failure> {
     let grants = match grant {
-        Some(g) => Some(network.grant(&g.role, &g.connect, &g.ports, component).await.map_err(wire::failure)?),
+        Some(g) => Some(network.grant(&g.role, &g.connect, &g.ports, component).await?),
         None => None,
     };
     let running = launcher.start(spec).await.map_err(|e| Failure::new(Reason::LaunchFailed, e.to_string()))?;

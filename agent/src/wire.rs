@@ -2,7 +2,7 @@
 //!
 //! Owns the environment that guests see, and the checks of what executors send that do not need the core's state. Pure.
 
-use crate::prepare::{self, Ready};
+use crate::prepare::Ready;
 use smalti_agent_core::{ArrayReport, Failure, FromExecutor, HeldPart, ItemFailure, ModuleId, Run};
 use smalti_executor_protocol::MAX_FDS;
 use smalti_executor_protocol::v1::{self, from_executor, to_executor};
@@ -54,10 +54,6 @@ pub(crate) fn check(ready: &Ready) -> Result<(), Error> {
     let count = ready.dirs.len() + usize::from(ready.split_inputs.is_some()) + usize::from(ready.stdin.is_some());
     let most = MAX_FDS - OWN_OF_TASK;
     if count > most { Err(Error::TooManyFiles { count, most }) } else { Ok(()) }
-}
-
-pub(crate) fn failure(failure: prepare::Failure) -> Failure {
-    Failure { reason: failure.reason, message: failure.message, ports_in_use: failure.ports_in_use }
 }
 
 /// The code of a prepared run.

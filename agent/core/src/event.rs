@@ -29,6 +29,14 @@ pub struct Failure {
     pub ports_in_use: PortSet,
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
 impl Failure {
     /// A failure with its words.
     #[must_use]

@@ -23,9 +23,10 @@ mod tests;
 mod turns;
 
 pub use service::{Handle, Preparer};
+pub use smalti_agent_core::Failure;
 
 use crate::cgroup::Cgroups;
-use smalti_types::{Bytes, Digest, FrameworkId, Input, PortSet, Reason, TaskSpec};
+use smalti_types::{Bytes, Digest, FrameworkId, Input, TaskSpec};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
@@ -184,25 +185,6 @@ pub struct Prepared {
     pub ticket: u64,
     /// What came of it.
     pub result: Result<Ready, Failure>,
-}
-
-/// Why a task cannot start.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}: {message}")]
-pub struct Failure {
-    /// For machines.
-    pub reason: Reason,
-    /// For people: what failed, on what, why.
-    pub message: String,
-    /// Which of the task's ports other programs have, if that is what failed.
-    pub ports_in_use: PortSet,
-}
-
-impl Failure {
-    /// A failure with its reason and message.
-    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), ports_in_use: PortSet::default() }
-    }
 }
 
 /// All that an executor needs to start a task, as open files.

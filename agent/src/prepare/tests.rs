@@ -9,7 +9,7 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use smalti_types::{BundleRef, Stdin};
+use smalti_types::{BundleRef, Reason, Stdin};
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Mutex;
