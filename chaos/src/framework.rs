@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use smalti_framework_sdk::store::{RedbStore, Store};
 use smalti_framework_sdk::types::protocol::Call;
-use smalti_framework_sdk::types::{BundleRef, Bytes, Filters, Launch, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec};
+use smalti_framework_sdk::types::{BundleRef, Bytes, Filters, Launch, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec, TaskState};
 use smalti_framework_sdk::{Event, Framework, Handle, Options, Transaction, Update, push_bundle};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -191,7 +191,7 @@ impl Tasks {
         ensure!(known == Some(Known::Launched(attempt)), "violation: {task}#{attempt} is {state}, and known as {known:?}");
         let mut transaction = Transaction::new();
         if state.is_terminal() {
-            let now = if state == smalti_framework_sdk::types::TaskState::Finished {
+            let now = if state == TaskState::Finished {
                 Known::Finished(attempt)
             } else {
                 let blame = update.reason.is_infrastructure();

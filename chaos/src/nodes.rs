@@ -193,7 +193,8 @@ impl Cluster {
                 continue;
             }
             let log = process.log();
-            ensure!(log.contains("No space left on device"), "{} ended by itself and says:\n{log}", role.name);
+            let why = log.lines().last().unwrap_or_default();
+            ensure!(why.contains("No space left on device"), "{} ended by itself and says:\n{log}", role.name);
             role.process = None;
             role.spawn(&dir)?;
         }

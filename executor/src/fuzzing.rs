@@ -6,7 +6,7 @@
 //! afterwards; the fuzz target `fuzz/fuzz_targets/modules.rs` runs what libFuzzer finds interesting. Nothing here is part of an
 //! executor.
 
-mod agent;
+pub(crate) mod agent;
 mod component;
 mod guest;
 mod wasi;

@@ -299,8 +299,7 @@ impl Executor {
             Ok(Some((FromExecutor { number, message: Some(message) }, _))) => (number, message),
             other => return Err(format!("the worker said {other:?}")),
         };
-        let loose = matches!(message, From::Hello(_) | From::Holds(_) | From::Progress(_) | From::Usages(_));
-        if number != if loose { 0 } else { self.last + 1 } {
+        if number != if is_loose(&message) { 0 } else { self.last + 1 } {
             return Err(format!("number {number} comes after {}: {message:?}", self.last));
         }
         if number > 0 {
@@ -309,6 +308,11 @@ impl Executor {
         }
         Ok(message)
     }
+}
+
+/// Whether a message has no number: it may be missed, or comes with every connection.
+pub(crate) const fn is_loose(message: &From) -> bool {
+    matches!(message, From::Hello(_) | From::Holds(_) | From::Progress(_) | From::Usages(_))
 }
 
 /// A guest with fuel that only waits is ended after so many microseconds.

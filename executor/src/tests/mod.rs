@@ -12,6 +12,7 @@ mod speed;
 mod tasks;
 
 use crate::engine::forced::{self, Mode};
+use crate::fuzzing::agent::is_loose;
 use crate::worker::{SessionEnd, Worker};
 use smalti_executor_protocol::ledger::{RECORD_LEN, Record};
 use smalti_executor_protocol::v1::{self, FromExecutor, ToExecutor, from_executor::Message as From, to_executor::Message as To};
@@ -145,8 +146,7 @@ impl Agent {
         self.frames += 1;
         let number = message.number;
         let message = message.message.expect("a known message");
-        let loose = matches!(message, From::Hello(_) | From::Holds(_) | From::Progress(_) | From::Usages(_));
-        assert_eq!(number == 0, loose, "{message:?}");
+        assert_eq!(number == 0, is_loose(&message), "{message:?}");
         if number > 0 {
             assert_eq!(number, self.last + 1, "{message:?}");
             self.last = number;
