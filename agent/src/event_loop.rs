@@ -10,12 +10,12 @@ use crate::executors::Executors;
 use crate::launcher::{Gone, Running};
 use crate::ledgers;
 use crate::prepare::{self, Prepared};
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{self, Sandboxes};
 use crate::wire;
 use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Run, ToExecutor};
 use smalti_proto::v1;
 use smalti_types::protocol::{AgentCommand, RunningTask};
-use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch, Reason, StatusUpdate, TaskKey, Time};
+use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch, Reason, StatusUpdate, Stdin, TaskKey, Time};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -508,7 +508,9 @@ impl EventLoop {
             }
             Message::Prepare { run, key, spec, split_inputs, array, disk, slots, keep } => {
                 let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
-                let directory = match self.sandboxes.make(&key, array, keep) {
+                let kind = if array { sandbox::Kind::Part } else { sandbox::Kind::Task };
+                let laid_out = !spec.inputs.is_empty() || matches!(spec.stdin, Stdin::Outputs(_));
+                let directory = match self.sandboxes.make(&key, kind, keep, laid_out) {
                     Ok(directory) => directory,
                     Err(e) => return self.again.push_back(failed(format!("cannot make the task's directory: {e}"))),
                 };

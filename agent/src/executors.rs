@@ -339,7 +339,7 @@ impl Executors {
                 let environment = self.connect(id, run).map_err(|e| (run, e))?;
                 let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
                 let disk = kept.disks.first().map(|d| self.give(id, d)).transpose().map_err(|e| (run, e))?;
-                let outputs = self.sandboxes.create_task_outputs(&key).map_err(|e| (run, wire::Error::Outputs(e)))?;
+                let outputs = self.sandboxes.begin_task(&key).map_err(|e| (run, wire::Error::Outputs(e)))?;
                 wire::start_task(run, slot, module, &key, &launch, &kept.ready, (outputs, disk), (environment, lease_until), now)
                     .map_err(|e| (run, e))?
             }

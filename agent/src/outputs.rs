@@ -30,10 +30,19 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    const fn task_file(self) -> &'static str {
+    /// Its name in a single task's sandbox.
+    pub(crate) const fn task_file(self) -> &'static str {
         match self {
             Self::Out => "stdout",
             Self::Err => "stderr",
+        }
+    }
+
+    /// The number that sandboxes know it by.
+    pub(crate) const fn number(self) -> usize {
+        match self {
+            Self::Out => 0,
+            Self::Err => 1,
         }
     }
 
@@ -94,6 +103,7 @@ pub(crate) struct TaskOutput {
     key: TaskKey,
     stream: Stream,
     file: Option<File>,
+    /// In the file: others' outputs may lie before.
     at: u64,
     tail: Option<u64>,
 }
@@ -107,31 +117,35 @@ impl TaskOutput {
     /// Hands on what is new.
     pub(crate) fn poll(&mut self, sandboxes: &Sandboxes, sink: &mut Sink<'_>) -> Result<(), Error> {
         if self.file.is_none() {
-            // The executor makes it when the task starts.
-            self.file = sandboxes.open(&self.key, self.stream.task_file(), false).ok();
+            // It is there when the task has begun.
+            let Some(output) = sandboxes.task_output(&self.key, self.stream.number())? else { return Ok(()) };
+            self.at = output.from;
+            self.file = Some(output.file);
         }
         let Some(file) = &self.file else { return Ok(()) };
         let failed = |source| Error::Io { key: self.key.clone(), file: self.stream.task_file().into(), source };
+        let end = sandboxes.task_output_end(&self.key, self.stream.number(), file).map_err(failed)?;
         if let Some(lines) = self.tail.take() {
-            self.at = tail_start(file, lines).map_err(failed)?;
+            self.at = tail_start(file, self.at, end, lines).map_err(failed)?;
         }
         let mut buffer = vec![0; CHUNK];
-        loop {
-            let n = file.read_at(&mut buffer, self.at).map_err(failed)?;
+        while self.at < end {
+            let most = buffer.len().min(usize::try_from(end - self.at).unwrap_or(CHUNK));
+            let n = file.read_at(&mut buffer[..most], self.at).map_err(failed)?;
             if n == 0 {
-                return Ok(());
+                break;
             }
             self.at += n as u64;
             sink(None, self.stream, &buffer[..n])?;
         }
+        Ok(())
     }
 }
 
-/// Where the last `lines` lines begin; an unfinished last line counts as one.
-fn tail_start(file: &File, lines: u64) -> io::Result<u64> {
-    let length = file.metadata()?.len();
-    let lowest = length.saturating_sub(MOST_TAIL);
-    let (mut end, mut found, mut buffer) = (length, 0, vec![0; CHUNK]);
+/// Where the last `lines` lines of what lies between `from` and `to` begin; an unfinished last line counts as one.
+fn tail_start(file: &File, from: u64, to: u64, lines: u64) -> io::Result<u64> {
+    let lowest = to.saturating_sub(MOST_TAIL).max(from);
+    let (mut end, mut found, mut buffer) = (to, 0, vec![0; CHUNK]);
     while end > lowest {
         let start = end.saturating_sub(CHUNK as u64).max(lowest);
         let block = &mut buffer[..usize::try_from(end - start).unwrap_or(CHUNK)];
@@ -139,7 +153,7 @@ fn tail_start(file: &File, lines: u64) -> io::Result<u64> {
         for (i, byte) in block.iter().enumerate().rev() {
             let position = start + i as u64;
             // The newline that ends the last line begins no other.
-            if *byte == b'\n' && position + 1 < length {
+            if *byte == b'\n' && position + 1 < to {
                 found += 1;
                 if found == lines {
                     return Ok(position + 1);
@@ -148,7 +162,7 @@ fn tail_start(file: &File, lines: u64) -> io::Result<u64> {
         }
         end = start;
     }
-    Ok(if lines == 0 { length } else { lowest })
+    Ok(if lines == 0 { to } else { lowest })
 }
 
 /// Where one item's output lies.
@@ -319,7 +333,9 @@ fn read_full(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::Kind;
     use smalti_types::{Bytes, FrameworkId, TaskId};
+    use std::io::Write;
     use std::path::Path;
 
     fn key() -> TaskKey {
@@ -332,7 +348,7 @@ mod tests {
 
     fn sandboxes(dir: &Path) -> (Sandboxes, std::path::PathBuf) {
         let (all, _) = Sandboxes::start(dir, Bytes::gib(1), &BTreeMap::new()).unwrap();
-        let path = all.make(&key(), true, false).unwrap();
+        let path = all.make(&key(), Kind::Part, false, false).unwrap();
         (all, path)
     }
 
@@ -411,9 +427,14 @@ mod tests {
     #[test]
     fn the_last_lines_of_a_file_are_found() {
         let dir = tempfile::tempdir().unwrap();
-        let (all, path) = sandboxes(dir.path());
+        let (all, _) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
         let text: String = (0..20_000).map(|i| format!("line {i}\n")).collect();
-        std::fs::write(path.join("stdout"), format!("{text}end")).unwrap();
+        // Another task's output lies before.
+        for (key, text) in [(TaskKey { attempt: 7, ..key() }, "before\nit"), (key(), &format!("{text}end"))] {
+            all.make(&key, Kind::Task, false, false).unwrap();
+            File::from(all.begin_task(&key).unwrap().remove(0)).write_all(text.as_bytes()).unwrap();
+            all.ended(&key);
+        }
         let tail = |n| {
             let mut got = Vec::new();
             TaskOutput::new(key(), Stream::Out, n)

@@ -4,7 +4,7 @@
 //! the reader goes. Deliberately absent: the layout of outputs (see `outputs`).
 
 use crate::outputs::{CHUNK, Error, PartOutput, Stream, TaskOutput};
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{Kind, Sandboxes};
 use smalti_proto::v1::{self, agent_service_client::AgentServiceClient, read_reply, sandbox_read};
 use smalti_types::{ItemRange, ItemSet, TaskKey};
 use std::io::Read;
@@ -87,7 +87,7 @@ fn serve(sandboxes: &Sandboxes, key: &TaskKey, what: sandbox_read::What, to: &mp
 }
 
 fn output(sandboxes: &Sandboxes, key: &TaskKey, read: &v1::OutputRead, to: &mpsc::Sender<v1::ReadReply>) -> Result<(), Error> {
-    let sandbox = sandboxes.find(key)?;
+    let kind = sandboxes.find(key)?;
     let streams = match read.stream() {
         v1::OutputStream::Stdout => vec![Stream::Out],
         v1::OutputStream::Stderr => vec![Stream::Err],
@@ -97,7 +97,7 @@ fn output(sandboxes: &Sandboxes, key: &TaskKey, read: &v1::OutputRead, to: &mpsc
         let stream = if stream == Stream::Out { v1::OutputStream::Stdout } else { v1::OutputStream::Stderr };
         send(to, item, stream, bytes)
     };
-    let mut part = sandbox.array.then(|| {
+    let mut part = (kind == Kind::Part).then(|| {
         let wanted =
             read.items.as_ref().map(|set| set.ranges.iter().map(|r| ItemRange { first: r.first, end: r.end }).collect::<ItemSet>());
         PartOutput::new(key.clone(), wanted, streams.clone())
@@ -105,7 +105,7 @@ fn output(sandboxes: &Sandboxes, key: &TaskKey, read: &v1::OutputRead, to: &mpsc
     let mut files: Vec<TaskOutput> = streams.iter().map(|stream| TaskOutput::new(key.clone(), *stream, read.tail_lines)).collect();
     loop {
         // Looked at before reading: what was written until the end is then read.
-        let ended = *sandbox.ended.borrow();
+        let ended = sandboxes.has_ended(key);
         match &mut part {
             Some(part) => part.poll(sandboxes, &mut sink)?,
             None => files.iter_mut().try_for_each(|f| f.poll(sandboxes, &mut sink))?,
@@ -121,7 +121,12 @@ fn output(sandboxes: &Sandboxes, key: &TaskKey, read: &v1::OutputRead, to: &mpsc
 }
 
 fn file(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::ReadReply>) -> Result<(), Error> {
-    sandboxes.find(key)?;
+    if sandboxes.find(key)? == Kind::Task
+        && let Some(stream) = [Stream::Out, Stream::Err].into_iter().find(|s| path.trim_start_matches('/') == s.task_file())
+    {
+        let mut sink = |_: Option<u64>, _: Stream, bytes: &[u8]| send(to, None, v1::OutputStream::Stdout, bytes);
+        return TaskOutput::new(key.clone(), stream, None).poll(sandboxes, &mut sink);
+    }
     let mut file = sandboxes.open(key, path, false)?;
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -134,12 +139,31 @@ fn file(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::
 }
 
 fn list(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::ReadReply>) -> Result<(), Error> {
-    sandboxes.find(key)?;
     let failed = |source: std::io::Error| Error::Io { key: key.clone(), file: path.to_owned(), source };
-    let directory = sandboxes.open(key, path, true)?;
     let mut entries = Vec::new();
+    if sandboxes.find(key)? == Kind::Task && path.trim_matches(['/', '.']).is_empty() {
+        // They lie elsewhere, and nothing else need be there.
+        for stream in [Stream::Out, Stream::Err] {
+            let Some(output) = sandboxes.task_output(key, stream.number())? else { continue };
+            let end = sandboxes.task_output_end(key, stream.number(), &output.file).map_err(failed)?;
+            entries.push(ListEntry { name: stream.task_file().into(), kind: "file", size: end.saturating_sub(output.from) });
+        }
+        match sandboxes.open(key, path, true) {
+            Ok(directory) => list_directory(&directory, &mut entries).map_err(failed)?,
+            Err(e) => tracing::debug!(%key, "it has no directory: {e}"),
+        }
+    } else {
+        list_directory(&sandboxes.open(key, path, true)?, &mut entries).map_err(failed)?;
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    entries.dedup_by(|a, b| a.name == b.name);
+    let json = serde_json::to_vec(&entries).map_err(|e| failed(e.into()))?;
+    json.chunks(CHUNK).try_for_each(|chunk| send(to, None, v1::OutputStream::Stdout, chunk))
+}
+
+fn list_directory(directory: &std::fs::File, entries: &mut Vec<ListEntry>) -> std::io::Result<()> {
     // By its descriptor, so that nothing can be put in the path's place meanwhile.
-    let listing = std::fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd())).map_err(failed)?;
+    let listing = std::fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
     for entry in listing.take(MOST_ENTRIES) {
         // Neither follows links. What has gone meanwhile is left out.
         let Ok((entry, meta)) = entry.and_then(|e| e.metadata().map(|m| (e, m))) else { continue };
@@ -152,9 +176,7 @@ fn list(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::
         };
         entries.push(ListEntry { name: entry.file_name().to_string_lossy().into_owned(), kind, size: meta.len() });
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    let json = serde_json::to_vec(&entries).map_err(|e| failed(e.into()))?;
-    json.chunks(CHUNK).try_for_each(|chunk| send(to, None, v1::OutputStream::Stdout, chunk))
+    Ok(())
 }
 
 fn send(to: &mpsc::Sender<v1::ReadReply>, item: Option<u64>, stream: v1::OutputStream, bytes: &[u8]) -> Result<(), Error> {
@@ -166,6 +188,7 @@ fn send(to: &mpsc::Sender<v1::ReadReply>, item: Option<u64>, stream: v1::OutputS
 mod tests {
     use super::*;
     use smalti_types::{Bytes, FrameworkId, TaskId};
+    use std::io::Write;
 
     fn key() -> TaskKey {
         TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new("t").unwrap(), attempt: 0 }
@@ -185,16 +208,21 @@ mod tests {
     fn a_reader_that_follows_gets_everything_until_the_end_of_the_task() {
         let dir = tempfile::tempdir().unwrap();
         let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &std::collections::BTreeMap::new()).unwrap();
-        let path = all.make(&key(), false, false).unwrap();
+        all.make(&key(), Kind::Task, false, false).unwrap();
         let (to, from) = mpsc::channel(QUEUE);
         let reader = std::thread::spawn({
             let all = all.clone();
             move || output(&all, &key(), &v1::OutputRead { follow: true, ..Default::default() }, &to)
         });
-        std::fs::write(path.join("stdout"), "first\n").unwrap();
+        let mut stdout = std::fs::File::from(all.begin_task(&key()).unwrap().remove(0));
+        stdout.write_all(b"first\n").unwrap();
         std::thread::sleep(FOLLOW_EVERY);
-        std::fs::write(path.join("stdout"), "first\nsecond\n").unwrap();
+        stdout.write_all(b"second\n").unwrap();
         all.ended(&key());
+        // The next one in the same files.
+        let next = TaskKey { attempt: 1, ..key() };
+        all.make(&next, Kind::Task, false, false).unwrap();
+        std::fs::File::from(all.begin_task(&next).unwrap().remove(0)).write_all(b"not its own\n").unwrap();
         assert_eq!(data(from), "first\nsecond\n");
         reader.join().unwrap().unwrap();
     }
@@ -203,7 +231,7 @@ mod tests {
     fn a_directory_is_listed() {
         let dir = tempfile::tempdir().unwrap();
         let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &std::collections::BTreeMap::new()).unwrap();
-        let path = all.make(&key(), false, false).unwrap();
+        let path = all.make(&key(), Kind::Part, false, false).unwrap();
         std::fs::write(path.join("b"), "12").unwrap();
         std::fs::create_dir(path.join("a")).unwrap();
         let (to, from) = mpsc::channel(QUEUE);

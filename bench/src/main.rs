@@ -21,9 +21,9 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Args {
-    /// Only this, instead of the speed
+    /// Only these, instead of all but `noisy`
     #[arg(value_enum)]
-    only: Option<Only>,
+    only: Vec<Group>,
     /// Fewer repetitions: within a minute
     #[arg(long)]
     quick: bool,
@@ -32,9 +32,19 @@ struct Args {
     json: Option<PathBuf>,
 }
 
-/// What is measured by itself.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Only {
+/// Figures that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Group {
+    /// Task arrays beside a bare loop
+    Array,
+    /// One task at a time on an idle cluster, beside a gRPC round trip
+    Warm,
+    /// Class `process` beside bare processes
+    Process,
+    /// Single tasks per second
+    Single,
+    /// Servers in guests beside a native one
+    Network,
     /// What a benign tenant keeps of its throughput beside a hostile one, in both classes
     Noisy,
 }
@@ -56,9 +66,11 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let mut figures = Figures::default();
     let mut not_measured = Vec::new();
-    match args.only {
-        Some(Only::Noisy) => not_measured = noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &mut figures)?,
-        None => speed(if args.quick { QUICK } else { FULL }, &mut figures)?,
+    if args.only.contains(&Group::Noisy) {
+        not_measured = noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &mut figures)?;
+    }
+    if args.only != [Group::Noisy] {
+        speed(&args.only, if args.quick { QUICK } else { FULL }, &mut figures)?;
     }
     figures.print();
     if let Some(path) = args.json {
@@ -68,7 +80,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn speed(effort: Effort, figures: &mut Figures) -> Result<()> {
+fn speed(only: &[Group], effort: Effort, figures: &mut Figures) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().context("starting tokio")?;
 
     // One agent with two cpus: two slots of one cpu each, as many as the machine has cores.
@@ -81,11 +93,23 @@ fn speed(effort: Effort, figures: &mut Figures) -> Result<()> {
     let digest = rpc::push(&cluster, &guest)?;
     cluster.ok(&["run", &digest])?; // fetched, compiled, executor started
 
-    floor::measure(&cluster, effort, figures)?;
-    array::measure(&cluster, &digest, effort, figures)?;
-    runtime.block_on(rpc::measure(&cluster, &digest, effort, figures))?;
-    runtime.block_on(single::measure(&cluster, &digest, effort, figures))?;
-    network::measure(&cluster, effort, figures)?;
+    let wanted = |group| only.is_empty() || only.contains(&group);
+    if wanted(Group::Array) {
+        floor::measure(&cluster, effort, figures)?;
+        array::measure(&cluster, &digest, effort, figures)?;
+    }
+    if wanted(Group::Warm) {
+        runtime.block_on(rpc::warm(&cluster, &digest, effort, figures))?;
+    }
+    if wanted(Group::Process) {
+        runtime.block_on(rpc::processes(&cluster, &digest, effort, figures))?;
+    }
+    if wanted(Group::Single) {
+        runtime.block_on(single::measure(&cluster, &digest, effort, figures))?;
+    }
+    if wanted(Group::Network) {
+        network::measure(&cluster, effort, figures)?;
+    }
     figures.ratio("array_ratio", "array_items_per_s", "floor_items_per_s");
     figures.ratio("warm_task_p50_rtts", "warm_task_p50_us", "grpc_rtt_p50_us");
     figures.ratio("warm_process_task_p50_spawns", "warm_process_task_p50_us", "spawn_true_p50_us");

@@ -35,11 +35,19 @@ async fn connect(address: &str) -> Result<Channel> {
     endpoint.tcp_nodelay(true).connect().await.with_context(|| format!("connecting to {address}"))
 }
 
-pub(crate) async fn measure(cluster: &Cluster, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
-    let mut operator = v1::operator_service_client::OperatorServiceClient::new(connect(&cluster.address).await?);
+type Operator = v1::operator_service_client::OperatorServiceClient<Channel>;
+type Jobs = v1::jobs_client::JobsClient<Channel>;
+
+async fn clients(cluster: &Cluster) -> Result<(Operator, Jobs)> {
+    let mut operator = Operator::new(connect(&cluster.address).await?);
     let jobs_at =
         operator.cluster(v1::Empty {}).await?.into_inner().services.remove(v1::jobs_server::SERVICE_NAME).context("no batch scheduler")?;
-    let mut jobs = v1::jobs_client::JobsClient::new(connect(&jobs_at).await?);
+    Ok((operator, Jobs::new(connect(&jobs_at).await?)))
+}
+
+/// Tasks of class `instance`, one at a time, beside an empty call.
+pub(crate) async fn warm(cluster: &Cluster, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
+    let (mut operator, mut jobs) = clients(cluster).await?;
     let (mut rtt, mut warm50, mut warm99) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.repetitions {
         let mut samples = Vec::new();
@@ -59,18 +67,19 @@ pub(crate) async fn measure(cluster: &Cluster, digest: &str, effort: Effort, fig
     figures.add("grpc_rtt_p50_us", rtt);
     figures.add("warm_task_p50_us", warm50);
     figures.add("warm_task_p99_us", warm99);
-    processes(&mut jobs, digest, effort, figures).await
+    Ok(())
 }
 
 /// Class `process`: one at a time with the pool filled, one at a time without a pause, and `/bin/true` for comparison.
-async fn processes(jobs: &mut v1::jobs_client::JobsClient<Channel>, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
-    one_task(jobs, digest, 0, Isolation::Process).await?; // the pool is filled with the first use
+pub(crate) async fn processes(cluster: &Cluster, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
+    let (_, mut jobs) = clients(cluster).await?;
+    one_task(&mut jobs, digest, 0, Isolation::Process).await?; // the pool is filled with the first use
     let (mut warm50, mut warm99, mut rates, mut spawn50) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.repetitions {
         let (mut samples, mut spawns) = (Vec::new(), Vec::new());
         for n in 0..PROCESS_TASKS {
             tokio::time::sleep(POOL_PAUSE).await;
-            samples.push(one_task(jobs, digest, n, Isolation::Process).await?);
+            samples.push(one_task(&mut jobs, digest, n, Isolation::Process).await?);
             let start = Instant::now();
             std::process::Command::new("/bin/true").status().context("running /bin/true")?;
             spawns.push(start.elapsed().as_secs_f64() * 1e6);
@@ -80,7 +89,7 @@ async fn processes(jobs: &mut v1::jobs_client::JobsClient<Channel>, digest: &str
         spawn50.push(percentile(&mut spawns, 0.5));
         let start = Instant::now();
         for n in 0..PROCESS_TASKS {
-            one_task(jobs, digest, n, Isolation::Process).await?;
+            one_task(&mut jobs, digest, n, Isolation::Process).await?;
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         rates.push(PROCESS_TASKS as f64 / start.elapsed().as_secs_f64());
@@ -93,7 +102,7 @@ async fn processes(jobs: &mut v1::jobs_client::JobsClient<Channel>, digest: &str
 }
 
 /// Microseconds from the submission to the terminal state.
-async fn one_task(jobs: &mut v1::jobs_client::JobsClient<Channel>, digest: &str, n: usize, isolation: Isolation) -> Result<f64> {
+async fn one_task(jobs: &mut Jobs, digest: &str, n: usize, isolation: Isolation) -> Result<f64> {
     let single = v1::SingleJob {
         spec: Some(TaskSpec { isolation, ..spec(digest)? }.into()),
         resources: Some(resources().into()),

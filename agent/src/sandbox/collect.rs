@@ -1,0 +1,150 @@
+//! Which outputs go when they take too much room: the oldest that have ended, never those of running tasks.
+//!
+//! Owns the sizes of what has ended, and removing it, on threads that may block.
+
+use super::segments::{Full, SegmentId};
+use super::{Shared, relative};
+use crate::prepare::LAID_OUT;
+use smalti_types::{Bytes, TaskKey};
+use std::collections::VecDeque;
+use std::path::Path;
+use tokio::sync::mpsc;
+
+/// Least room that a file or directory is counted with.
+const BLOCK: u64 = 4096;
+/// Ended single tasks whose outputs are kept, however little room they take: each is remembered.
+const MOST_TASKS: usize = 200_000;
+
+/// What has ended and may go when room is needed.
+#[derive(Debug)]
+pub(super) enum Over {
+    /// The directory of an array part, or of a single task of an earlier build.
+    Directory(TaskKey),
+    /// Nothing but what was laid out for a guest: of no use any more.
+    LaidOut(TaskKey),
+    Segment(Full),
+}
+
+/// Ended ones, oldest first, with their sizes.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    order: VecDeque<(Over, u64)>,
+    bytes: u64,
+    tasks: usize,
+}
+
+/// Counts what has ended and removes the oldest beyond the budget, beginning with what ended before the agent was started.
+pub(super) async fn collect(shared: Shared, mut over: Vec<Over>, mut inbox: mpsc::Receiver<Over>, budget: Bytes) {
+    let mut kept = Kept::default();
+    while !over.is_empty() || inbox.recv_many(&mut over, 256).await > 0 {
+        let shared = shared.clone();
+        let batch = std::mem::take(&mut over);
+        let work = move || {
+            for one in batch {
+                take(&shared, &mut kept, one);
+            }
+            while let Some(one) = kept.excess(budget) {
+                remove(&shared, one);
+            }
+            kept
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(k) => kept = k,
+            Err(e) => {
+                tracing::error!("counting sandboxes failed, what was counted before stays for this agent's life: {e}");
+                kept = Kept::default();
+            }
+        }
+    }
+}
+
+fn take(shared: &Shared, kept: &mut Kept, over: Over) {
+    let size = match &over {
+        Over::LaidOut(_) => return remove(shared, over),
+        Over::Directory(key) => {
+            let path = shared.root.join(relative(key));
+            remove_laid_out(&path);
+            size_of(&path)
+        }
+        Over::Segment(full) => {
+            kept.tasks += full.keys.len();
+            full.id.files().iter().map(|file| std::fs::metadata(shared.root.join(file)).map_or(0, |meta| room(&meta))).sum()
+        }
+    };
+    kept.bytes = kept.bytes.saturating_add(size);
+    kept.order.push_back((over, size));
+}
+
+impl Kept {
+    /// The oldest, while the rest does not fit.
+    fn excess(&mut self, budget: Bytes) -> Option<Over> {
+        if self.bytes <= budget.0 && self.tasks <= MOST_TASKS {
+            return None;
+        }
+        let (over, size) = self.order.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(size);
+        if let Over::Segment(full) = &over {
+            self.tasks -= full.keys.len();
+        }
+        Some(over)
+    }
+}
+
+/// Forgets it, and removes it.
+pub(super) fn remove(shared: &Shared, over: Over) {
+    let removed = match &over {
+        Over::Directory(key) => {
+            shared.lock().live.remove(key);
+            std::fs::remove_dir_all(shared.root.join(relative(key)))
+        }
+        Over::LaidOut(key) => std::fs::remove_dir_all(shared.root.join(relative(key))),
+        Over::Segment(full) => {
+            shared.lock().forget(full);
+            remove_files(&shared.root, &full.id)
+        }
+    };
+    if let Err(e) = removed
+        && e.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("cannot remove what {over:?} left: {e}");
+    }
+}
+
+fn remove_files(root: &Path, id: &SegmentId) -> std::io::Result<()> {
+    id.files().iter().map(|file| std::fs::remove_file(root.join(file))).fold(Ok(()), Result::and)
+}
+
+/// Removes what was only there for the guest. Inputs are hard links into the cache: when the cache had given them up to make room, nobody
+/// would count them any more.
+fn remove_laid_out(path: &Path) {
+    for name in LAID_OUT.into_iter().flat_map(|name| [name.to_owned(), format!("{name}{}", super::ASIDE)]) {
+        let path = path.join(name);
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        if let Err(e) = removed
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot remove {}: {e}", path.display());
+        }
+    }
+}
+
+fn room(meta: &std::fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    (meta.blocks() * 512).max(BLOCK)
+}
+
+/// Room that a directory takes, every entry at least a block. Does not follow links.
+fn size_of(path: &Path) -> u64 {
+    let mut size = BLOCK;
+    let mut todo = vec![path.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            size = size.saturating_add(room(&meta));
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    size
+}

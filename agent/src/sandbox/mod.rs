@@ -1,0 +1,665 @@
+//! The outputs of tasks: where they lie, who may still write there, and which go when they take too much room.
+//!
+//! Owns `sandboxes/<framework>/` below the data directory: segments with the outputs of single tasks (`segments`), a directory
+//! `<task>.<attempt>/` for each array part with its slots' files, and such a directory for what is laid out for a guest. Executors get
+//! files as descriptors and never see a path. What has ended is kept up to a budget, the oldest goes first (`collect`). Whoever reads
+//! opens beneath the directory without following links.
+//! Deliberately absent: what the files mean (see `outputs`).
+
+mod collect;
+mod segments;
+
+use crate::prepare::LAID_OUT;
+use collect::{Over, collect, remove};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::Mode;
+use segments::{Full, Place, SegmentId, Segments};
+use smalti_types::{Bytes, FrameworkId, TaskId, TaskKey};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+use tokio::sync::mpsc;
+
+/// What has ended and is not counted yet; beyond it the event loop does not wait, and what comes then is removed.
+const QUEUE: usize = 16_384;
+/// What was laid out for guests of an earlier life of the agent is called that with this behind it.
+const ASIDE: &str = ".before";
+
+/// How an attempt's outputs are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An array part: in slots' files.
+    Part,
+    /// A single task: in a segment.
+    Task,
+}
+
+/// Where the outputs of an attempt lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outputs {
+    /// In slots' files in its directory.
+    Slots,
+    /// In its directory, as earlier builds did it.
+    Files,
+    /// In a segment, once it has begun.
+    Segment(Option<Place>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Nothing is written after that.
+    ended: bool,
+    outputs: Outputs,
+    /// It has a directory with what was laid out for its guest.
+    laid_out: bool,
+}
+
+/// One output of a single task, and which part of the file is its own.
+#[derive(Debug)]
+pub(crate) struct OutputFile {
+    pub(crate) file: File,
+    pub(crate) from: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    live: BTreeMap<TaskKey, Entry>,
+    segments: Segments,
+    /// Tasks of an earlier life that hold a segment each.
+    held: BTreeMap<TaskKey, Full>,
+}
+
+impl State {
+    fn forget(&mut self, full: &Full) {
+        for key in &full.keys {
+            let of_it = |entry: &Entry| matches!(entry.outputs, Outputs::Segment(Some(place)) if place.segment == full.id.number);
+            // The same attempt may have begun again, in another segment.
+            if self.live.get(key).is_some_and(|entry| of_it(entry) && entry.ended) {
+                self.live.remove(key);
+            }
+        }
+    }
+}
+
+/// What the collector shares with everybody else.
+#[derive(Debug, Clone)]
+struct Shared {
+    root: PathBuf,
+    state: Arc<Mutex<State>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All sandboxes of an agent. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Sandboxes {
+    base: Arc<File>,
+    shared: Shared,
+    over: mpsc::Sender<Over>,
+}
+
+/// Why a file of a sandbox cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// It was never here, or had to make room.
+    #[error("the sandbox of {0} is not on this agent: it was removed to make room, or was never here")]
+    Gone(TaskKey),
+    /// A path that is not allowed, or not there.
+    #[error("cannot open {path:?} in the sandbox of {key}: {why}")]
+    Open {
+        /// Whose.
+        key: TaskKey,
+        /// Which path.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Sandboxes {
+    /// Takes up what an earlier life of the agent left. `attempts`: those that it still knows, with whether they have ended and whether they
+    /// are array parts; all others have ended, the oldest first by their files' times. The future is the collector: run it as a task.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or made.
+    pub(crate) fn start(
+        data_dir: &Path,
+        budget: Bytes,
+        attempts: &BTreeMap<TaskKey, (bool, bool)>,
+    ) -> std::io::Result<(Self, impl Future<Output = ()> + Send + use<>)> {
+        let root = data_dir.join("sandboxes");
+        make_private(&root)?;
+        let base = Arc::new(File::open(&root)?);
+        let mut left = LeftBehind::default();
+        left.look(&root, &base, attempts)?;
+        let LeftBehind { live, held, mut over, next } = left;
+        over.sort_by_key(|(time, _)| *time);
+        let over = over.into_iter().map(|(_, over)| over).collect();
+        let (sender, inbox) = mpsc::channel(QUEUE);
+        let state = State { live, held, segments: Segments::new(base.clone(), next) };
+        let shared = Shared { root, state: Arc::new(Mutex::new(state)) };
+        // The collector must not keep its own queue open.
+        let collector = collect(shared.clone(), over, inbox, budget);
+        Ok((Self { base, shared, over: sender }, collector))
+    }
+
+    /// A task's directory, whether it is there or not.
+    pub(crate) fn task_directory(&self, key: &TaskKey) -> PathBuf {
+        self.shared.root.join(relative(key))
+    }
+
+    /// Makes room for an attempt's outputs, empty unless it is to `keep` what is there: then only what was laid out for guests goes out of the
+    /// way of what will be, and guests that run go on with theirs. `laid_out`: something will be put into its directory for the guest.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn make(&self, key: &TaskKey, kind: Kind, keep: bool, laid_out: bool) -> std::io::Result<PathBuf> {
+        let path = self.task_directory(key);
+        let known = self.shared.lock().live.contains_key(key);
+        if keep {
+            put_aside(&path)?;
+        } else if known {
+            match std::fs::remove_dir_all(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        if kind == Kind::Part {
+            make_private(&path)?;
+        }
+        let mut state = self.shared.lock();
+        match state.live.get_mut(key) {
+            Some(entry) if keep => entry.laid_out |= laid_out,
+            _ => {
+                let outputs = if kind == Kind::Part { Outputs::Slots } else { Outputs::Segment(None) };
+                state.live.insert(key.clone(), Entry { ended: false, outputs, laid_out });
+            }
+        }
+        Ok(path)
+    }
+
+    /// A single task begins: two files for its `stdout` and `stderr`, in this order, which take what is appended.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn begin_task(&self, key: &TaskKey) -> std::io::Result<Vec<OwnedFd>> {
+        let mut state = self.shared.lock();
+        // Its message to the executor never arrived, and it begins again.
+        state.segments.give_back(key);
+        let lent = state.segments.lend(key);
+        let full = state.segments.take_full();
+        let lent = lent.map(|(files, place)| {
+            if let Some(entry) = state.live.get_mut(key) {
+                entry.outputs = Outputs::Segment(Some(place));
+            }
+            files
+        });
+        drop(state);
+        full.into_iter().for_each(|full| self.is_over(Over::Segment(full)));
+        lent
+    }
+
+    /// Makes `slot-<n>.out`, `.err` and `.ledger` of one slot of an array part, in this order, open for writing.
+    ///
+    /// # Errors
+    /// What the file system says; a file that is there already is an error too.
+    pub(crate) fn create_slot_outputs(&self, key: &TaskKey, slot: u32) -> std::io::Result<Vec<OwnedFd>> {
+        self.slot_outputs(key, slot, OFlag::O_EXCL)
+    }
+
+    /// The same files, new or as an executor before has left them: in class `process` one follows the other.
+    ///
+    /// # Errors
+    /// As [`Sandboxes::create_slot_outputs`], but for files that are there.
+    pub(crate) fn reopen_slot_outputs(&self, key: &TaskKey, slot: u32) -> std::io::Result<Vec<OwnedFd>> {
+        self.slot_outputs(key, slot, OFlag::empty())
+    }
+
+    fn slot_outputs(&self, key: &TaskKey, slot: u32, flags: OFlag) -> std::io::Result<Vec<OwnedFd>> {
+        let directory = relative(key);
+        ["out", "err", "ledger"].iter().map(|kind| open_new(&*self.base, &format!("{directory}/slot-{slot}.{kind}"), flags)).collect()
+    }
+
+    /// The task has ended: readers that follow it come to their end, and its outputs may go when room is needed.
+    pub(crate) fn ended(&self, key: &TaskKey) {
+        let mut state = self.shared.lock();
+        let State { live, segments, held } = &mut *state;
+        // A launch that was refused has none.
+        let Some(entry) = live.get_mut(key) else { return };
+        entry.ended = true;
+        let laid_out = std::mem::take(&mut entry.laid_out);
+        let mut over: Vec<Over> = match &mut entry.outputs {
+            Outputs::Slots | Outputs::Files => vec![Over::Directory(key.clone())],
+            Outputs::Segment(place) => {
+                if let (Some(place), Some(to)) = (place, segments.give_back(key)) {
+                    place.to = Some(to);
+                }
+                laid_out.then(|| Over::LaidOut(key.clone())).into_iter().collect()
+            }
+        };
+        if matches!(entry.outputs, Outputs::Segment(None)) {
+            // It never began: there is nothing to read.
+            live.remove(key);
+        }
+        over.extend(segments.take_full().into_iter().chain(held.remove(key)).map(Over::Segment));
+        drop(state);
+        over.into_iter().for_each(|over| self.is_over(over));
+    }
+
+    fn is_over(&self, over: Over) {
+        if let Err(e) = self.over.try_send(over) {
+            tracing::warn!("too many tasks end at once: the outputs of some are removed at once");
+            remove(&self.shared, e.into_inner());
+        }
+    }
+
+    /// How an attempt's outputs are kept.
+    ///
+    /// # Errors
+    /// When it is not here (any more).
+    pub(crate) fn find(&self, key: &TaskKey) -> Result<Kind, Error> {
+        let state = self.shared.lock();
+        let entry = state.live.get(key).ok_or_else(|| Error::Gone(key.clone()))?;
+        Ok(if entry.outputs == Outputs::Slots { Kind::Part } else { Kind::Task })
+    }
+
+    /// Whether nothing more will be written; also when it is not here.
+    pub(crate) fn has_ended(&self, key: &TaskKey) -> bool {
+        self.shared.lock().live.get(key).is_none_or(|entry| entry.ended)
+    }
+
+    /// One output of a single task: 0 is `stdout`, 1 `stderr`. `None` before it has begun.
+    ///
+    /// # Errors
+    /// When it is not here (any more), or cannot be opened.
+    pub(crate) fn task_output(&self, key: &TaskKey, stream: usize) -> Result<Option<OutputFile>, Error> {
+        let outputs = self.shared.lock().live.get(key).map(|entry| entry.outputs).ok_or_else(|| Error::Gone(key.clone()))?;
+        match outputs {
+            Outputs::Slots | Outputs::Segment(None) => Ok(None),
+            Outputs::Files => Ok(self.open(key, ["stdout", "stderr"][stream], false).ok().map(|file| OutputFile { file, from: 0 })),
+            Outputs::Segment(Some(place)) => {
+                let id = SegmentId { framework: key.framework.clone(), number: place.segment };
+                let file = segments::open(&self.base, &id, stream).map_err(|_| Error::Gone(key.clone()))?;
+                Ok(Some(OutputFile { file, from: place.from[stream] }))
+            }
+        }
+    }
+
+    /// Up to where `file`, which [`Sandboxes::task_output`] gave, is the task's own.
+    ///
+    /// # Errors
+    /// When the file cannot be asked for its length.
+    pub(crate) fn task_output_end(&self, key: &TaskKey, stream: usize, file: &File) -> std::io::Result<u64> {
+        // Asked before: nobody else writes as long as the task has not ended.
+        let length = file.metadata()?.len();
+        Ok(match self.shared.lock().live.get(key).map(|entry| entry.outputs) {
+            Some(Outputs::Segment(Some(Place { to: Some(to), .. }))) => to[stream].min(length),
+            Some(_) => length,
+            // It was removed to make room meanwhile, and where it ended is forgotten.
+            None => 0,
+        })
+    }
+
+    /// Opens a file or directory of a sandbox for reading. No part of the path may be a link or lead out of it.
+    ///
+    /// # Errors
+    /// When it is not there or not allowed.
+    pub(crate) fn open(&self, key: &TaskKey, path: &str, directory: bool) -> Result<File, Error> {
+        let failed = |why: String| Error::Open { key: key.clone(), path: path.chars().take(256).collect(), why };
+        let task = open_beneath(&*self.base, &relative(key), true).map_err(|e| failed(e.to_string()))?;
+        let relative = path.trim_start_matches('/');
+        let relative = if relative.is_empty() { "." } else { relative };
+        let file = File::from(open_beneath(task, relative, directory).map_err(|e| failed(explain(e)))?);
+        let kind = file.metadata().map_err(|e| failed(e.to_string()))?;
+        if !directory && !kind.is_file() {
+            return Err(failed("it is not a file".into()));
+        }
+        Ok(file)
+    }
+}
+
+/// A task's directory below that of all sandboxes. Ids are safe file names.
+fn relative(key: &TaskKey) -> String {
+    format!("{}/{}.{}", key.framework, key.task, key.attempt)
+}
+
+/// A new file, for the agent's own user by its name; whoever gets the descriptor can write.
+fn open_new(base: impl AsFd, path: &str, flags: OFlag) -> std::io::Result<OwnedFd> {
+    let flags = flags | OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(base, path, flags, Mode::S_IRUSR | Mode::S_IWUSR)?)
+}
+
+/// Without waiting for a pipe's other end, and never as this process's terminal.
+fn open_beneath(base: impl AsFd, path: &str, directory: bool) -> nix::Result<OwnedFd> {
+    let mut flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    if directory {
+        flags |= OFlag::O_DIRECTORY;
+    }
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(base, path, OpenHow::new().flags(flags).mode(Mode::empty()).resolve(resolve))
+}
+
+fn explain(errno: nix::errno::Errno) -> String {
+    match errno {
+        nix::errno::Errno::EXDEV => "the path leads out of the sandbox".into(),
+        nix::errno::Errno::ELOOP => "a part of the path is a symbolic link".into(),
+        nix::errno::Errno::ENOENT => "no such file".into(),
+        nix::errno::Errno::ENOTDIR => "it is not a directory".into(),
+        other => other.desc().to_owned(),
+    }
+}
+
+/// Makes a directory that only its owner can enter.
+pub(crate) fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// What was laid out for guests that still run gets another name; those of an earlier time go.
+fn put_aside(path: &Path) -> std::io::Result<()> {
+    for name in LAID_OUT {
+        let (is, was) = (path.join(name), path.join(format!("{name}{ASIDE}")));
+        match std::fs::rename(&is, &was) {
+            // A second restart: the guests of the first one's time hold their files open.
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::DirectoryNotEmpty | std::io::ErrorKind::AlreadyExists) => {
+                std::fs::remove_dir_all(&was)?;
+                std::fs::rename(&is, &was)?;
+            }
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What an earlier life left.
+#[derive(Default)]
+struct LeftBehind {
+    live: BTreeMap<TaskKey, Entry>,
+    held: BTreeMap<TaskKey, Full>,
+    over: Vec<(SystemTime, Over)>,
+    /// Behind all numbers of segments.
+    next: u64,
+}
+
+impl LeftBehind {
+    fn look(&mut self, root: &Path, base: &File, attempts: &BTreeMap<TaskKey, (bool, bool)>) -> std::io::Result<()> {
+        for framework in std::fs::read_dir(root)?.flatten() {
+            let Some(id) = framework.file_name().to_str().and_then(|name| FrameworkId::new(name).ok()) else { continue };
+            for entry in std::fs::read_dir(framework.path()).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let (Some(name), Ok(meta)) = (name.to_str(), entry.metadata()) else { continue };
+                let time = meta.modified().unwrap_or(std::time::UNIX_EPOCH);
+                if let Some(number) = segments::number_of(name) {
+                    self.segment(base, SegmentId { framework: id.clone(), number }, time, attempts);
+                } else if meta.is_dir()
+                    && let Some((task, attempt)) = name.rsplit_once('.')
+                    && let (Ok(task), Ok(attempt)) = (TaskId::new(task), attempt.parse())
+                {
+                    self.directory(&entry.path(), TaskKey { framework: id.clone(), task, attempt }, time, attempts);
+                }
+            }
+        }
+        // Something was laid out for a guest that never began.
+        self.live.retain(|_, entry| !(entry.ended && entry.outputs == Outputs::Segment(None)));
+        Ok(())
+    }
+
+    fn directory(&mut self, path: &Path, key: TaskKey, time: SystemTime, attempts: &BTreeMap<TaskKey, (bool, bool)>) {
+        let known = attempts.get(&key);
+        let ended = known.is_none_or(|(ended, _)| *ended);
+        let outputs = if known.map_or_else(|| has_file(path, "slot-"), |(_, array)| *array) {
+            Outputs::Slots
+        } else if has_file(path, "std") {
+            Outputs::Files
+        } else {
+            // Its segment says the rest, if it has one.
+            self.live.entry(key.clone()).or_insert(Entry { ended, outputs: Outputs::Segment(None), laid_out: true }).laid_out = true;
+            if ended {
+                self.over.push((time, Over::LaidOut(key)));
+            }
+            return;
+        };
+        self.live.insert(key.clone(), Entry { ended, outputs, laid_out: false });
+        if ended {
+            self.over.push((time, Over::Directory(key)));
+        }
+    }
+
+    /// No task of this life uses it. It goes when the one that may still run in it has ended.
+    fn segment(&mut self, base: &File, id: SegmentId, time: SystemTime, attempts: &BTreeMap<TaskKey, (bool, bool)>) {
+        self.next = self.next.max(id.number + 1);
+        let tasks = segments::read_index(base, &id).unwrap_or_default();
+        let full = Full { id, keys: tasks.iter().map(|(key, _)| key.clone()).collect() };
+        let mut runs = None;
+        for (key, place) in tasks {
+            let ended = place.to.is_some() || attempts.get(&key).is_none_or(|(ended, _)| *ended);
+            if !ended {
+                runs = Some(key.clone());
+            }
+            let entry = self.live.entry(key).or_insert(Entry { ended, outputs: Outputs::Segment(None), laid_out: false });
+            // Where the same attempt began last counts.
+            if !matches!(entry.outputs, Outputs::Segment(Some(other)) if other.segment > place.segment) {
+                (entry.ended, entry.outputs) = (ended, Outputs::Segment(Some(place)));
+            }
+        }
+        match runs {
+            Some(key) => drop(self.held.insert(key, full)),
+            None => self.over.push((time, Over::Segment(full))),
+        }
+    }
+}
+
+/// Whether a file there is called so.
+fn has_file(path: &Path, prefix: &str) -> bool {
+    let names = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.file_name());
+    names.into_iter().any(|name| name.to_str().is_some_and(|n| n.starts_with(prefix) && !LAID_OUT.contains(&n)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
+    fn key(n: u32) -> TaskKey {
+        TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 }
+    }
+
+    fn start(dir: &Path, budget: Bytes) -> (Sandboxes, impl Future<Output = ()> + Send + use<>) {
+        Sandboxes::start(dir, budget, &BTreeMap::new()).unwrap()
+    }
+
+    /// A task that prints and ends, or not.
+    fn run(all: &Sandboxes, key: &TaskKey, out: &[u8], ends: bool) -> Vec<File> {
+        all.make(key, Kind::Task, false, false).unwrap();
+        let files: Vec<File> = all.begin_task(key).unwrap().into_iter().map(File::from).collect();
+        (&files[0]).write_all(out).unwrap();
+        if ends {
+            all.ended(key);
+        }
+        files
+    }
+
+    fn output(all: &Sandboxes, key: &TaskKey, stream: usize) -> Option<String> {
+        let output = all.task_output(key, stream).ok()??;
+        let end = all.task_output_end(key, stream, &output.file).unwrap();
+        let mut bytes = vec![0; usize::try_from(end - output.from).unwrap()];
+        output.file.read_exact_at(&mut bytes, output.from).unwrap();
+        Some(String::from_utf8(bytes).unwrap())
+    }
+
+    fn files(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            std::fs::read_dir(dir.join("sandboxes/F")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn one_task_after_another_uses_the_same_files_and_sees_its_own_output_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (all, _collector) = start(dir.path(), Bytes::gib(1));
+        let mut first = run(&all, &key(1), b"one", true);
+        let together = run(&all, &key(2), b"two", false);
+        // Of the same time: files of its own.
+        run(&all, &key(3), b"three", true);
+        (&together[1]).write_all(b"an error").unwrap();
+        all.ended(&key(2));
+        run(&all, &key(4), b"", true);
+        assert_eq!(files(dir.path()), ["seg-0.err", "seg-0.index", "seg-0.out", "seg-1.err", "seg-1.index", "seg-1.out"]);
+        for (n, text, err) in [(1, "one", ""), (2, "two", "an error"), (3, "three", ""), (4, "", "")] {
+            assert_eq!((output(&all, &key(n), 0).unwrap(), output(&all, &key(n), 1).unwrap()), (text.into(), err.into()), "{n}");
+        }
+        // What is written after the end is in nobody's output that has ended.
+        first.remove(0).write_all(b"late").unwrap();
+        assert_eq!(output(&all, &key(1), 0).unwrap(), "one");
+        for name in files(dir.path()) {
+            assert_eq!(
+                std::fs::metadata(dir.path().join("sandboxes/F").join(&name)).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{name}"
+            );
+        }
+        assert!(all.has_ended(&key(4)) && all.find(&key(4)).unwrap() == Kind::Task);
+    }
+
+    #[test]
+    fn a_task_that_begins_again_has_the_output_of_its_last_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, _collector) = start(dir.path(), Bytes::gib(1));
+        run(&all, &key(1), b"lost", false);
+        run(&all, &key(1), b"kept", true);
+        assert_eq!(output(&all, &key(1), 0).unwrap(), "kept");
+        // One that never begins leaves nothing.
+        all.make(&key(2), Kind::Task, false, false).unwrap();
+        assert!(all.task_output(&key(2), 0).unwrap().is_none());
+        all.ended(&key(2));
+        assert!(all.find(&key(2)).is_err());
+    }
+
+    #[test]
+    fn many_tasks_at_once_have_files_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, _collector) = start(dir.path(), Bytes::gib(1));
+        for round in 0..3 {
+            let keys: Vec<_> = (0..300).map(|n| key(round * 1000 + n)).collect();
+            let open: Vec<_> = keys.iter().map(|k| run(&all, k, k.task.as_str().as_bytes(), false)).collect();
+            drop(open);
+            keys.iter().for_each(|k| all.ended(k));
+            keys.iter().for_each(|k| assert_eq!(output(&all, k, 0).as_deref(), Some(k.task.as_str())));
+        }
+        assert!(files(dir.path()).len() < 3 * 3 * 300, "segments are used again");
+    }
+
+    #[test]
+    fn a_later_life_finds_what_an_earlier_one_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, _collector) = start(dir.path(), Bytes::gib(1));
+        run(&all, &key(1), b"one", true);
+        let mut running = run(&all, &key(2), b"tw", false);
+        run(&all, &key(3), b"three", true);
+        // Laid out by an earlier build: a directory with two files; and one that never began.
+        std::fs::create_dir_all(dir.path().join("sandboxes/F/t4.0")).unwrap();
+        std::fs::write(dir.path().join("sandboxes/F/t4.0/stdout"), "four").unwrap();
+        std::fs::create_dir_all(dir.path().join("sandboxes/F/t5.0/.inputs")).unwrap();
+        // The machine's disk was full in the middle of a line.
+        let index = dir.path().join("sandboxes/F/seg-1.index");
+        let text = std::fs::read_to_string(&index).unwrap();
+        std::fs::write(&index, format!("{text}t9.0 1")).unwrap();
+        drop(all);
+
+        let attempts = BTreeMap::from([(key(2), (false, false))]);
+        let (all, collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &attempts).unwrap();
+        running.remove(0).write_all(b"o").unwrap();
+        assert!(!all.has_ended(&key(2)) && all.has_ended(&key(1)));
+        for (n, text) in [(1, "one"), (2, "two"), (3, "three"), (4, "four")] {
+            assert_eq!(output(&all, &key(n), 0).as_deref(), Some(text), "{n}");
+        }
+        assert!(all.find(&key(5)).is_err() && all.find(&key(9)).is_err());
+        // New ones get new files, whatever the old ones still do.
+        run(&all, &key(6), b"six", true);
+        all.ended(&key(2));
+        assert_eq!(output(&all, &key(6), 0).as_deref(), Some("six"));
+        assert_eq!(output(&all, &key(2), 0).as_deref(), Some("two"));
+        drop(all);
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(collector);
+        assert!(!dir.path().join("sandboxes/F/t5.0").exists());
+    }
+
+    #[test]
+    fn slots_files_are_made_once_and_only_for_the_agent_by_name() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (all, _collector) = start(dir.path(), Bytes::gib(1));
+        let path = all.make(&key(1), Kind::Part, false, false).unwrap();
+        assert_eq!(all.create_slot_outputs(&key(1), 7).unwrap().len(), 3);
+        for name in ["slot-7.out", "slot-7.err", "slot-7.ledger"] {
+            assert_eq!(std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        }
+        assert!(all.create_slot_outputs(&key(1), 7).is_err());
+        std::fs::write(path.join("slot-7.out"), "kept").unwrap();
+        assert_eq!(all.reopen_slot_outputs(&key(1), 7).unwrap().len(), 3);
+        assert_eq!(std::fs::read(path.join("slot-7.out")).unwrap(), b"kept");
+        std::os::unix::fs::symlink("../../../x", path.join("slot-8.out")).unwrap();
+        assert!(all.create_slot_outputs(&key(1), 8).is_err() && all.reopen_slot_outputs(&key(1), 8).is_err());
+        assert!(!dir.path().join("x").exists());
+    }
+
+    #[test]
+    fn nothing_outside_of_the_sandbox_can_be_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "x").unwrap();
+        let (all, _collector) = start(dir.path(), Bytes::gib(1));
+        let path = all.make(&key(1), Kind::Part, false, false).unwrap();
+        std::fs::write(path.join("stdout"), "hello").unwrap();
+        std::os::unix::fs::symlink("../../../secret", path.join("link")).unwrap();
+        std::os::unix::fs::symlink("/etc", path.join("etc")).unwrap();
+        nix::unistd::mkfifo(&path.join("pipe"), Mode::S_IRUSR).unwrap();
+        assert!(all.open(&key(1), "stdout", false).is_ok());
+        assert!(all.open(&key(1), "/stdout", false).is_ok());
+        assert!(all.open(&key(1), "", true).is_ok());
+        for bad in ["../../../secret", "link", "etc/passwd", "pipe", ".", "../t1.0/stdout", "no", "a\0b"] {
+            assert!(all.open(&key(1), bad, false).is_err(), "{bad:?}");
+        }
+        assert!(matches!(all.find(&key(2)), Err(Error::Gone(_))));
+    }
+
+    #[tokio::test]
+    async fn the_oldest_ended_outputs_make_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, collector) = start(dir.path(), Bytes(2 << 20));
+        for n in 0..4 {
+            let path = all.make(&key(n), Kind::Part, false, false).unwrap();
+            std::fs::write(path.join("slot-0.out"), vec![b'x'; 900_000]).unwrap();
+        }
+        // Larger than a segment may be: each has its own.
+        for n in 4..7 {
+            run(&all, &key(n), &vec![b'x'; 1_200_000], n != 6);
+        }
+        // An input that is still in the cache, of an attempt that keeps its outputs.
+        let kept = all.task_directory(&key(3)).join(LAID_OUT[0]);
+        std::fs::create_dir(&kept).unwrap();
+        std::fs::write(dir.path().join("cached"), vec![b'x'; 200_000]).unwrap();
+        std::fs::hard_link(dir.path().join("cached"), kept.join("in")).unwrap();
+        for n in [1, 2, 3] {
+            all.ended(&key(n));
+        }
+        let shared = all.shared.clone();
+        drop(all);
+        collector.await;
+        let left: Vec<_> = shared.lock().live.keys().cloned().collect();
+        assert_eq!(left, [key(0), key(2), key(3), key(6)]);
+        assert!(!kept.exists() && dir.path().join("cached").exists());
+        assert!(!dir.path().join("sandboxes/F/t1.0").exists() && dir.path().join("sandboxes/F/t0.0").exists());
+        assert!(!dir.path().join("sandboxes/F/seg-1.out").exists() && dir.path().join("sandboxes/F/seg-2.out").exists());
+    }
+}

@@ -1,0 +1,231 @@
+//! Where single tasks' outputs lie: segments, that is pairs of files that one task after another appends to.
+//!
+//! A directory and two files of its own cost a task more than running it does: inodes are made and removed, and a file system that
+//! has just freed many looks long for one that is free. So a task borrows a segment of its framework and gives it back at its end; an
+//! index beside the files says which task began where. Owns `sandboxes/<framework>/seg-<n>.{out,err,index}`. An executor gets the two
+//! files as descriptors that only append; it could spoil what its own framework's tasks wrote, and nothing else.
+//! Deliberately absent: who reads, and which segments go when room is needed (see `collect`).
+
+use super::open_beneath;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use smalti_types::{FrameworkId, TaskId, TaskKey};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// Bytes after which a segment takes no further task, so that what is old can go.
+const MOST_BYTES: u64 = 1 << 20;
+/// Tasks after which it takes no further one.
+const MOST_TASKS: usize = 512;
+/// Segments that nobody uses and that may be used again.
+const MOST_IDLE: usize = 256;
+/// Segments whose files stay open between tasks.
+const MOST_OPEN: usize = 64;
+/// Its files: outputs, errors, index.
+const KINDS: [&str; 3] = ["out", "err", "index"];
+
+/// Names a segment.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SegmentId {
+    pub(super) framework: FrameworkId,
+    pub(super) number: u64,
+}
+
+impl SegmentId {
+    /// Below the directory of all sandboxes.
+    fn file(&self, kind: &str) -> String {
+        format!("{}/seg-{}.{kind}", self.framework, self.number)
+    }
+
+    /// Its three files, below the directory of all sandboxes.
+    pub(super) fn files(&self) -> [String; 3] {
+        KINDS.map(|kind| self.file(kind))
+    }
+}
+
+/// Where one task's output lies in its segment: outputs and errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) segment: u64,
+    pub(super) from: [u64; 2],
+    /// `None` while it may grow.
+    pub(super) to: Option<[u64; 2]>,
+}
+
+/// A segment that takes no task any more.
+#[derive(Debug)]
+pub(super) struct Full {
+    pub(super) id: SegmentId,
+    pub(super) keys: Vec<TaskKey>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    id: SegmentId,
+    keys: Vec<TaskKey>,
+    files: Option<[File; 3]>,
+}
+
+/// All segments that are in use or may be.
+#[derive(Debug)]
+pub(super) struct Segments {
+    base: Arc<File>,
+    next: u64,
+    /// The last one was used last.
+    idle: Vec<Segment>,
+    busy: BTreeMap<TaskKey, Segment>,
+    /// Segments whose files are open.
+    open: usize,
+    full: Vec<Full>,
+}
+
+impl Segments {
+    /// Numbers go on behind those of an earlier life.
+    pub(super) const fn new(base: Arc<File>, next: u64) -> Self {
+        Self { base, next, idle: Vec::new(), busy: BTreeMap::new(), open: 0, full: Vec::new() }
+    }
+
+    /// A segment for a task, its output files open for appending.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn lend(&mut self, key: &TaskKey) -> std::io::Result<(Vec<OwnedFd>, Place)> {
+        let mut segment = match self.idle.iter().rposition(|s| s.id.framework == key.framework) {
+            Some(at) => self.idle.remove(at),
+            None => self.make(&key.framework)?,
+        };
+        let lent = self.begin(&mut segment, key);
+        if self.open > MOST_OPEN && segment.files.take().is_some() {
+            self.open -= 1;
+        }
+        match lent {
+            Ok(lent) => {
+                segment.keys.push(key.clone());
+                self.busy.insert(key.clone(), segment);
+                Ok(lent)
+            }
+            Err(e) => {
+                // Half a line may stand in its index.
+                self.retire(segment);
+                Err(e)
+            }
+        }
+    }
+
+    fn make(&mut self, framework: &FrameworkId) -> std::io::Result<Segment> {
+        let id = SegmentId { framework: framework.clone(), number: self.next };
+        let files = match open_all(&self.base, &id, OFlag::O_CREAT | OFlag::O_EXCL) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                nix::sys::stat::mkdirat(&*self.base, id.framework.as_str(), Mode::S_IRWXU)?;
+                open_all(&self.base, &id, OFlag::O_CREAT | OFlag::O_EXCL)?
+            }
+            files => files?,
+        };
+        self.next += 1;
+        self.open += 1;
+        Ok(Segment { id, keys: Vec::new(), files: Some(files) })
+    }
+
+    fn begin(&mut self, segment: &mut Segment, key: &TaskKey) -> std::io::Result<(Vec<OwnedFd>, Place)> {
+        let files = match &mut segment.files {
+            Some(files) => files,
+            none => {
+                self.open += 1;
+                none.insert(open_all(&self.base, &segment.id, OFlag::empty()).inspect_err(|_| self.open -= 1)?)
+            }
+        };
+        let from = [files[0].metadata()?.len(), files[1].metadata()?.len()];
+        files[2].write_all(format!("{}.{} {} {}\n", key.task, key.attempt, from[0], from[1]).as_bytes())?;
+        let lent = vec![files[0].try_clone()?.into(), files[1].try_clone()?.into()];
+        Ok((lent, Place { segment: segment.id.number, from, to: None }))
+    }
+
+    /// The task has ended: where its outputs end. `None`: it had no segment of this life.
+    pub(super) fn give_back(&mut self, key: &TaskKey) -> Option<[u64; 2]> {
+        let segment = self.busy.remove(key)?;
+        let to = match &segment.files {
+            Some([out, err, _]) => lengths([out, err]),
+            None => ends(&self.base, &segment.id),
+        };
+        // Without knowing where this one ends, another must not begin.
+        let Ok(to) = to else {
+            self.retire(segment);
+            return Some([u64::MAX; 2]);
+        };
+        if to[0] + to[1] > MOST_BYTES || segment.keys.len() >= MOST_TASKS {
+            self.retire(segment);
+        } else {
+            self.idle.push(segment);
+        }
+        if self.idle.len() > MOST_IDLE {
+            let oldest = self.idle.remove(0);
+            self.retire(oldest);
+        }
+        Some(to)
+    }
+
+    fn retire(&mut self, segment: Segment) {
+        self.open -= usize::from(segment.files.is_some());
+        self.full.push(Full { id: segment.id, keys: segment.keys });
+    }
+
+    /// Those that became full since the last call.
+    pub(super) fn take_full(&mut self) -> Vec<Full> {
+        std::mem::take(&mut self.full)
+    }
+}
+
+fn open_all(base: &File, id: &SegmentId, flags: OFlag) -> std::io::Result<[File; 3]> {
+    let flags = flags | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let open =
+        |kind| Ok::<_, std::io::Error>(File::from(openat(base.as_fd(), id.file(kind).as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?));
+    Ok([open(KINDS[0])?, open(KINDS[1])?, open(KINDS[2])?])
+}
+
+fn lengths(files: [&File; 2]) -> std::io::Result<[u64; 2]> {
+    Ok([files[0].metadata()?.len(), files[1].metadata()?.len()])
+}
+
+fn ends(base: &File, id: &SegmentId) -> std::io::Result<[u64; 2]> {
+    let open = |kind| open_beneath(base, &id.file(kind), false).map(File::from);
+    lengths([&open(KINDS[0])?, &open(KINDS[1])?])
+}
+
+/// One output of a segment, for reading.
+///
+/// # Errors
+/// When it is not there.
+pub(super) fn open(base: &File, id: &SegmentId, stream: usize) -> std::io::Result<File> {
+    Ok(open_beneath(base, &id.file(KINDS[stream]), false)?.into())
+}
+
+/// What an earlier life left of a segment: its tasks in their order. Of the last one nobody knows whether it has ended; a line that is not
+/// whole is of one that never began.
+pub(super) fn read_index(base: &File, id: &SegmentId) -> std::io::Result<Vec<(TaskKey, Place)>> {
+    let text = std::io::read_to_string(File::from(open_beneath(base, &id.file(KINDS[2]), false)?))?;
+    let mut tasks: Vec<(TaskKey, Place)> = Vec::new();
+    for line in text.split_inclusive('\n') {
+        let Some((key, from)) = parse(line, &id.framework) else { break };
+        if let Some((_, before)) = tasks.last_mut() {
+            before.to = Some(from);
+        }
+        tasks.push((key, Place { segment: id.number, from, to: None }));
+    }
+    Ok(tasks)
+}
+
+fn parse(line: &str, framework: &FrameworkId) -> Option<(TaskKey, [u64; 2])> {
+    let mut words = line.strip_suffix('\n')?.split(' ');
+    let (task, attempt) = words.next()?.rsplit_once('.')?;
+    let key = TaskKey { framework: framework.clone(), task: TaskId::new(task).ok()?, attempt: attempt.parse().ok()? };
+    let from = [words.next()?.parse().ok()?, words.next()?.parse().ok()?];
+    words.next().is_none().then_some((key, from))
+}
+
+/// Number of the segment that a file belongs to whose name is that of an index.
+pub(super) fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix("seg-")?.strip_suffix(".index")?.parse().ok()
+}
