@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 use smalti_tests::Cluster;
 use std::time::Instant;
 
-pub(crate) fn measure(cluster: &Cluster, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
-    let items = effort.array_items.to_string();
+/// Measures an array of this many items; the figure gets this name.
+pub(crate) fn measure(cluster: &Cluster, digest: &str, name: &str, n: u64, effort: Effort, figures: &mut Figures) -> Result<()> {
+    let items = n.to_string();
     let mut rates = Vec::new();
     for _ in 0..effort.repetitions {
         let start = Instant::now();
@@ -18,8 +19,8 @@ pub(crate) fn measure(cluster: &Cluster, digest: &str, effort: Effort, figures: 
             bail!("the array ended with {}: {}", done.code, done.stderr);
         }
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        rates.push(effort.array_items as f64 / seconds);
+        rates.push(n as f64 / seconds);
     }
-    figures.add("array_items_per_s", rates);
+    figures.add(name, rates);
     Ok(())
 }

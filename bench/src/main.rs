@@ -3,13 +3,19 @@
 //! Real processes over loopback, limits, accounting and acknowledgements as by default. The figures are printed; none is
 //! judged here.
 
+mod allocation;
 mod array;
 mod figures;
 mod floor;
+mod memory;
 mod network;
 mod noisy;
+mod offers;
+mod process;
 mod rpc;
 mod single;
+mod spawn;
+mod words;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -43,6 +49,14 @@ enum Group {
     Process,
     /// Single tasks per second
     Single,
+    /// From a freed resource to the next offer
+    Offers,
+    /// The master's core with 50,000 agents and 1,000 frameworks
+    Allocation,
+    /// Memory and cpu of idle processes, and of thousands of sleeping tasks
+    Memory,
+    /// A word count beside the same program compiled natively
+    Words,
     /// Servers in guests beside a native one
     Network,
     /// What a benign tenant keeps of its throughput beside a hostile one, in both classes
@@ -57,10 +71,43 @@ struct Effort {
     single_tasks: u64,
     round_trips: usize,
     floor_seconds: f64,
+    process_launches: usize,
+    process_tasks: u64,
+    confined_spawns: usize,
+    offers: usize,
+    idle_seconds: f64,
+    sleepers: u64,
+    text_bytes: usize,
 }
 
-const FULL: Effort = Effort { repetitions: 5, array_items: 400_000, single_tasks: 40_000, round_trips: 2_000, floor_seconds: 2.0 };
-const QUICK: Effort = Effort { repetitions: 3, array_items: 100_000, single_tasks: 10_000, round_trips: 500, floor_seconds: 1.0 };
+const FULL: Effort = Effort {
+    repetitions: 5,
+    array_items: 400_000,
+    single_tasks: 40_000,
+    round_trips: 2_000,
+    floor_seconds: 1.5,
+    process_launches: 50,
+    process_tasks: 400,
+    confined_spawns: 300,
+    offers: 300,
+    idle_seconds: 10.0,
+    sleepers: 10_000,
+    text_bytes: 100_000_000,
+};
+const QUICK: Effort = Effort {
+    repetitions: 3,
+    array_items: 100_000,
+    single_tasks: 10_000,
+    round_trips: 300,
+    floor_seconds: 0.5,
+    process_launches: 15,
+    process_tasks: 100,
+    confined_spawns: 100,
+    offers: 100,
+    idle_seconds: 2.0,
+    sleepers: 1_000,
+    text_bytes: 20_000_000,
+};
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -82,36 +129,59 @@ fn main() -> Result<()> {
 
 fn speed(only: &[Group], effort: Effort, figures: &mut Figures) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().context("starting tokio")?;
+    let wanted = |group| only.is_empty() || only.contains(&group);
 
     // One agent with two cpus: two slots of one cpu each, as many as the machine has cores.
     let agent = AgentConfig { cpus: "2".into(), mem: "4GiB".into(), ..AgentConfig::default() };
     let cluster = Cluster::start(Config { agents: vec![agent], env: vec![("RUST_LOG".into(), "warn".into())], ..Config::default() })?;
-    let guest = cluster.paths.guest("empty")?.display().to_string();
     println!(
         "settings: 1 agent, 2 slots of 1 cpu, isolation auto, accounting, output and acknowledgements on, guest `empty` (Rust, wasip1)"
     );
-    let digest = rpc::push(&cluster, &guest)?;
-    cluster.ok(&["run", &digest])?; // fetched, compiled, executor started
+    let ready = |guest: &str| -> Result<String> {
+        let digest = rpc::push(&cluster, &cluster.paths.guest(guest)?.display().to_string())?;
+        cluster.ok(&["run", &digest])?; // fetched, compiled, executor started
+        Ok(digest)
+    };
+    let digest = ready("empty")?;
 
-    let wanted = |group| only.is_empty() || only.contains(&group);
+    if wanted(Group::Memory) {
+        memory::idle(&cluster, effort, figures)?;
+    }
     if wanted(Group::Array) {
-        floor::measure(&cluster, effort, figures)?;
-        array::measure(&cluster, &digest, effort, figures)?;
+        let busy = ready("busy")?;
+        floor::measure(&cluster, &digest, "floor_items_per_s", effort, figures)?;
+        array::measure(&cluster, &digest, "array_items_per_s", effort.array_items, effort, figures)?;
+        floor::measure(&cluster, &busy, "busy_floor_items_per_s", effort, figures)?;
+        array::measure(&cluster, &busy, "busy_array_items_per_s", effort.array_items / 10, effort, figures)?;
+        figures.ratio("array_ratio", "array_items_per_s", "floor_items_per_s");
+        figures.ratio("busy_array_ratio", "busy_array_items_per_s", "busy_floor_items_per_s");
     }
     if wanted(Group::Warm) {
         runtime.block_on(rpc::warm(&cluster, &digest, effort, figures))?;
+        figures.ratio("warm_task_p50_rtts", "warm_task_p50_us", "grpc_rtt_p50_us");
+        figures.ratio("warm_task_p99_rtts", "warm_task_p99_us", "grpc_rtt_p50_us");
     }
     if wanted(Group::Process) {
-        runtime.block_on(rpc::processes(&cluster, &digest, effort, figures))?;
+        runtime.block_on(process::measure(&cluster, &digest, effort, figures))?;
     }
     if wanted(Group::Single) {
         runtime.block_on(single::measure(&cluster, &digest, effort, figures))?;
     }
+    if wanted(Group::Offers) {
+        runtime.block_on(offers::measure(&cluster, &digest, effort, figures))?;
+    }
     if wanted(Group::Network) {
         network::measure(&cluster, effort, figures)?;
     }
-    figures.ratio("array_ratio", "array_items_per_s", "floor_items_per_s");
-    figures.ratio("warm_task_p50_rtts", "warm_task_p50_us", "grpc_rtt_p50_us");
-    figures.ratio("warm_process_task_p50_spawns", "warm_process_task_p50_us", "spawn_true_p50_us");
+    drop(cluster);
+    if wanted(Group::Allocation) {
+        allocation::measure(effort, figures)?;
+    }
+    if wanted(Group::Words) {
+        words::measure(effort, figures)?;
+    }
+    if wanted(Group::Memory) {
+        runtime.block_on(memory::sleepers(effort, figures))?;
+    }
     Ok(())
 }

@@ -6,13 +6,8 @@ use anyhow::{Context, Result, bail};
 use smalti_proto::v1;
 use smalti_tests::Cluster;
 use smalti_types::{BundleRef, Bytes, Digest, Isolation, MilliCpus, Resources, TaskSpec};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tonic::transport::Channel;
-
-/// Tasks of class `process` in one repetition.
-const PROCESS_TASKS: usize = 100;
-/// Time in which the pool is filled again.
-const POOL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pushes the guest; returns its digest as text.
 pub(crate) fn push(cluster: &Cluster, guest: &str) -> Result<String> {
@@ -36,9 +31,10 @@ async fn connect(address: &str) -> Result<Channel> {
 }
 
 type Operator = v1::operator_service_client::OperatorServiceClient<Channel>;
-type Jobs = v1::jobs_client::JobsClient<Channel>;
+pub(crate) type Jobs = v1::jobs_client::JobsClient<Channel>;
 
-async fn clients(cluster: &Cluster) -> Result<(Operator, Jobs)> {
+/// Clients of the master and of the batch scheduler.
+pub(crate) async fn clients(cluster: &Cluster) -> Result<(Operator, Jobs)> {
     let mut operator = Operator::new(connect(&cluster.address).await?);
     let jobs_at =
         operator.cluster(v1::Empty {}).await?.into_inner().services.remove(v1::jobs_server::SERVICE_NAME).context("no batch scheduler")?;
@@ -70,39 +66,8 @@ pub(crate) async fn warm(cluster: &Cluster, digest: &str, effort: Effort, figure
     Ok(())
 }
 
-/// Class `process`: one at a time with the pool filled, one at a time without a pause, and `/bin/true` for comparison.
-pub(crate) async fn processes(cluster: &Cluster, digest: &str, effort: Effort, figures: &mut Figures) -> Result<()> {
-    let (_, mut jobs) = clients(cluster).await?;
-    one_task(&mut jobs, digest, 0, Isolation::Process).await?; // the pool is filled with the first use
-    let (mut warm50, mut warm99, mut rates, mut spawn50) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..effort.repetitions {
-        let (mut samples, mut spawns) = (Vec::new(), Vec::new());
-        for n in 0..PROCESS_TASKS {
-            tokio::time::sleep(POOL_PAUSE).await;
-            samples.push(one_task(&mut jobs, digest, n, Isolation::Process).await?);
-            let start = Instant::now();
-            std::process::Command::new("/bin/true").status().context("running /bin/true")?;
-            spawns.push(start.elapsed().as_secs_f64() * 1e6);
-        }
-        warm50.push(percentile(&mut samples, 0.5));
-        warm99.push(percentile(&mut samples, 0.99));
-        spawn50.push(percentile(&mut spawns, 0.5));
-        let start = Instant::now();
-        for n in 0..PROCESS_TASKS {
-            one_task(&mut jobs, digest, n, Isolation::Process).await?;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        rates.push(PROCESS_TASKS as f64 / start.elapsed().as_secs_f64());
-    }
-    figures.add("warm_process_task_p50_us", warm50);
-    figures.add("warm_process_task_p99_us", warm99);
-    figures.add("process_tasks_in_a_row_per_s", rates);
-    figures.add("spawn_true_p50_us", spawn50);
-    Ok(())
-}
-
 /// Microseconds from the submission to the terminal state.
-async fn one_task(jobs: &mut Jobs, digest: &str, n: usize, isolation: Isolation) -> Result<f64> {
+pub(crate) async fn one_task(jobs: &mut Jobs, digest: &str, n: usize, isolation: Isolation) -> Result<f64> {
     let single = v1::SingleJob {
         spec: Some(TaskSpec { isolation, ..spec(digest)? }.into()),
         resources: Some(resources().into()),

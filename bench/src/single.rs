@@ -10,6 +10,9 @@ use smalti_tests::Cluster;
 use smalti_types::{Bytes, DurationMs, Filters, Launch, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec, TaskState};
 use std::time::Instant;
 
+/// Tasks that start what the others find.
+const WARM_UP: u64 = 200;
+
 /// What one task takes: 40 of them run at once on the two cpus.
 fn request() -> Resources {
     Resources::new(MilliCpus(50), Bytes::mib(16))
@@ -19,16 +22,22 @@ pub(crate) async fn measure(cluster: &Cluster, digest: &str, effort: Effort, fig
     let spec = spec(digest)?;
     let mut rates = Vec::new();
     for _ in 0..effort.repetitions {
-        let (handle, mut events) = Framework::connect(Options::new(&cluster.address, "bench")).await?;
-        run(&handle, &mut events, &spec, 200).await?; // its executor starts
-        let start = Instant::now();
-        run(&handle, &mut events, &spec, effort.single_tasks).await?;
-        #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        rates.push(effort.single_tasks as f64 / start.elapsed().as_secs_f64());
-        handle.teardown().await?;
+        rates.push(rate(cluster, &spec, effort.single_tasks).await?);
     }
     figures.add("single_tasks_per_s", rates);
     Ok(())
+}
+
+/// Tasks per second of a framework of their own, whose executor is there.
+pub(crate) async fn rate(cluster: &Cluster, spec: &TaskSpec, tasks: u64) -> Result<f64> {
+    let (handle, mut events) = Framework::connect(Options::new(&cluster.address, "bench")).await?;
+    run(&handle, &mut events, spec, WARM_UP.min(tasks)).await?;
+    let start = Instant::now();
+    run(&handle, &mut events, spec, tasks).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    handle.teardown().await?;
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    Ok(tasks as f64 / seconds)
 }
 
 /// Launches `tasks` tasks on whatever is offered and waits for their ends.

@@ -11,11 +11,14 @@ use crate::transaction::Commit;
 use smalti_framework_sdk_core::{Client, Event, Message, Record};
 use smalti_types::{DurationMs, Effects, Time};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
 
 /// How long an acknowledgement may wait for a commit to go with.
 const PATIENCE: DurationMs = DurationMs(200);
+/// A commit that takes no longer holds nobody up.
+const SHORT: Duration = Duration::from_millis(1);
 
 type Reply = oneshot::Sender<Result<(), Error>>;
 
@@ -53,6 +56,8 @@ impl Batch {
 pub(crate) struct Keeper {
     store: Option<Arc<dyn Store>>,
     table: String,
+    /// Whether the last commit took so long that other tasks of this thread should not have to wait for the next.
+    slow: bool,
     /// Patient ones, and since when the first waits.
     waiting: Option<(Time, Effects<Record, Message>)>,
 }
@@ -60,7 +65,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// The keeper, and the client as the store knows it.
     pub(crate) fn open(options: &Options) -> Result<(Client, Self), Error> {
-        let keeper = Self { store: options.store.clone(), table: options.table.clone(), waiting: None };
+        let keeper = Self { store: options.store.clone(), table: options.table.clone(), slow: true, waiting: None };
         let mut records: Vec<Record> = options.id.clone().map(Record::Subscribed).into_iter().collect();
         if let Some(store) = &options.store {
             for (key, value) in store.read(&options.table)? {
@@ -98,9 +103,9 @@ impl Keeper {
         if effects.is_empty() && replies.is_empty() {
             return Ok(Vec::new());
         }
-        let (store, table) = (&self.store, &self.table);
+        let (store, table, slow) = (&self.store, &self.table, &mut self.slow);
         let result = effects.commit(|records| match store {
-            Some(store) => write(&**store, table, &records, writes),
+            Some(store) => write(&**store, table, &records, writes, slow),
             // What a handler writes without a store is nowhere: it must not be taken for kept.
             None if !writes.is_empty() => Err(StoreError::Record { table: "(none)".into(), reason: "the framework has no store".into() }),
             None => Ok(()),
@@ -142,7 +147,7 @@ impl Keeper {
     }
 }
 
-fn write(store: &dyn Store, table: &str, records: &[Record], handler: Writes) -> Result<(), StoreError> {
+fn write(store: &dyn Store, table: &str, records: &[Record], handler: Writes, slow: &mut bool) -> Result<(), StoreError> {
     let mut writes = handler;
     for record in records {
         let (key, value) = record.encode();
@@ -151,9 +156,13 @@ fn write(store: &dyn Store, table: &str, records: &[Record], handler: Writes) ->
     if writes.is_empty() {
         return Ok(());
     }
-    // An fsync takes milliseconds: other tasks of this thread need not wait for it where they can go elsewhere.
-    match Handle::try_current().map(|h| h.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| store.commit(&writes)),
+    let began = Instant::now();
+    // Other tasks of this thread need not wait for an fsync that takes milliseconds where they can go elsewhere. For a short one, moving
+    // them costs more than it takes.
+    let result = match Handle::try_current().map(|h| h.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) if *slow => tokio::task::block_in_place(|| store.commit(&writes)),
         _ => store.commit(&writes),
-    }
+    };
+    *slow = began.elapsed() > SHORT;
+    result
 }

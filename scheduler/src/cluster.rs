@@ -6,12 +6,18 @@ use smalti_proto::client::{ConnectError, connect};
 use smalti_proto::convert::MAX_FRAME_LEN;
 use smalti_proto::v1::bundle_service_client::BundleServiceClient;
 use smalti_proto::v1::operator_service_client::OperatorServiceClient;
-use smalti_proto::v1::{AgentStatus, Empty};
+use smalti_proto::v1::{AgentStatus, BundleDigest, Empty};
+use smalti_types::Digest;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
 
+/// How long it is believed that the store has a bundle, and how many are remembered. It is asked so that a wrong digest is told to whoever
+/// submits; what is removed within this time is told by the task.
+const STORED_KEPT: Duration = Duration::from_secs(1);
+const MOST_STORED: usize = 1024;
 /// How long the list of agents may be reused for the check whether a job can ever fit.
 const AGENTS_KEPT: Duration = Duration::from_secs(1);
 
@@ -26,6 +32,8 @@ pub(crate) struct Cluster {
 struct Shared {
     channel: Option<Channel>,
     agents: Option<(Instant, Arc<Vec<AgentStatus>>)>,
+    /// Lengths of bundles that the store has.
+    stored: BTreeMap<Digest, (Instant, u64)>,
 }
 
 impl Cluster {
@@ -57,6 +65,21 @@ impl Cluster {
     pub(crate) async fn bundles(&self) -> Result<BundleServiceClient<Channel>, tonic::Status> {
         let channel = self.channel().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
         Ok(BundleServiceClient::new(channel).max_decoding_message_size(MAX_FRAME_LEN))
+    }
+
+    /// Length of what is in the cluster's store under this digest, as of a moment ago.
+    pub(crate) async fn stored(&self, digest: Digest) -> Result<u64, tonic::Status> {
+        if let Some((_, length)) = self.shared.lock().await.stored.get(&digest).filter(|(at, _)| at.elapsed() < STORED_KEPT) {
+            return Ok(*length);
+        }
+        let wire = BundleDigest { digest: bytes::Bytes::copy_from_slice(digest.as_bytes()) };
+        let length = self.bundles().await?.stat(wire).await?.into_inner().length;
+        let mut shared = self.shared.lock().await;
+        if shared.stored.len() >= MOST_STORED {
+            shared.stored.clear();
+        }
+        shared.stored.insert(digest, (Instant::now(), length));
+        Ok(length)
     }
 
     /// All agents, now.

@@ -9,7 +9,7 @@ use crate::store::{self, Store, StoreError};
 use crate::watchers::{Watch, Watchers};
 use smalti_framework_sdk::{Ack, Transaction};
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, Message, Record, Scheduler};
-use smalti_types::protocol::FrameworkEvent;
+use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{Effects, Role, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -220,6 +220,11 @@ impl EventLoop {
         })?;
         let mut transactions: BTreeMap<Role, Transaction> = BTreeMap::new();
         self.write(records, &mut transactions)?;
+        let revived = revived(&messages);
+        for role in &revived {
+            self.frameworks.call(role, Call::Revive).await?;
+        }
+        let messages = messages.into_iter().filter(|m| !is_said(m, &revived)).collect();
         let later = self.sort(messages, &mut transactions);
         for (role, transaction) in transactions {
             self.frameworks.commit(&role, transaction).await?;
@@ -301,7 +306,43 @@ impl EventLoop {
     }
 }
 
+/// Roles that want offers in the end. That need not wait until anything is durable: a crash that forgets why costs no more than refusing
+/// an offer; and while what was decided becomes durable, the offer is on its way.
+fn revived(messages: &[Message]) -> BTreeSet<Role> {
+    let mut roles = BTreeSet::new();
+    for message in messages {
+        match message {
+            Message::Call { role, call: Call::Revive } => drop(roles.insert(role.clone())),
+            Message::Call { role, call: Call::Suppress } => drop(roles.remove(role)),
+            _ => {}
+        }
+    }
+    roles
+}
+
+/// Whether a role that wants offers in the end has said so, and this about it is out of date.
+fn is_said(message: &Message, revived: &BTreeSet<Role>) -> bool {
+    matches!(message, Message::Call { role, call: Call::Revive | Call::Suppress } if revived.contains(role))
+}
+
 /// Microseconds since 1970.
 pub(crate) fn now() -> Time {
     SystemTime::now().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_last_about_offers_counts() {
+        let (a, b) = (Role::new("a").unwrap(), Role::new("b").unwrap());
+        let call = |role: &Role, call| Message::Call { role: role.clone(), call };
+        let messages = [call(&a, Call::Suppress), call(&a, Call::Revive), call(&b, Call::Revive), call(&b, Call::Suppress)];
+        let revived = revived(&messages);
+        assert_eq!(revived.iter().collect::<Vec<_>>(), [&a]);
+        let left: Vec<_> = messages.iter().filter(|m| !is_said(m, &revived)).collect();
+        assert_eq!(left.len(), 2, "a's are said, b's go with its transaction");
+        assert!(left.iter().all(|m| matches!(m, Message::Call { role, .. } if *role == b)));
+    }
 }

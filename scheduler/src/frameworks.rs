@@ -6,7 +6,7 @@ use smalti_framework_sdk::store::RedbStore;
 use smalti_framework_sdk::{Ack, Error, Event, Events, Framework, Handle, Options, Transaction};
 use smalti_proto::v1::jobs_server::SERVICE_NAME as JOBS_SERVICE;
 use smalti_scheduler_core::Event as CoreEvent;
-use smalti_types::protocol::{FrameworkEvent, REMOVED_FRAMEWORK};
+use smalti_types::protocol::{Call, FrameworkEvent, REMOVED_FRAMEWORK};
 use smalti_types::{FrameworkId, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,6 +65,17 @@ impl Frameworks {
         self.present.insert(role.clone(), present.clone());
         tokio::spawn(keep_subscribed(options, role.clone(), events, present, self.inbox.clone()));
         Ok(())
+    }
+
+    /// A call that belongs to no transaction.
+    pub(crate) async fn call(&mut self, role: &Role, call: Call) -> Result<(), Error> {
+        self.connect(role)?;
+        let Some(present) = self.present.get(role) else { return Err(Error::Closed) };
+        match present.lock().await.call(call).await {
+            // The next subscription has no refusals to forget.
+            Err(Error::Closed) => Ok(()),
+            sent => sent,
+        }
     }
 
     /// Commits what one batch decided for the framework of this role.

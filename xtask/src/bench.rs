@@ -5,6 +5,10 @@ use anyhow::Result;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     build::everything()?;
+    // The same program as the guest's, for comparison.
+    let mut native = build::cargo("build");
+    native.args(["--quiet", "--package", "smalti-wasm-examples", "--bin", "wordcount"]);
+    build::run(native)?;
     let mut c = build::cargo("run");
     c.args(["--quiet", "--package", "smalti-bench", "--"]).args(args);
     build::run(c)

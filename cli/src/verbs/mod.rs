@@ -32,10 +32,10 @@ pub(crate) fn run(verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Completion(completion) => completion.run(),
         Verb::Quota => Err(Failure::not_yet("quota", "roles share by dominant-resource fairness")),
-        Verb::Master(master) => block_on(None, master.run()),
-        Verb::Scheduler(scheduler) => block_on(None, scheduler.run()),
-        Verb::Agent(agent) => block_on(None, agent.run()),
-        client => block_on(Some(CLIENT_THREADS), Box::pin(run_client(client))),
+        Verb::Master(master) => block_on(server_threads(), master.run()),
+        Verb::Scheduler(scheduler) => block_on(server_threads(), scheduler.run()),
+        Verb::Agent(agent) => block_on(server_threads(), agent.run()),
+        client => block_on(CLIENT_THREADS, Box::pin(run_client(client))),
     }
 }
 
@@ -63,13 +63,17 @@ async fn run_client(verb: Verb) -> Result<Exit> {
     }
 }
 
-/// Runs a future on a runtime of its own; `threads`: `None` for one per processor.
-fn block_on(threads: Option<usize>, future: impl Future<Output = Result<Exit>>) -> Result<Exit> {
+/// Threads of a server: one for two processors, at most eight. What passes from a connection to the loop that decides and back should not
+/// have to wake another thread each time, and a master shares its machine with others.
+fn server_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 8))
+}
+
+/// Runs a future on a runtime of its own with this many threads.
+fn block_on(threads: usize, future: impl Future<Output = Result<Exit>>) -> Result<Exit> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if let Some(threads) = threads {
-        builder.worker_threads(threads);
-    }
-    let runtime = builder.enable_all().build().map_err(|e| Failure::new(format!("starting threads: {}", io_text(&e))))?;
+    let runtime =
+        builder.worker_threads(threads).enable_all().build().map_err(|e| Failure::new(format!("starting threads: {}", io_text(&e))))?;
     let result = runtime.block_on(future);
     // A thread that still waits for a reader of stdout must not keep us.
     runtime.shutdown_background();

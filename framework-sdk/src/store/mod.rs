@@ -3,6 +3,7 @@
 //! Owns the shape: tables of keys and values, and transactions that are durable when they return. What the library keeps
 //! is `smalti-framework-sdk-core`'s affair, what a handler keeps is its own.
 
+mod journal;
 mod memory;
 mod redb;
 
@@ -104,6 +105,26 @@ pub enum StoreError {
         path: PathBuf,
         /// What the store says.
         source: Box<::redb::Error>,
+    },
+    /// The file beside it, where transactions are durable first.
+    #[error("cannot use the store's journal {}: {source}; is the disk full or failing?", path.display())]
+    Journal {
+        /// Which file.
+        path: PathBuf,
+        /// What the disk says.
+        source: std::io::Error,
+    },
+    /// What was committed last cannot be read.
+    #[error(
+        "the store's journal {} is damaged: {what}. Transactions that it had would be lost in silence: restore it together with the store, \
+         or move both away and begin anew",
+        path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// In which way.
+        what: String,
     },
     /// A value is not what was written.
     #[error("a record in table `{table}` of the store cannot be read: {reason}")]

@@ -9,7 +9,6 @@ mod splits;
 
 use crate::cluster::Cluster;
 use object::Object;
-use smalti_proto::v1::BundleDigest;
 use smalti_types::{BundleRef, Digest, Input, Split};
 use tonic::{Code, Status};
 
@@ -125,9 +124,8 @@ impl Resolver {
 
     /// Length of what is in the cluster's store under this digest.
     async fn stored(&self, digest: Digest) -> Result<u64, ResolveError> {
-        let wire = BundleDigest { digest: bytes::Bytes::copy_from_slice(digest.as_bytes()) };
-        match self.cluster.bundles().await?.stat(wire).await {
-            Ok(info) => Ok(info.into_inner().length),
+        match self.cluster.stored(digest).await {
+            Ok(length) => Ok(length),
             Err(status) if status.code() == Code::NotFound => Err(ResolveError::NotStored(digest)),
             Err(status) => Err(status.into()),
         }

@@ -89,28 +89,3 @@ fn ten_thousand_agents_come_back() {
     assert_eq!((registered, updates, master.offer_views().count() as u64), (agents, agents * tasks, agents));
     master.check_invariants().unwrap();
 }
-
-/// What the design promises: 5 ms after one change, 200 ms for a full cycle. Run by hand: `-- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, not a check"]
-fn full_size() {
-    let (mut master, now) = cluster(50_000, 1_000);
-    let since = std::time::Instant::now();
-    let _ = master.step(now, Event::BatchEnd);
-    println!("full cycle: {:?}", since.elapsed());
-    let offers: Vec<Offer> = master.offer_views().collect();
-    for n in 0..1_000 {
-        let mine = |o: &&Offer| o.framework.as_str() == format!("F1-{n}");
-        let call = Call::Decline { offers: offers.iter().filter(mine).map(|o| o.id).collect(), filters: Filters::default() };
-        let _ = master.step(now, Event::FrameworkCall { conn: Conn(n), call });
-    }
-    let since = std::time::Instant::now();
-    let _ = master.step(now, Event::BatchEnd);
-    println!("full cycle, each agent refused by one: {:?}", since.elapsed());
-    let offer = master.offer_views().next().unwrap();
-    let conn = Conn(offer.framework.as_str()[3..].parse().unwrap());
-    let _ = master.step(now, Event::FrameworkCall { conn, call: Call::Decline { offers: vec![offer.id], filters: Filters::default() } });
-    let since = std::time::Instant::now();
-    let _ = master.step(now, Event::BatchEnd);
-    println!("one change: {:?}", since.elapsed());
-}
