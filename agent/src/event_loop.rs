@@ -10,7 +10,7 @@ use crate::executors::Executors;
 use crate::launcher::{Gone, Running};
 use crate::ledgers;
 use crate::prepare::{self, Prepared};
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{self, Sandboxes};
 use crate::wire;
 use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Run, ToExecutor};
 use smalti_proto::v1;
@@ -506,9 +506,14 @@ impl EventLoop {
                     self.outgoing.extend(updates);
                 }
             }
-            Message::Prepare { run, key, spec, split_inputs, array, disk, slots, keep } => {
+            Message::Prepare { run, key, spec, split_inputs, array, alone, disk, slots, keep } => {
                 let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
-                let directory = match self.sandboxes.make(&key, array, keep) {
+                let kind = match (array, alone) {
+                    (true, _) => sandbox::Kind::Array,
+                    (false, true) => sandbox::Kind::Alone,
+                    (false, false) => sandbox::Kind::Single,
+                };
+                let directory = match self.sandboxes.make(&key, kind, keep) {
                     Ok(directory) => directory,
                     Err(e) => return self.again.push_back(failed(format!("cannot make the task's directory: {e}"))),
                 };

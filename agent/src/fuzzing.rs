@@ -305,7 +305,7 @@ pub fn ledger(directory: &std::path::Path, data: &[u8]) {
     const MOST: usize = 1 << 20;
     let (all, _collector) = Sandboxes::start(directory, Bytes::gib(1), &std::collections::BTreeMap::new()).expect("a sandbox directory");
     let key = key(1, "p");
-    let path = all.make(&key, true, false).expect("made");
+    let path = all.make(&key, crate::sandbox::Kind::Array, false).expect("made");
     std::fs::write(path.join("slot-0.ledger"), data).expect("written");
     std::fs::write(path.join("slot-0.out"), b"some output").expect("written");
     let mut given = 0;

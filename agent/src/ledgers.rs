@@ -96,7 +96,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (sandboxes, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
         let key = TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new("t").unwrap(), attempt: 0 };
-        let path = sandboxes.make(&key, true, false).unwrap();
+        let path = sandboxes.make(&key, crate::sandbox::Kind::Array, false).unwrap();
         let mut file = std::fs::File::create(path.join("slot-3.ledger")).unwrap();
         let record = |item, attempt, failed, exit_code| Record { item, attempt, failed, exit_code, wall_us: 5, ..Record::default() };
         for r in [record(1, 2, false, Some(0)), record(2, 1, false, Some(0)), record(3, 2, true, Some(7)), record(4, 2, true, None)] {

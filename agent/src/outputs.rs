@@ -332,7 +332,7 @@ mod tests {
 
     fn sandboxes(dir: &Path) -> (Sandboxes, std::path::PathBuf) {
         let (all, _) = Sandboxes::start(dir, Bytes::gib(1), &BTreeMap::new()).unwrap();
-        let path = all.make(&key(), true, false).unwrap();
+        let path = all.make(&key(), crate::sandbox::Kind::Array, false).unwrap();
         (all, path)
     }
 

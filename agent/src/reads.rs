@@ -4,9 +4,10 @@
 //! the reader goes. Deliberately absent: the layout of outputs (see `outputs`).
 
 use crate::outputs::{CHUNK, Error, PartOutput, Stream, TaskOutput};
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{OUTPUTS, Sandboxes};
 use smalti_proto::v1::{self, agent_service_client::AgentServiceClient, read_reply, sandbox_read};
 use smalti_types::{ItemRange, ItemSet, TaskKey};
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -88,6 +89,9 @@ fn serve(sandboxes: &Sandboxes, key: &TaskKey, what: sandbox_read::What, to: &mp
 
 fn output(sandboxes: &Sandboxes, key: &TaskKey, read: &v1::OutputRead, to: &mpsc::Sender<v1::ReadReply>) -> Result<(), Error> {
     let sandbox = sandboxes.find(key)?;
+    if sandbox.empty {
+        return Ok(());
+    }
     let streams = match read.stream() {
         v1::OutputStream::Stdout => vec![Stream::Out],
         v1::OutputStream::Stderr => vec![Stream::Err],
@@ -121,7 +125,11 @@ fn output(sandboxes: &Sandboxes, key: &TaskKey, read: &v1::OutputRead, to: &mpsc
 }
 
 fn file(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::ReadReply>) -> Result<(), Error> {
-    sandboxes.find(key)?;
+    // Held as long as its file is read.
+    let sandbox = sandboxes.find(key)?;
+    if sandbox.empty && OUTPUTS.contains(&path.trim_start_matches('/')) {
+        return Ok(());
+    }
     let mut file = sandboxes.open(key, path, false)?;
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -134,12 +142,22 @@ fn file(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::
 }
 
 fn list(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::ReadReply>) -> Result<(), Error> {
-    sandboxes.find(key)?;
+    let sandbox = sandboxes.find(key)?;
     let failed = |source: std::io::Error| Error::Io { key: key.clone(), file: path.to_owned(), source };
-    let directory = sandboxes.open(key, path, true)?;
+    let mut entries = if sandbox.empty && path.trim_start_matches('/').is_empty() {
+        OUTPUTS.map(|name| ListEntry { name: name.to_owned(), kind: "file", size: 0 }).into()
+    } else {
+        entries(&sandboxes.open(key, path, true)?).map_err(failed)?
+    };
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    let json = serde_json::to_vec(&entries).map_err(|e| failed(e.into()))?;
+    json.chunks(CHUNK).try_for_each(|chunk| send(to, None, v1::OutputStream::Stdout, chunk))
+}
+
+/// What is in a directory. By its descriptor, so that nothing can be put in the path's place meanwhile.
+fn entries(directory: &File) -> std::io::Result<Vec<ListEntry>> {
+    let listing = std::fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()))?;
     let mut entries = Vec::new();
-    // By its descriptor, so that nothing can be put in the path's place meanwhile.
-    let listing = std::fs::read_dir(format!("/proc/self/fd/{}", directory.as_raw_fd())).map_err(failed)?;
     for entry in listing.take(MOST_ENTRIES) {
         // Neither follows links. What has gone meanwhile is left out.
         let Ok((entry, meta)) = entry.and_then(|e| e.metadata().map(|m| (e, m))) else { continue };
@@ -152,9 +170,7 @@ fn list(sandboxes: &Sandboxes, key: &TaskKey, path: &str, to: &mpsc::Sender<v1::
         };
         entries.push(ListEntry { name: entry.file_name().to_string_lossy().into_owned(), kind, size: meta.len() });
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    let json = serde_json::to_vec(&entries).map_err(|e| failed(e.into()))?;
-    json.chunks(CHUNK).try_for_each(|chunk| send(to, None, v1::OutputStream::Stdout, chunk))
+    Ok(entries)
 }
 
 fn send(to: &mpsc::Sender<v1::ReadReply>, item: Option<u64>, stream: v1::OutputStream, bytes: &[u8]) -> Result<(), Error> {
@@ -165,6 +181,7 @@ fn send(to: &mpsc::Sender<v1::ReadReply>, item: Option<u64>, stream: v1::OutputS
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::Kind;
     use smalti_types::{Bytes, FrameworkId, TaskId};
 
     fn key() -> TaskKey {
@@ -185,7 +202,7 @@ mod tests {
     fn a_reader_that_follows_gets_everything_until_the_end_of_the_task() {
         let dir = tempfile::tempdir().unwrap();
         let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &std::collections::BTreeMap::new()).unwrap();
-        let path = all.make(&key(), false, false).unwrap();
+        let path = all.make(&key(), Kind::Single, false).unwrap();
         let (to, from) = mpsc::channel(QUEUE);
         let reader = std::thread::spawn({
             let all = all.clone();
@@ -203,7 +220,7 @@ mod tests {
     fn a_directory_is_listed() {
         let dir = tempfile::tempdir().unwrap();
         let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &std::collections::BTreeMap::new()).unwrap();
-        let path = all.make(&key(), false, false).unwrap();
+        let path = all.make(&key(), Kind::Single, false).unwrap();
         std::fs::write(path.join("b"), "12").unwrap();
         std::fs::create_dir(path.join("a")).unwrap();
         let (to, from) = mpsc::channel(QUEUE);
@@ -213,5 +230,30 @@ mod tests {
         assert_eq!((entries[0]["name"].as_str(), entries[0]["type"].as_str()), (Some("a"), Some("dir")));
         assert_eq!((entries[1]["name"].as_str(), entries[1]["size"].as_u64()), (Some("b"), Some(2)));
         assert!(list(&all, &key(), "../..", &mpsc::channel(1).0).is_err());
+    }
+    #[tokio::test]
+    async fn what_a_task_never_wrote_reads_as_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &std::collections::BTreeMap::new()).unwrap();
+        let collector = tokio::spawn(collector);
+        all.make(&key(), Kind::Single, false).unwrap();
+        all.create_task_outputs(&key()).unwrap();
+        all.ended(&key());
+        while !all.find(&key()).unwrap().empty {
+            tokio::task::yield_now().await;
+        }
+        // Room for all that is said: nobody takes it before the end.
+        let (to, from) = mpsc::channel(QUEUE);
+        let said = tokio::task::spawn_blocking(move || {
+            output(&all, &key(), &v1::OutputRead { follow: true, ..Default::default() }, &to).unwrap();
+            file(&all, &key(), "/stderr", &to).unwrap();
+            list(&all, &key(), "", &to).unwrap();
+            assert!(file(&all, &key(), "other", &to).is_err() && list(&all, &key(), "other", &to).is_err());
+            drop(to);
+            data(from)
+        });
+        let entries: serde_json::Value = serde_json::from_str(&said.await.unwrap()).unwrap();
+        assert_eq!((entries[0]["name"].as_str(), entries[1]["size"].as_u64()), (Some("stderr"), Some(0)));
+        collector.await.unwrap();
     }
 }

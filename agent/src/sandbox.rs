@@ -2,13 +2,17 @@
 //!
 //! Owns `sandboxes/<framework>/<task>.<attempt>/` below the data directory, and the making of output files in it: executors get them as
 //! descriptors and never see a path. Ended sandboxes are kept up to a budget, the oldest go
-//! first; those of running tasks never go. Whoever reads opens beneath the directory without following links ([`Sandboxes::open`]).
-//! Deliberately absent: what the files mean (see `outputs`).
+//! first; those of running tasks never go. What has nothing in it is used again (see `spare`). Whoever reads opens beneath the directory
+//! without following links ([`Sandboxes::open`]). Deliberately absent: what the files mean (see `outputs`).
+
+mod spare;
 
 use crate::prepare::LAID_OUT;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use smalti_types::{Bytes, FrameworkId, TaskId, TaskKey};
+pub(crate) use spare::OUTPUTS;
+use spare::Spares;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,19 +27,50 @@ const ASIDE: &str = ".before";
 /// Least room that a file or directory is counted with.
 const BLOCK: u64 = 4096;
 
-/// What is known of one sandbox.
+/// What is known of one sandbox. As long as somebody has this, its files are nobody else's.
 #[derive(Debug, Clone)]
 pub(crate) struct Sandbox {
     /// Turns true when its task has ended: nothing is written after that.
     pub(crate) ended: watch::Receiver<bool>,
     /// Whether outputs lie in slots' files.
     pub(crate) array: bool,
+    /// Whether its task has ended and wrote nothing: there is nothing to open.
+    pub(crate) empty: bool,
+}
+
+/// What a sandbox is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An array part: outputs lie in slots' files.
+    Array,
+    /// A single task. Its directory may have been that of another one of its framework.
+    Single,
+    /// A single task that runs alone: its directory is new, and nobody's afterwards.
+    Alone,
+}
+
+/// What is where a sandbox should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum There {
+    /// Its directory.
+    Directory,
+    /// Its directory, with the outputs of another task in it, which wrote nothing.
+    Outputs,
+    /// A link that stands for nothing.
+    Nothing,
 }
 
 #[derive(Debug)]
 struct Entry {
     ended: watch::Sender<bool>,
-    array: bool,
+    kind: Kind,
+    there: There,
+}
+
+impl Entry {
+    fn new(ended: bool, kind: Kind, there: There) -> Self {
+        Self { ended: watch::Sender::new(ended), kind, there }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +79,7 @@ struct State {
     /// Ended ones, oldest first, with their sizes.
     order: VecDeque<(TaskKey, u64)>,
     total: u64,
+    spares: Spares,
 }
 
 /// All sandboxes of an agent. Clones are the same.
@@ -88,11 +124,12 @@ impl Sandboxes {
         make_private(&root)?;
         let mut state = State::default();
         let mut left = Vec::new();
-        for (key, time) in left_behind(&root)? {
+        for (key, time, there) in left_behind(&root)? {
             let known = attempts.get(&key);
             let array = known.map_or_else(|| is_array(&root.join(relative(&key))), |(_, array)| *array);
             let over = known.is_none_or(|(ended, _)| *ended);
-            state.live.insert(key.clone(), Entry { ended: watch::Sender::new(over), array });
+            // Who ran it, and with whom, is not known any more.
+            state.live.insert(key.clone(), Entry::new(over, if array { Kind::Array } else { Kind::Alone }, there));
             if over {
                 left.push((time, key));
             }
@@ -101,13 +138,9 @@ impl Sandboxes {
         let left = left.into_iter().map(|(_, key)| key).collect();
         let (ended, inbox) = mpsc::channel(QUEUE);
         let all = Self { base: Arc::new(File::open(&root)?), root, state: Arc::new(Mutex::new(state)), ended };
-        let collector = collect(all.clone_for_collector(), left, inbox, budget);
-        Ok((all, collector))
-    }
-
-    /// The collector must not keep its own queue open.
-    fn clone_for_collector(&self) -> (PathBuf, Arc<Mutex<State>>) {
-        (self.root.clone(), self.state.clone())
+        // The collector must not keep its own queue open.
+        let collector = Collector { root: all.root.clone(), base: all.base.clone(), state: all.state.clone(), budget };
+        Ok((all, collector.run(left, inbox)))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -124,33 +157,49 @@ impl Sandboxes {
     ///
     /// # Errors
     /// What the file system says.
-    pub(crate) fn make(&self, key: &TaskKey, array: bool, keep: bool) -> std::io::Result<PathBuf> {
+    pub(crate) fn make(&self, key: &TaskKey, kind: Kind, keep: bool) -> std::io::Result<PathBuf> {
         let path = self.task_directory(key);
-        let known = self.lock().live.contains_key(key);
+        let known = self.lock().live.get(key).map(|entry| entry.there);
         if keep {
             put_aside(&path)?;
-        } else if known {
-            match std::fs::remove_dir_all(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
+        } else if let Some(there) = known {
+            remove(&path, there)?;
         }
-        make_private(&path)?;
-        if keep && known {
+        if keep && known.is_some() {
+            make_private(&path)?;
             return Ok(path);
         }
-        self.lock().live.insert(key.clone(), Entry { ended: watch::Sender::new(false), array });
+        let there = if kind == Kind::Single && self.give_spare(key) {
+            There::Outputs
+        } else {
+            make_private(&path)?;
+            There::Directory
+        };
+        self.lock().live.insert(key.clone(), Entry::new(false, kind, there));
         Ok(path)
+    }
+
+    /// Gives a task a directory that is there, if there is one.
+    fn give_spare(&self, key: &TaskKey) -> bool {
+        let Some(number) = self.lock().spares.take(&key.framework) else { return false };
+        let given = spare::give(&*self.base, &key.framework, number, &relative(key));
+        given.inspect_err(|e| tracing::warn!(%key, "a spare directory cannot be used: {e}")).is_ok()
     }
 
     /// Makes `stdout` and `stderr` of a single task, in this order, open for writing.
     ///
     /// # Errors
-    /// What the file system says; a file that is there already is an error too.
+    /// What the file system says; a file that is there already is an error too, unless the directory was given with it.
     pub(crate) fn create_task_outputs(&self, key: &TaskKey) -> std::io::Result<Vec<OwnedFd>> {
+        let again = match self.lock().live.get_mut(key) {
+            // Once.
+            Some(entry) => std::mem::replace(&mut entry.there, There::Directory) == There::Outputs,
+            None => false,
+        };
         // Two calls a task, each with a short path: this is on the way of every single task.
         let directory = relative(key);
-        ["stdout", "stderr"].iter().map(|name| create(&*self.base, &format!("{directory}/{name}"))).collect()
+        let open = |path: &str| if again { spare::open_again(&*self.base, path) } else { create(&*self.base, path) };
+        OUTPUTS.iter().map(|name| open(&format!("{directory}/{name}"))).collect()
     }
 
     /// Makes `slot-<n>.out`, `.err` and `.ledger` of one slot of an array part, in this order, open for writing.
@@ -183,9 +232,10 @@ impl Sandboxes {
         };
         if self.ended.try_send(key.clone()).is_err() {
             tracing::warn!(%key, "too many tasks end at once: this sandbox is removed at once");
-            self.lock().live.remove(key);
-            let path = self.task_directory(key);
-            let _ = std::fs::remove_dir_all(path);
+            let removed = self.lock().live.remove(key);
+            if let Some(entry) = removed {
+                let _ = remove(&self.task_directory(key), entry.there);
+            }
         }
     }
 
@@ -196,7 +246,7 @@ impl Sandboxes {
     pub(crate) fn find(&self, key: &TaskKey) -> Result<Sandbox, Error> {
         let state = self.lock();
         let entry = state.live.get(key).ok_or_else(|| Error::Gone(key.clone()))?;
-        Ok(Sandbox { ended: entry.ended.subscribe(), array: entry.array })
+        Ok(Sandbox { ended: entry.ended.subscribe(), array: entry.kind == Kind::Array, empty: entry.there == There::Nothing })
     }
 
     /// Opens a file or directory of a sandbox for reading. No part of the path may be a link or lead out of it.
@@ -279,11 +329,21 @@ fn put_aside(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Removes a sandbox, if it is there.
+fn remove(path: &Path, there: There) -> std::io::Result<()> {
+    let removed = if there == There::Nothing { std::fs::remove_file(path) } else { std::fs::remove_dir_all(path) };
+    match removed {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// The sandboxes below `root`, with the times of their directories.
-fn left_behind(root: &Path) -> std::io::Result<Vec<(TaskKey, std::time::SystemTime)>> {
+fn left_behind(root: &Path) -> std::io::Result<Vec<(TaskKey, std::time::SystemTime, There)>> {
     let mut found = Vec::new();
     for framework in std::fs::read_dir(root)?.flatten() {
         let Some(id) = framework.file_name().to_str().and_then(|name| FrameworkId::new(name).ok()) else { continue };
+        spare::clear(&framework.path())?;
         for entry in std::fs::read_dir(framework.path()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let parts = name.to_str().and_then(|name| name.rsplit_once('.'));
@@ -291,7 +351,9 @@ fn left_behind(root: &Path) -> std::io::Result<Vec<(TaskKey, std::time::SystemTi
                 Some(TaskKey { framework: id.clone(), task: TaskId::new(task).ok()?, attempt: attempt.parse().ok()? })
             });
             if let (Some(key), Ok(meta)) = (key, entry.metadata()) {
-                found.push((key, meta.modified().unwrap_or(std::time::UNIX_EPOCH)));
+                let there = if meta.is_dir() { There::Directory } else { There::Nothing };
+                // All links to nothing have the time of the one file: among what ended before, they go first.
+                found.push((key, meta.modified().unwrap_or(std::time::UNIX_EPOCH), there));
             }
         }
     }
@@ -304,42 +366,91 @@ fn is_array(path: &Path) -> bool {
     names.into_iter().any(|name| name.to_str().is_some_and(|n| n.starts_with("slot-")))
 }
 
-/// Counts what has ended and removes the oldest beyond the budget, beginning with what ended before the agent was started.
-async fn collect((root, state): (PathBuf, Arc<Mutex<State>>), mut keys: Vec<TaskKey>, mut inbox: mpsc::Receiver<TaskKey>, budget: Bytes) {
-    while !keys.is_empty() || inbox.recv_many(&mut keys, 256).await > 0 {
-        let (root, state) = (root.clone(), state.clone());
-        let batch = std::mem::take(&mut keys);
-        let work = move || {
-            for key in batch {
-                let path = root.join(relative(&key));
-                remove_laid_out(&path);
-                let size = size_of(&path);
-                let mut state = lock(&state);
-                state.total = state.total.saturating_add(size);
-                state.order.push_back((key, size));
+/// Counts what has ended, takes what has nothing in it for others, and removes the oldest beyond the budget.
+#[derive(Debug, Clone)]
+struct Collector {
+    root: PathBuf,
+    base: Arc<File>,
+    state: Arc<Mutex<State>>,
+    budget: Bytes,
+}
+
+impl Collector {
+    /// Begins with `keys`, which ended before the agent was started.
+    async fn run(self, mut keys: Vec<TaskKey>, mut inbox: mpsc::Receiver<TaskKey>) {
+        while !keys.is_empty() || inbox.recv_many(&mut keys, 256).await > 0 {
+            let (this, batch) = (self.clone(), std::mem::take(&mut keys));
+            let work = move || {
+                batch.into_iter().for_each(|key| this.take_in(key));
+                for (key, there) in take_excess(&mut lock(&this.state), this.budget) {
+                    let path = this.root.join(relative(&key));
+                    if let Err(e) = remove(&path, there) {
+                        tracing::warn!("cannot remove the sandbox {}: {e}", path.display());
+                    }
+                }
+            };
+            if tokio::task::spawn_blocking(work).await.is_err() {
+                tracing::error!("counting sandboxes failed; their budget is not kept");
             }
-            for key in take_excess(&mut lock(&state), budget) {
-                let path = root.join(relative(&key));
-                if let Err(e) = std::fs::remove_dir_all(&path) {
-                    tracing::warn!("cannot remove the sandbox {}: {e}", path.display());
+        }
+    }
+
+    /// One has ended.
+    fn take_in(&self, key: TaskKey) {
+        let path = self.root.join(relative(&key));
+        // One without anything is counted like one with empty files: what is known of it takes room, too.
+        let size = if self.is_nothing(&key, &path) {
+            self.put_by(&key);
+            BLOCK * (1 + OUTPUTS.len() as u64)
+        } else {
+            remove_laid_out(&path);
+            size_of(&path)
+        };
+        let mut state = lock(&self.state);
+        state.total = state.total.saturating_add(size);
+        state.order.push_back((key, size));
+    }
+
+    /// Whether a task has left nothing, in a directory that others of its framework may have.
+    fn is_nothing(&self, key: &TaskKey, path: &Path) -> bool {
+        let may = lock(&self.state).live.get(key).is_some_and(|entry| entry.kind == Kind::Single && entry.there != There::Nothing);
+        may && spare::is_nothing(path)
+    }
+
+    /// Takes the directory of a task that left nothing, unless somebody reads there: who comes from now on finds nothing.
+    fn put_by(&self, key: &TaskKey) {
+        let number = {
+            let mut state = lock(&self.state);
+            let State { live, spares, .. } = &mut *state;
+            let Some(entry) = live.get_mut(key).filter(|entry| entry.ended.receiver_count() == 0) else { return };
+            let Some(number) = spares.reserve(&key.framework) else { return };
+            entry.there = There::Nothing;
+            number
+        };
+        let put = spare::put_by(&*self.base, &key.framework, &relative(key), number);
+        let mut state = lock(&self.state);
+        match put {
+            Ok(()) => state.spares.put(&key.framework, number),
+            // Not every file system can exchange two names.
+            Err(e) => {
+                tracing::debug!(%key, "its directory cannot be used again: {e}");
+                if let Some(entry) = state.live.get_mut(key) {
+                    entry.there = There::Directory;
                 }
             }
-        };
-        if tokio::task::spawn_blocking(work).await.is_err() {
-            tracing::error!("counting sandboxes failed; their budget is not kept");
         }
     }
 }
 
 /// The oldest ended ones, until the rest fits.
-fn take_excess(state: &mut State, budget: Bytes) -> Vec<TaskKey> {
+fn take_excess(state: &mut State, budget: Bytes) -> Vec<(TaskKey, There)> {
     let mut gone = Vec::new();
     while state.total > budget.0
         && let Some((key, size)) = state.order.pop_front()
     {
         state.total = state.total.saturating_sub(size);
-        state.live.remove(&key);
-        gone.push(key);
+        let there = state.live.remove(&key).map_or(There::Directory, |entry| entry.there);
+        gone.push((key, there));
     }
     gone
 }
@@ -388,7 +499,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
         assert!(all.create_task_outputs(&key(1)).is_err(), "there is no directory yet");
-        let path = all.make(&key(1), false, false).unwrap();
+        let path = all.make(&key(1), Kind::Single, false).unwrap();
         assert_eq!(all.create_task_outputs(&key(1)).unwrap().len(), 2);
         assert!(all.create_task_outputs(&key(1)).is_err());
         assert_eq!(all.create_slot_outputs(&key(1), 7).unwrap().len(), 3);
@@ -409,7 +520,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("secret"), "x").unwrap();
         let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
-        let path = all.make(&key(1), false, false).unwrap();
+        let path = all.make(&key(1), Kind::Single, false).unwrap();
         std::fs::write(path.join("stdout"), "hello").unwrap();
         std::os::unix::fs::symlink("../../../secret", path.join("link")).unwrap();
         std::os::unix::fs::symlink("/etc", path.join("etc")).unwrap();
@@ -423,12 +534,86 @@ mod tests {
         assert!(matches!(all.find(&key(2)), Err(Error::Gone(_))));
     }
 
+    /// Ends tasks and waits until the collector has seen them; gives what is known then.
+    async fn collected(all: Sandboxes, collector: impl Future<Output = ()>, keys: &[TaskKey]) -> Arc<Mutex<State>> {
+        keys.iter().for_each(|key| all.ended(key));
+        let state = all.state.clone();
+        drop(all);
+        collector.await;
+        state
+    }
+
+    #[tokio::test]
+    async fn what_a_task_left_empty_is_used_again_by_its_framework_only() {
+        use std::io::Write;
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let inode =
+            |key: &TaskKey, name: &str| std::fs::metadata(dir.path().join("sandboxes").join(relative(key)).join(name)).unwrap().ino();
+        let (all, collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
+        let other = TaskKey { framework: FrameworkId::new("G").unwrap(), ..key(1) };
+        let running = tokio::spawn(collector);
+        // A task that writes nothing, one that writes, one that runs alone, and one that is being read.
+        let mut kept: Option<OwnedFd> = None;
+        for (n, kind) in [(1, Kind::Single), (2, Kind::Single), (3, Kind::Alone), (4, Kind::Single)] {
+            all.make(&key(n), kind, false).unwrap();
+            let mut outputs = all.create_task_outputs(&key(n)).unwrap();
+            match n {
+                1 => kept = outputs.pop(),
+                2 => File::from(outputs.remove(0)).write_all(b"x").unwrap(),
+                _ => {}
+            }
+        }
+        let before = (inode(&key(1), "stdout"), inode(&key(1), "stderr"));
+        let reader = all.find(&key(4)).unwrap();
+        (1..=4).for_each(|n| all.ended(&key(n)));
+        while lock(&all.state).order.len() < 4 {
+            tokio::task::yield_now().await;
+        }
+        let empty: Vec<bool> = (1..=4).map(|n| all.find(&key(n)).unwrap().empty).collect();
+        assert_eq!(empty, [true, false, false, false]);
+        assert!(all.open(&key(1), "stdout", false).is_err() && all.open(&key(4), "stdout", false).is_ok());
+        drop(reader);
+        // Who kept a descriptor may write; the next task's output begins empty all the same.
+        File::from(kept.unwrap()).write_all(b"late").unwrap();
+        all.make(&other, Kind::Single, false).unwrap();
+        assert_eq!(all.create_task_outputs(&other).unwrap().len(), 2);
+        all.make(&key(5), Kind::Single, false).unwrap();
+        assert_eq!(all.create_task_outputs(&key(5)).unwrap().len(), 2);
+        assert!(all.create_task_outputs(&key(5)).is_err(), "once");
+        assert_eq!((inode(&key(5), "stdout"), inode(&key(5), "stderr")), before);
+        assert!(inode(&other, "stdout") != before.0);
+        assert_eq!(std::fs::read(all.task_directory(&key(5)).join("stderr")).unwrap(), b"");
+        // The same attempt once more.
+        all.make(&key(1), Kind::Single, false).unwrap();
+        assert_eq!(all.create_task_outputs(&key(1)).unwrap().len(), 2);
+        drop(all);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn after_a_restart_what_was_nothing_still_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
+        for n in 1..=2 {
+            all.make(&key(n), Kind::Single, false).unwrap();
+            all.create_task_outputs(&key(n)).unwrap();
+        }
+        collected(all, collector, &[key(1), key(2)]).await;
+        let (all, collector) = Sandboxes::start(dir.path(), Bytes(0), &BTreeMap::new()).unwrap();
+        assert!([1, 2].iter().all(|n| all.find(&key(*n)).is_ok_and(|found| found.empty && *found.ended.borrow())));
+        let state = collected(all, collector, &[]).await;
+        assert!(lock(&state).live.is_empty());
+        let left: Vec<_> = std::fs::read_dir(dir.path().join("sandboxes/F")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, [".nothing"]);
+    }
+
     #[tokio::test]
     async fn the_oldest_ended_sandboxes_make_room() {
         let dir = tempfile::tempdir().unwrap();
         let (all, collector) = Sandboxes::start(dir.path(), Bytes(100_000), &BTreeMap::new()).unwrap();
         for n in 0..4 {
-            let path = all.make(&key(n), false, false).unwrap();
+            let path = all.make(&key(n), Kind::Single, false).unwrap();
             std::fs::write(path.join("stdout"), vec![b'x'; 40_000]).unwrap();
         }
         // An input that is still in the cache, of a task that keeps its outputs.
@@ -436,12 +621,7 @@ mod tests {
         std::fs::create_dir(&kept).unwrap();
         std::fs::write(dir.path().join("cached"), vec![b'x'; 200_000]).unwrap();
         std::fs::hard_link(dir.path().join("cached"), kept.join("in")).unwrap();
-        for n in [1, 2, 3] {
-            all.ended(&key(n));
-        }
-        let state = all.state.clone();
-        drop(all);
-        collector.await;
+        let state = collected(all, collector, &[key(1), key(2), key(3)]).await;
         let left: Vec<_> = lock(&state).live.keys().cloned().collect();
         assert_eq!(left, [key(0), key(2), key(3)]);
         assert!(!kept.exists() && dir.path().join("cached").exists());

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use figures::Figures;
 use smalti_tests::{AgentConfig, Cluster, Config};
+use smalti_types::Isolation;
 use std::path::PathBuf;
 
 /// Measures Smalti, each figure beside its floor.
@@ -24,6 +25,9 @@ struct Args {
     /// Only this, instead of the speed
     #[arg(value_enum)]
     only: Option<Only>,
+    /// With `noisy`: only this class
+    #[arg(long, value_enum, requires = "only")]
+    class: Option<Class>,
     /// Fewer repetitions: within a minute
     #[arg(long)]
     quick: bool,
@@ -37,6 +41,15 @@ struct Args {
 enum Only {
     /// What a benign tenant keeps of its throughput beside a hostile one, in both classes
     Noisy,
+}
+
+/// A class of isolation.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Class {
+    /// Tasks share an executor with others of their framework
+    Instance,
+    /// Each has one of its own
+    Process,
 }
 
 /// How much is measured.
@@ -57,7 +70,14 @@ fn main() -> Result<()> {
     let mut figures = Figures::default();
     let mut not_measured = Vec::new();
     match args.only {
-        Some(Only::Noisy) => not_measured = noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &mut figures)?,
+        Some(Only::Noisy) => {
+            let classes = match args.class {
+                None => vec![Isolation::Instance, Isolation::Process],
+                Some(Class::Instance) => vec![Isolation::Instance],
+                Some(Class::Process) => vec![Isolation::Process],
+            };
+            not_measured = noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &classes, &mut figures)?;
+        }
         None => speed(if args.quick { QUICK } else { FULL }, &mut figures)?,
     }
     figures.print();
