@@ -1,19 +1,22 @@
 //! The directories of tasks: where outputs lie, who may still write there, and which go when they take too much room.
 //!
 //! Owns `sandboxes/<framework>/<task>.<attempt>/` below the data directory, and the making of output files in it: executors get them as
-//! descriptors and never see a path. Ended sandboxes are kept up to a budget, the oldest go
-//! first; those of running tasks never go. What has nothing in it is used again (see `spare`). Whoever reads opens beneath the directory
-//! without following links ([`Sandboxes::open`]). Deliberately absent: what the files mean (see `outputs`).
+//! descriptors and never see a path. Ended sandboxes are kept up to a budget; when room is needed the oldest go of the framework that takes
+//! most, so that a flood of one framework's tasks costs nobody else's outputs (see `collector`). Those of running tasks never go. What has
+//! nothing in it is used again (see `spare`). Whoever reads opens beneath the directory without following links ([`Sandboxes::open`]).
+//! Deliberately absent: what the files mean (see `outputs`).
 
+mod collector;
 mod spare;
 
 use crate::prepare::LAID_OUT;
+use collector::{Collector, Ended};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use smalti_types::{Bytes, FrameworkId, TaskId, TaskKey};
 pub(crate) use spare::OUTPUTS;
 use spare::Spares;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -24,8 +27,6 @@ use tokio::sync::{mpsc, watch};
 const QUEUE: usize = 16_384;
 /// What was laid out for guests of an earlier life of the agent is called that with this behind it.
 const ASIDE: &str = ".before";
-/// Least room that a file or directory is counted with.
-const BLOCK: u64 = 4096;
 
 /// What is known of one sandbox. As long as somebody has this, its files are nobody else's.
 #[derive(Debug, Clone)]
@@ -76,8 +77,9 @@ impl Entry {
 #[derive(Debug, Default)]
 struct State {
     live: BTreeMap<TaskKey, Entry>,
-    /// Ended ones, oldest first, with their sizes.
-    order: VecDeque<(TaskKey, u64)>,
+    /// Ended ones.
+    ended: BTreeMap<FrameworkId, Ended>,
+    /// Sum of what they take.
     total: u64,
     spares: Spares,
 }
@@ -366,265 +368,5 @@ fn is_array(path: &Path) -> bool {
     names.into_iter().any(|name| name.to_str().is_some_and(|n| n.starts_with("slot-")))
 }
 
-/// Counts what has ended, takes what has nothing in it for others, and removes the oldest beyond the budget.
-#[derive(Debug, Clone)]
-struct Collector {
-    root: PathBuf,
-    base: Arc<File>,
-    state: Arc<Mutex<State>>,
-    budget: Bytes,
-}
-
-impl Collector {
-    /// Begins with `keys`, which ended before the agent was started.
-    async fn run(self, mut keys: Vec<TaskKey>, mut inbox: mpsc::Receiver<TaskKey>) {
-        while !keys.is_empty() || inbox.recv_many(&mut keys, 256).await > 0 {
-            let (this, batch) = (self.clone(), std::mem::take(&mut keys));
-            let work = move || {
-                batch.into_iter().for_each(|key| this.take_in(key));
-                for (key, there) in take_excess(&mut lock(&this.state), this.budget) {
-                    let path = this.root.join(relative(&key));
-                    if let Err(e) = remove(&path, there) {
-                        tracing::warn!("cannot remove the sandbox {}: {e}", path.display());
-                    }
-                }
-            };
-            if tokio::task::spawn_blocking(work).await.is_err() {
-                tracing::error!("counting sandboxes failed; their budget is not kept");
-            }
-        }
-    }
-
-    /// One has ended.
-    fn take_in(&self, key: TaskKey) {
-        let path = self.root.join(relative(&key));
-        // One without anything is counted like one with empty files: what is known of it takes room, too.
-        let size = if self.is_nothing(&key, &path) {
-            self.put_by(&key);
-            BLOCK * (1 + OUTPUTS.len() as u64)
-        } else {
-            remove_laid_out(&path);
-            size_of(&path)
-        };
-        let mut state = lock(&self.state);
-        state.total = state.total.saturating_add(size);
-        state.order.push_back((key, size));
-    }
-
-    /// Whether a task has left nothing, in a directory that others of its framework may have.
-    fn is_nothing(&self, key: &TaskKey, path: &Path) -> bool {
-        let may = lock(&self.state).live.get(key).is_some_and(|entry| entry.kind == Kind::Single && entry.there != There::Nothing);
-        may && spare::is_nothing(path)
-    }
-
-    /// Takes the directory of a task that left nothing, unless somebody reads there: who comes from now on finds nothing.
-    fn put_by(&self, key: &TaskKey) {
-        let number = {
-            let mut state = lock(&self.state);
-            let State { live, spares, .. } = &mut *state;
-            let Some(entry) = live.get_mut(key).filter(|entry| entry.ended.receiver_count() == 0) else { return };
-            let Some(number) = spares.reserve(&key.framework) else { return };
-            entry.there = There::Nothing;
-            number
-        };
-        let put = spare::put_by(&*self.base, &key.framework, &relative(key), number);
-        let mut state = lock(&self.state);
-        match put {
-            Ok(()) => state.spares.put(&key.framework, number),
-            // Not every file system can exchange two names.
-            Err(e) => {
-                tracing::debug!(%key, "its directory cannot be used again: {e}");
-                if let Some(entry) = state.live.get_mut(key) {
-                    entry.there = There::Directory;
-                }
-            }
-        }
-    }
-}
-
-/// The oldest ended ones, until the rest fits.
-fn take_excess(state: &mut State, budget: Bytes) -> Vec<(TaskKey, There)> {
-    let mut gone = Vec::new();
-    while state.total > budget.0
-        && let Some((key, size)) = state.order.pop_front()
-    {
-        state.total = state.total.saturating_sub(size);
-        let there = state.live.remove(&key).map_or(There::Directory, |entry| entry.there);
-        gone.push((key, there));
-    }
-    gone
-}
-
-/// Removes what was only there for the guest. Inputs are hard links into the cache: when the cache had given them up to make room, nobody
-/// would count them any more.
-fn remove_laid_out(path: &Path) {
-    for name in LAID_OUT.into_iter().flat_map(|name| [name.to_owned(), format!("{name}{ASIDE}")]) {
-        let path = path.join(name);
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        if let Err(e) = removed
-            && e.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!("cannot remove {}: {e}", path.display());
-        }
-    }
-}
-
-/// Room that a directory takes, every entry at least a block. Does not follow links.
-fn size_of(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let mut size = BLOCK;
-    let mut todo = vec![path.to_owned()];
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            size = size.saturating_add((meta.blocks() * 512).max(BLOCK));
-            if meta.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    size
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    fn key(n: u32) -> TaskKey {
-        TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 }
-    }
-
-    #[test]
-    fn outputs_are_made_once_and_only_for_the_agent_by_name() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
-        assert!(all.create_task_outputs(&key(1)).is_err(), "there is no directory yet");
-        let path = all.make(&key(1), Kind::Single, false).unwrap();
-        assert_eq!(all.create_task_outputs(&key(1)).unwrap().len(), 2);
-        assert!(all.create_task_outputs(&key(1)).is_err());
-        assert_eq!(all.create_slot_outputs(&key(1), 7).unwrap().len(), 3);
-        for name in ["stdout", "stderr", "slot-7.out", "slot-7.err", "slot-7.ledger"] {
-            assert_eq!(std::fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
-        }
-        assert!(all.create_slot_outputs(&key(1), 7).is_err());
-        std::fs::write(path.join("slot-7.out"), "kept").unwrap();
-        assert_eq!(all.reopen_slot_outputs(&key(1), 7).unwrap().len(), 3);
-        assert_eq!(std::fs::read(path.join("slot-7.out")).unwrap(), b"kept");
-        std::os::unix::fs::symlink("../../../x", path.join("slot-8.out")).unwrap();
-        assert!(all.create_slot_outputs(&key(1), 8).is_err() && all.reopen_slot_outputs(&key(1), 8).is_err());
-        assert!(!dir.path().join("x").exists());
-    }
-
-    #[test]
-    fn nothing_outside_of_the_sandbox_can_be_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("secret"), "x").unwrap();
-        let (all, _collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
-        let path = all.make(&key(1), Kind::Single, false).unwrap();
-        std::fs::write(path.join("stdout"), "hello").unwrap();
-        std::os::unix::fs::symlink("../../../secret", path.join("link")).unwrap();
-        std::os::unix::fs::symlink("/etc", path.join("etc")).unwrap();
-        nix::unistd::mkfifo(&path.join("pipe"), Mode::S_IRUSR).unwrap();
-        assert!(all.open(&key(1), "stdout", false).is_ok());
-        assert!(all.open(&key(1), "/stdout", false).is_ok());
-        assert!(all.open(&key(1), "", true).is_ok());
-        for bad in ["../../../secret", "link", "etc/passwd", "pipe", ".", "../t1.0/stdout", "no", "a\0b"] {
-            assert!(all.open(&key(1), bad, false).is_err(), "{bad:?}");
-        }
-        assert!(matches!(all.find(&key(2)), Err(Error::Gone(_))));
-    }
-
-    /// Ends tasks and waits until the collector has seen them; gives what is known then.
-    async fn collected(all: Sandboxes, collector: impl Future<Output = ()>, keys: &[TaskKey]) -> Arc<Mutex<State>> {
-        keys.iter().for_each(|key| all.ended(key));
-        let state = all.state.clone();
-        drop(all);
-        collector.await;
-        state
-    }
-
-    #[tokio::test]
-    async fn what_a_task_left_empty_is_used_again_by_its_framework_only() {
-        use std::io::Write;
-        use std::os::unix::fs::MetadataExt;
-        let dir = tempfile::tempdir().unwrap();
-        let inode =
-            |key: &TaskKey, name: &str| std::fs::metadata(dir.path().join("sandboxes").join(relative(key)).join(name)).unwrap().ino();
-        let (all, collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
-        let other = TaskKey { framework: FrameworkId::new("G").unwrap(), ..key(1) };
-        let running = tokio::spawn(collector);
-        // A task that writes nothing, one that writes, one that runs alone, and one that is being read.
-        let mut kept: Option<OwnedFd> = None;
-        for (n, kind) in [(1, Kind::Single), (2, Kind::Single), (3, Kind::Alone), (4, Kind::Single)] {
-            all.make(&key(n), kind, false).unwrap();
-            let mut outputs = all.create_task_outputs(&key(n)).unwrap();
-            match n {
-                1 => kept = outputs.pop(),
-                2 => File::from(outputs.remove(0)).write_all(b"x").unwrap(),
-                _ => {}
-            }
-        }
-        let before = (inode(&key(1), "stdout"), inode(&key(1), "stderr"));
-        let reader = all.find(&key(4)).unwrap();
-        (1..=4).for_each(|n| all.ended(&key(n)));
-        while lock(&all.state).order.len() < 4 {
-            tokio::task::yield_now().await;
-        }
-        let empty: Vec<bool> = (1..=4).map(|n| all.find(&key(n)).unwrap().empty).collect();
-        assert_eq!(empty, [true, false, false, false]);
-        assert!(all.open(&key(1), "stdout", false).is_err() && all.open(&key(4), "stdout", false).is_ok());
-        drop(reader);
-        // Who kept a descriptor may write; the next task's output begins empty all the same.
-        File::from(kept.unwrap()).write_all(b"late").unwrap();
-        all.make(&other, Kind::Single, false).unwrap();
-        assert_eq!(all.create_task_outputs(&other).unwrap().len(), 2);
-        all.make(&key(5), Kind::Single, false).unwrap();
-        assert_eq!(all.create_task_outputs(&key(5)).unwrap().len(), 2);
-        assert!(all.create_task_outputs(&key(5)).is_err(), "once");
-        assert_eq!((inode(&key(5), "stdout"), inode(&key(5), "stderr")), before);
-        assert!(inode(&other, "stdout") != before.0);
-        assert_eq!(std::fs::read(all.task_directory(&key(5)).join("stderr")).unwrap(), b"");
-        // The same attempt once more.
-        all.make(&key(1), Kind::Single, false).unwrap();
-        assert_eq!(all.create_task_outputs(&key(1)).unwrap().len(), 2);
-        drop(all);
-        running.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn after_a_restart_what_was_nothing_still_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let (all, collector) = Sandboxes::start(dir.path(), Bytes::gib(1), &BTreeMap::new()).unwrap();
-        for n in 1..=2 {
-            all.make(&key(n), Kind::Single, false).unwrap();
-            all.create_task_outputs(&key(n)).unwrap();
-        }
-        collected(all, collector, &[key(1), key(2)]).await;
-        let (all, collector) = Sandboxes::start(dir.path(), Bytes(0), &BTreeMap::new()).unwrap();
-        assert!([1, 2].iter().all(|n| all.find(&key(*n)).is_ok_and(|found| found.empty && *found.ended.borrow())));
-        let state = collected(all, collector, &[]).await;
-        assert!(lock(&state).live.is_empty());
-        let left: Vec<_> = std::fs::read_dir(dir.path().join("sandboxes/F")).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, [".nothing"]);
-    }
-
-    #[tokio::test]
-    async fn the_oldest_ended_sandboxes_make_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let (all, collector) = Sandboxes::start(dir.path(), Bytes(100_000), &BTreeMap::new()).unwrap();
-        for n in 0..4 {
-            let path = all.make(&key(n), Kind::Single, false).unwrap();
-            std::fs::write(path.join("stdout"), vec![b'x'; 40_000]).unwrap();
-        }
-        // An input that is still in the cache, of a task that keeps its outputs.
-        let kept = all.task_directory(&key(3)).join(LAID_OUT[0]);
-        std::fs::create_dir(&kept).unwrap();
-        std::fs::write(dir.path().join("cached"), vec![b'x'; 200_000]).unwrap();
-        std::fs::hard_link(dir.path().join("cached"), kept.join("in")).unwrap();
-        let state = collected(all, collector, &[key(1), key(2), key(3)]).await;
-        let left: Vec<_> = lock(&state).live.keys().cloned().collect();
-        assert_eq!(left, [key(0), key(2), key(3)]);
-        assert!(!kept.exists() && dir.path().join("cached").exists());
-        assert!(!dir.path().join("sandboxes/F/t1.0").exists() && dir.path().join("sandboxes/F/t0.0").exists());
-    }
-}
+mod tests;

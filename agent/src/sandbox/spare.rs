@@ -1,8 +1,9 @@
-//! Directories of single tasks that wrote nothing, used again: the next task of the framework gets directory and files.
+//! Directories of single tasks that wrote nothing, or whose outputs had to make room, used again: the next task of the framework gets
+//! directory and files.
 //!
 //! Most tasks print nothing, and a file system has to look for a free inode for each directory and file that it makes: without a
 //! journal, ext4 passes over each one that was deleted in the last minutes, one by one, every time. A flood of tasks would so slow down
-//! the event loop for all. In the place of what was taken away stands a hard link to one empty file, which costs no inode, and says after
+//! the event loop for all. In the place of what was never written stands a hard link to one empty file, which costs no inode, and says after
 //! a restart of the agent that there was nothing. Only what one framework's tasks have written goes to the same framework: who
 //! kept a descriptor of an output sees nobody else's. Owns the names below `.spare` and how directories get there and back.
 //! Deliberately absent: which sandboxes may be taken, and when.
@@ -93,11 +94,8 @@ fn link_nothing(base: impl AsFd, framework: &FrameworkId, to: &str) -> io::Resul
         Err(Errno::EMLINK | Errno::ENOENT) => {}
         result => return Ok(result?),
     }
-    let (directory, fresh) = (format!("{framework}/{SPARE}"), format!("{framework}/{NOTHING}.new"));
-    match mkdirat(base.as_fd(), directory.as_str(), Mode::S_IRWXU) {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(e) => return Err(e.into()),
-    }
+    make_spare(base.as_fd(), framework)?;
+    let fresh = format!("{nothing}.new");
     open_new(base.as_fd(), &fresh, OFlag::empty())?;
     renameat(base.as_fd(), fresh.as_str(), base.as_fd(), nothing.as_str())?;
     Ok(link()?)
@@ -123,20 +121,45 @@ pub(super) fn open_again(base: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// What a single task left in its directory is nothing: its two outputs, empty, and known by no other name.
-pub(super) fn is_nothing(path: &Path) -> bool {
+/// How many bytes a single task wrote, if its two outputs are all that is in its directory, and known by no other name.
+pub(super) fn written(path: &Path) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = std::fs::read_dir(path) else { return false };
-    let mut outputs = 0;
-    for entry in entries {
-        let Ok((entry, meta)) = entry.and_then(|e| e.metadata().map(|m| (e, m))) else { return false };
+    let (mut outputs, mut bytes) = (0, 0);
+    for entry in std::fs::read_dir(path).ok()? {
+        let entry = entry.ok()?;
+        let meta = entry.metadata().ok()?;
         let name = entry.file_name();
-        if !OUTPUTS.iter().any(|output| name == *output) || !meta.is_file() || meta.len() > 0 || meta.nlink() > 1 {
-            return false;
+        if !OUTPUTS.iter().any(|output| name == *output) || !meta.is_file() || meta.nlink() > 1 {
+            return None;
         }
         outputs += 1;
+        bytes += meta.len();
     }
-    outputs == OUTPUTS.len()
+    (outputs == OUTPUTS.len()).then_some(bytes)
+}
+
+/// Empties the outputs in a directory that nobody needs any more, and puts it among the spare ones.
+///
+/// # Errors
+/// What the file system says: then the directory may be empty, and is where it was.
+pub(super) fn put_emptied(base: impl AsFd, framework: &FrameworkId, directory: &str, number: u64) -> io::Result<()> {
+    for name in OUTPUTS {
+        drop(open_again(base.as_fd(), &format!("{directory}/{name}"))?);
+    }
+    let spare = spare(framework, number);
+    let rename = || renameat2(base.as_fd(), directory, base.as_fd(), spare.as_str(), RenameFlags::RENAME_NOREPLACE);
+    match rename() {
+        Err(Errno::ENOENT) => make_spare(base.as_fd(), framework)?,
+        result => return Ok(result?),
+    }
+    Ok(rename()?)
+}
+
+fn make_spare(base: impl AsFd, framework: &FrameworkId) -> io::Result<()> {
+    match mkdirat(base, format!("{framework}/{SPARE}").as_str(), Mode::S_IRWXU) {
+        Ok(()) | Err(Errno::EEXIST) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// Removes the spare directories of an earlier life of the agent.
