@@ -506,9 +506,13 @@ impl EventLoop {
                     self.outgoing.extend(updates);
                 }
             }
-            Message::Prepare { run, key, spec, split_inputs, array, disk, slots, keep } => {
+            Message::Prepare { run, key, spec, split_inputs, array, alone, disk, slots, keep } => {
                 let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
-                let kind = if array { sandbox::Kind::Part } else { sandbox::Kind::Task };
+                let kind = match (array, alone) {
+                    (true, _) => sandbox::Kind::Part,
+                    (false, true) => sandbox::Kind::Alone,
+                    (false, false) => sandbox::Kind::Task,
+                };
                 let laid_out = !spec.inputs.is_empty() || matches!(spec.stdin, Stdin::Outputs(_));
                 let directory = match self.sandboxes.make(&key, kind, keep, laid_out) {
                     Ok(directory) => directory,

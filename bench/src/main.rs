@@ -21,6 +21,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use figures::Figures;
 use smalti_tests::{AgentConfig, Cluster, Config};
+use smalti_types::Isolation;
 use std::path::PathBuf;
 
 /// Measures Smalti, each figure beside its floor.
@@ -30,6 +31,9 @@ struct Args {
     /// Only these, instead of all but `noisy`
     #[arg(value_enum)]
     only: Vec<Group>,
+    /// With `noisy`: only this class
+    #[arg(long, value_enum, requires = "only")]
+    class: Option<Class>,
     /// Fewer repetitions: within a minute
     #[arg(long)]
     quick: bool,
@@ -61,6 +65,15 @@ enum Group {
     Network,
     /// What a benign tenant keeps of its throughput beside a hostile one, in both classes
     Noisy,
+}
+
+/// A class of isolation.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Class {
+    /// Tasks share an executor with others of their framework
+    Instance,
+    /// Each has one of its own
+    Process,
 }
 
 /// How much is measured.
@@ -114,7 +127,12 @@ fn main() -> Result<()> {
     let mut figures = Figures::default();
     let mut not_measured = Vec::new();
     if args.only.contains(&Group::Noisy) {
-        not_measured = noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &mut figures)?;
+        let classes = match args.class {
+            None => vec![Isolation::Instance, Isolation::Process],
+            Some(Class::Instance) => vec![Isolation::Instance],
+            Some(Class::Process) => vec![Isolation::Process],
+        };
+        not_measured = noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &classes, &mut figures)?;
     }
     if args.only != [Group::Noisy] {
         speed(&args.only, if args.quick { QUICK } else { FULL }, &mut figures)?;

@@ -140,6 +140,7 @@ impl Agent {
             spec: Arc::new(spec.clone()),
             split_inputs,
             array: matches!(task.work, Work::Part(_)),
+            alone: task.kind.is_used_once(),
             disk: disk_of(&task.work),
             slots: task.slots_needed().min(most),
             keep: task.unprepared,

@@ -255,6 +255,8 @@ pub enum Message {
         split_inputs: Arc<[Input]>,
         /// Whether it is an array part: its outputs then lie in slots' files.
         array: bool,
+        /// Whether it runs in executors of its own: nothing of it is then used for another task.
+        alone: bool,
         /// Size of the disk of each of its slots; 0: none.
         disk: Bytes,
         /// Most slots that it can get.

@@ -20,6 +20,10 @@ use smalti_types::{DurationMs, ExecutorId, FrameworkId, MilliCpus, PortSet, Reas
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+/// Who holds so much of the node's cpus, in quarters, and is alone on it has nobody to give way to. Less is not enough: the same program
+/// is to take the same time whoever else is there, unless the operator lends cpu time.
+const ALONE_QUARTERS: u64 = 3;
+
 /// After an executor failed to start and nobody waited for it, no other is started for this long.
 const PAUSE: DurationMs = DurationMs(2_000);
 
@@ -48,6 +52,8 @@ pub(crate) struct Processes {
     turns: Turns,
     /// What starting their executors takes. Paid by all that a framework holds.
     starts: Debts,
+    /// Whose starts nobody else has to wait for, as of the last time that the queues were served: they are not counted.
+    alone: Option<FrameworkId>,
     /// What runs used beyond their share. Paid by what a framework holds and does not use, because it waits here.
     shares: Debts,
     /// What a start takes on this machine when nothing disturbs it, in microseconds of processor time. That is what each is charged with:
@@ -76,6 +82,7 @@ impl Processes {
             networked: VecDeque::new(),
             turns: Turns::default(),
             starts: Debts::new(STARTS_AHEAD_US, LEAST_STARTS),
+            alone: None,
             shares: Debts::new(PERIOD_US, MilliCpus::SMALLEST),
             start_us: START_US,
             warm,
@@ -134,6 +141,7 @@ impl Agent {
             return;
         }
         self.processes.again = None;
+        self.processes.alone = self.who_is_alone();
         self.pay_debts(now);
         self.hand_out_pooled(now, out);
         self.hand_out_networked(now, out);
@@ -170,9 +178,25 @@ impl Agent {
         self.processes.starts.pay(now, held);
     }
 
+    /// The framework that has this node for itself, if somebody waits for an executor.
+    fn who_is_alone(&self) -> Option<FrameworkId> {
+        if self.processes.pooled.is_empty() && self.processes.networked.is_empty() {
+            return None;
+        }
+        let mut live = self.tasks.values().filter(|task| task.phase != Phase::Ended).map(|task| &task.key.framework);
+        let first = live.next()?;
+        let enough = self.held.cpus.0.saturating_mul(4) >= self.parameters.total.cpus.0.saturating_mul(ALONE_QUARTERS);
+        ((enough || self.parameters.lend_cpu) && live.all(|framework| framework == first)).then(|| first.clone())
+    }
+
+    /// Whether a framework has to wait because of what it has started.
+    fn starts_hold_back(&self, framework: &FrameworkId) -> bool {
+        self.processes.alone.as_ref() != Some(framework) && self.processes.starts.holds_back(framework)
+    }
+
     /// Whether a framework may have no further executor now.
     fn is_held_back(&self, framework: &FrameworkId) -> bool {
-        self.processes.shares.holds_back(framework) || self.processes.starts.holds_back(framework)
+        self.processes.shares.holds_back(framework) || self.starts_hold_back(framework)
     }
 
     /// A run in an executor of its own has ended, or an item of it: what it used since `began`, against its share.
@@ -313,7 +337,7 @@ impl Agent {
     fn next_start(&self) -> Option<Next> {
         let (held, turns) = (self.held_processes(), &self.processes.turns);
         // Ready executors are not to pile up for those who may not have them yet.
-        let room = |framework| if self.processes.starts.holds_back(framework) { 0 } else { self.room_of_one(&held, framework) };
+        let room = |framework| if self.starts_hold_back(framework) { 0 } else { self.room_of_one(&held, framework) };
         let networked = self.processes.networked.iter().filter_map(|run| {
             let task = self.tasks.get(run)?;
             let missing = wants(task) > self.pool.coming(ExecutorKind::Networked, Some(*run));
@@ -351,7 +375,9 @@ impl Agent {
     /// A framework has one more executor.
     fn charge_start(&mut self, framework: &FrameworkId) {
         self.processes.turns.take(framework);
-        self.processes.starts.add(framework, self.processes.start_us);
+        if self.processes.alone.as_ref() != Some(framework) {
+            self.processes.starts.add(framework, self.processes.start_us);
+        }
     }
 
     fn start_process(&mut self, executor: Executor, grant: Option<Arc<Grant>>, out: &mut Out) {

@@ -17,8 +17,8 @@ use std::sync::Arc;
 const AGENT_MEMORY: Bytes = Bytes::mib(128);
 /// Memory of executors beside their tasks': code, pools kept resident, output buffers of slots.
 const EXECUTORS_MEMORY: Bytes = Bytes::mib(256);
-/// Memory of the compiler process, which runs one compilation at a time on a node of up to three cores.
-const COMPILER_MEMORY: Bytes = Bytes::gib(1);
+/// Memory of compiler processes, of which two run at a time on a node of up to five cores.
+const COMPILER_MEMORY: Bytes = Bytes::gib(crate::prepare::LEAST_COMPILERS as u64);
 /// On small nodes overhead takes at most this part of the memory.
 const MAX_OVERHEAD_PART: u64 = 4;
 /// Disk kept for bundles, compiled code and logs: this part of what is free…
@@ -155,7 +155,7 @@ mod tests {
         let Detected { total, overhead } = advertise(&set, node);
         assert_eq!((total.cpus, total.mem, total.disk), (MilliCpus(4000), Bytes::gib(4), Bytes::gib(1)));
         assert_eq!((total.ports.len(), total.custom("gpus"), total.custom.len()), (2, MilliUnits(1000), 1));
-        assert_eq!(overhead.mem, Bytes::mib(1412));
+        assert_eq!(overhead.mem, Bytes::mib(2436));
     }
 
     #[test]
@@ -171,7 +171,7 @@ mod tests {
         let parts = overhead_parts(overhead.mem, with_pool.pool_memory);
         assert_eq!((parts["agent"], parts.values().sum::<u64>()), (AGENT_MEMORY.0, overhead.mem.0));
         assert_eq!(parts["process_pool"], 4 << 20);
-        assert_eq!(overhead_parts(small.overhead.mem, Bytes(0))["compiler"], 1024 * (128 << 20) / 1408);
+        assert_eq!(overhead_parts(small.overhead.mem, Bytes(0))["compiler"], 2048 * (128 << 20) / 2432);
     }
 
     #[test]

@@ -37,6 +37,9 @@ use std::time::Duration;
 /// What preparation puts into a task's directory, which is of no use after the task.
 pub(crate) const LAID_OUT: [&str; 3] = [inputs::INPUTS_DIR, inputs::SPLITS_DIR, stdin::STDIN_FILE];
 
+/// Compiler processes at a time on the smallest nodes: one for somebody else.
+pub(crate) const LEAST_COMPILERS: usize = 2;
+
 /// How bundles and inputs are prepared. [`Options::new`] gives the defaults.
 #[derive(Clone)]
 pub struct Options {
@@ -67,7 +70,8 @@ pub struct Options {
     pub compile_uid: Option<u32>,
     /// Groups for compiler processes and for the threads that prepare.
     pub groups: Cgroups,
-    /// Most compiler processes at a time.
+    /// Most compiler processes at a time. One framework has all but one of them at most: what takes the compiler long holds up nobody
+    /// else. The same goes for hashing and for writing to the caches.
     pub compile_parallel: usize,
     /// Most downloads at a time for one framework, and in all.
     pub downloads: (usize, usize),
@@ -82,7 +86,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: 10 GiB of cache, one compiler per two cpus, 1 GiB per compilation and no groups, no `file://`, S3 as this
+    /// The defaults: 10 GiB of cache, one compiler per two cpus and at least two, 1 GiB per compilation and no groups, no `file://`, S3 as this
     /// process's environment says.
     #[must_use]
     pub fn new(data_dir: PathBuf, master: impl Into<String>, compile_command: Vec<OsString>) -> Self {
@@ -104,7 +108,7 @@ impl Options {
             compile_memory: Bytes::gib(1),
             compile_uid: None,
             groups: Cgroups::none(),
-            compile_parallel: (cpus / 2).max(1),
+            compile_parallel: (cpus / 2).max(LEAST_COMPILERS),
             downloads: (8, 64),
             // About six seconds in all: as long as a master needs to restart.
             fetch_attempts: 7,

@@ -49,12 +49,14 @@ impl Shares {
     fn new(options: &Options) -> Self {
         let turns = |per_tenant, total, estimate| Turns::new(Places { total, per_tenant, estimate });
         let few = options.compile_parallel.max(1);
+        // A place is left for somebody else, also while nobody else wants one: a turn that has begun is not taken back.
+        let of_one = few.saturating_sub(1);
         Self {
-            compiles: turns(few, few, COMPILE_ESTIMATE_US),
+            compiles: turns(of_one, few, COMPILE_ESTIMATE_US),
             // Counted by number: each is one, however long it takes.
             transfers: turns(options.downloads.0, options.downloads.1, 1),
-            chunks: turns(few, few, CHUNK_ESTIMATE),
-            disk: turns(few, few, DISK_ESTIMATE_US),
+            chunks: turns(of_one, few, CHUNK_ESTIMATE),
+            disk: turns(of_one, few, DISK_ESTIMATE_US),
         }
     }
 }

@@ -1,18 +1,19 @@
-//! Which outputs go when they take too much room: the oldest that have ended, never those of running tasks.
+//! Which outputs go when they take too much room: the oldest that have ended of the framework that has most, so that a flood of one
+//! framework's costs nobody else's; never those of running tasks.
 //!
 //! Owns the sizes of what has ended, and removing it, on threads that may block.
 
 use super::segments::{Full, SegmentId};
 use super::{Shared, relative};
 use crate::prepare::LAID_OUT;
-use smalti_types::{Bytes, TaskKey};
-use std::collections::VecDeque;
+use smalti_types::{Bytes, FrameworkId, TaskKey};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use tokio::sync::mpsc;
 
 /// Least room that a file or directory is counted with.
 const BLOCK: u64 = 4096;
-/// Ended single tasks whose outputs are kept, however little room they take: each is remembered.
+/// Ended attempts whose outputs are kept, however little room they take: each is remembered.
 const MOST_TASKS: usize = 200_000;
 
 /// What has ended and may go when room is needed.
@@ -25,10 +26,32 @@ pub(super) enum Over {
     Segment(Full),
 }
 
-/// Ended ones, oldest first, with their sizes.
+impl Over {
+    fn framework(&self) -> &FrameworkId {
+        match self {
+            Self::Directory(key) | Self::LaidOut(key) => &key.framework,
+            Self::Segment(full) => &full.id.framework,
+        }
+    }
+
+    fn tasks(&self) -> usize {
+        if let Self::Segment(full) = self { full.keys.len() } else { 1 }
+    }
+}
+
+/// What has ended of one framework.
+#[derive(Debug, Default)]
+struct Theirs {
+    /// Oldest first, with their sizes.
+    order: VecDeque<(Over, u64)>,
+    bytes: u64,
+    tasks: usize,
+}
+
+/// What has ended.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    order: VecDeque<(Over, u64)>,
+    by_framework: BTreeMap<FrameworkId, Theirs>,
     bytes: u64,
     tasks: usize,
 }
@@ -67,24 +90,35 @@ fn take(shared: &Shared, kept: &mut Kept, over: Over) {
             size_of(&path)
         }
         Over::Segment(full) => {
-            kept.tasks += full.keys.len();
             full.id.files().iter().map(|file| std::fs::metadata(shared.root.join(file)).map_or(0, |meta| room(&meta))).sum()
         }
     };
     kept.bytes = kept.bytes.saturating_add(size);
-    kept.order.push_back((over, size));
+    kept.tasks += over.tasks();
+    let theirs = kept.by_framework.entry(over.framework().clone()).or_default();
+    theirs.bytes = theirs.bytes.saturating_add(size);
+    theirs.tasks += over.tasks();
+    theirs.order.push_back((over, size));
 }
 
 impl Kept {
-    /// The oldest, while the rest does not fit.
+    /// The oldest of whoever has most, while the rest does not fit.
     fn excess(&mut self, budget: Bytes) -> Option<Over> {
-        if self.bytes <= budget.0 && self.tasks <= MOST_TASKS {
-            return None;
-        }
-        let (over, size) = self.order.pop_front()?;
+        let most = if self.bytes > budget.0 {
+            self.by_framework.iter_mut().max_by_key(|(_, theirs)| theirs.bytes)
+        } else if self.tasks > MOST_TASKS {
+            self.by_framework.iter_mut().max_by_key(|(_, theirs)| theirs.tasks)
+        } else {
+            None
+        };
+        let (framework, theirs) = most.map(|(framework, theirs)| (framework.clone(), theirs))?;
+        let (over, size) = theirs.order.pop_front()?;
+        theirs.bytes = theirs.bytes.saturating_sub(size);
+        theirs.tasks -= over.tasks();
         self.bytes = self.bytes.saturating_sub(size);
-        if let Over::Segment(full) = &over {
-            self.tasks -= full.keys.len();
+        self.tasks -= over.tasks();
+        if theirs.order.is_empty() {
+            self.by_framework.remove(&framework);
         }
         Some(over)
     }

@@ -33,8 +33,10 @@ const ASIDE: &str = ".before";
 pub(crate) enum Kind {
     /// An array part: in slots' files.
     Part,
-    /// A single task: in a segment.
+    /// A single task: in a segment, which others of its framework use before and after it.
     Task,
+    /// A single task with an executor of its own: in a segment that nobody else uses.
+    Alone,
 }
 
 /// Where the outputs of an attempt lie.
@@ -50,6 +52,8 @@ enum Outputs {
 
 #[derive(Debug)]
 struct Entry {
+    /// Its segment is nobody else's.
+    alone: bool,
     /// Nothing is written after that.
     ended: bool,
     outputs: Outputs,
@@ -179,7 +183,7 @@ impl Sandboxes {
             Some(entry) if keep => entry.laid_out |= laid_out,
             _ => {
                 let outputs = if kind == Kind::Part { Outputs::Slots } else { Outputs::Segment(None) };
-                state.live.insert(key.clone(), Entry { ended: false, outputs, laid_out });
+                state.live.insert(key.clone(), Entry { alone: kind == Kind::Alone, ended: false, outputs, laid_out });
             }
         }
         Ok(path)
@@ -193,7 +197,8 @@ impl Sandboxes {
         let mut state = self.shared.lock();
         // Its message to the executor never arrived, and it begins again.
         state.segments.give_back(key);
-        let lent = state.segments.lend(key);
+        let alone = state.live.get(key).is_some_and(|entry| entry.alone);
+        let lent = state.segments.lend(key, alone);
         let full = state.segments.take_full();
         let lent = lent.map(|(files, place)| {
             if let Some(entry) = state.live.get_mut(key) {
@@ -421,13 +426,16 @@ impl LeftBehind {
             Outputs::Files
         } else {
             // Its segment says the rest, if it has one.
-            self.live.entry(key.clone()).or_insert(Entry { ended, outputs: Outputs::Segment(None), laid_out: true }).laid_out = true;
+            self.live
+                .entry(key.clone())
+                .or_insert(Entry { alone: false, ended, outputs: Outputs::Segment(None), laid_out: true })
+                .laid_out = true;
             if ended {
                 self.over.push((time, Over::LaidOut(key)));
             }
             return;
         };
-        self.live.insert(key.clone(), Entry { ended, outputs, laid_out: false });
+        self.live.insert(key.clone(), Entry { alone: false, ended, outputs, laid_out: false });
         if ended {
             self.over.push((time, Over::Directory(key)));
         }
@@ -444,7 +452,7 @@ impl LeftBehind {
             if !ended {
                 runs = Some(key.clone());
             }
-            let entry = self.live.entry(key).or_insert(Entry { ended, outputs: Outputs::Segment(None), laid_out: false });
+            let entry = self.live.entry(key).or_insert(Entry { alone: false, ended, outputs: Outputs::Segment(None), laid_out: false });
             // Where the same attempt began last counts.
             if !matches!(entry.outputs, Outputs::Segment(Some(other)) if other.segment > place.segment) {
                 (entry.ended, entry.outputs) = (ended, Outputs::Segment(Some(place)));
@@ -547,6 +555,21 @@ mod tests {
     }
 
     #[test]
+    fn who_runs_alone_shares_files_with_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, _collector) = start(dir.path(), Bytes::gib(1));
+        run(&all, &key(1), b"one", true);
+        all.make(&key(2), Kind::Alone, false, false).unwrap();
+        let kept = all.begin_task(&key(2)).unwrap();
+        all.ended(&key(2));
+        run(&all, &key(3), b"three", true);
+        // Its executor should be gone. If anything still has the files, it reaches nobody else's output.
+        File::from(kept.into_iter().next().unwrap()).set_len(0).unwrap();
+        assert_eq!((output(&all, &key(1), 0).as_deref(), output(&all, &key(3), 0).as_deref()), (Some("one"), Some("three")));
+        assert_eq!(files(dir.path()).len(), 6);
+    }
+
+    #[test]
     fn many_tasks_at_once_have_files_of_their_own() {
         let dir = tempfile::tempdir().unwrap();
         let (all, _collector) = start(dir.path(), Bytes::gib(1));
@@ -631,6 +654,23 @@ mod tests {
             assert!(all.open(&key(1), bad, false).is_err(), "{bad:?}");
         }
         assert!(matches!(all.find(&key(2)), Err(Error::Gone(_))));
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_outputs_takes_its_own_frameworks_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, collector) = start(dir.path(), Bytes(8 << 20));
+        let quiet = TaskKey { framework: FrameworkId::new("quiet").unwrap(), ..key(0) };
+        run(&all, &quiet, &vec![b'q'; 2_000_000], true);
+        for n in 1..20 {
+            run(&all, &key(n), &vec![b'x'; 1_200_000], true);
+        }
+        let shared = all.shared.clone();
+        drop(all);
+        collector.await;
+        let left: Vec<_> = shared.lock().live.keys().cloned().collect();
+        assert!(left.contains(&quiet), "{left:?}");
+        assert_eq!(left.len(), 6, "{left:?}");
     }
 
     #[tokio::test]

@@ -65,6 +65,7 @@ pub(super) struct Full {
 #[derive(Debug)]
 struct Segment {
     id: SegmentId,
+    alone: bool,
     keys: Vec<TaskKey>,
     files: Option<[File; 3]>,
 }
@@ -88,14 +89,15 @@ impl Segments {
         Self { base, next, idle: Vec::new(), busy: BTreeMap::new(), open: 0, full: Vec::new() }
     }
 
-    /// A segment for a task, its output files open for appending.
+    /// A segment for a task, its output files open for appending; `alone`: nobody else's before or after.
     ///
     /// # Errors
     /// What the file system says.
-    pub(super) fn lend(&mut self, key: &TaskKey) -> std::io::Result<(Vec<OwnedFd>, Place)> {
-        let mut segment = match self.idle.iter().rposition(|s| s.id.framework == key.framework) {
+    pub(super) fn lend(&mut self, key: &TaskKey, alone: bool) -> std::io::Result<(Vec<OwnedFd>, Place)> {
+        let used = if alone { None } else { self.idle.iter().rposition(|s| s.id.framework == key.framework) };
+        let mut segment = match used {
             Some(at) => self.idle.remove(at),
-            None => self.make(&key.framework)?,
+            None => self.make(&key.framework, alone)?,
         };
         let lent = self.begin(&mut segment, key);
         if self.open > MOST_OPEN && segment.files.take().is_some() {
@@ -115,7 +117,7 @@ impl Segments {
         }
     }
 
-    fn make(&mut self, framework: &FrameworkId) -> std::io::Result<Segment> {
+    fn make(&mut self, framework: &FrameworkId, alone: bool) -> std::io::Result<Segment> {
         let id = SegmentId { framework: framework.clone(), number: self.next };
         let files = match open_all(&self.base, &id, OFlag::O_CREAT | OFlag::O_EXCL) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -126,7 +128,7 @@ impl Segments {
         };
         self.next += 1;
         self.open += 1;
-        Ok(Segment { id, keys: Vec::new(), files: Some(files) })
+        Ok(Segment { id, alone, keys: Vec::new(), files: Some(files) })
     }
 
     fn begin(&mut self, segment: &mut Segment, key: &TaskKey) -> std::io::Result<(Vec<OwnedFd>, Place)> {
@@ -155,7 +157,7 @@ impl Segments {
             self.retire(segment);
             return Some([u64::MAX; 2]);
         };
-        if to[0] + to[1] > MOST_BYTES || segment.keys.len() >= MOST_TASKS {
+        if segment.alone || to[0] + to[1] > MOST_BYTES || segment.keys.len() >= MOST_TASKS {
             self.retire(segment);
         } else {
             self.idle.push(segment);

@@ -38,13 +38,13 @@ const BEGIN_WITHIN: Duration = Duration::from_secs(30);
 /// The attacker's client and server give way to the other processes: elsewhere they are on machines of their own.
 const NICE: i32 = 19;
 
-/// Measures both classes. Gives those that could not be measured.
-pub(crate) fn measure(effort: Effort, figures: &mut Figures) -> Result<Vec<&'static str>> {
+/// Measures these classes. Gives those that could not be measured.
+pub(crate) fn measure(effort: Effort, classes: &[Isolation], figures: &mut Figures) -> Result<Vec<&'static str>> {
     let agent = AgentConfig { cpus: "1".into(), mem: "4GiB".into(), ..AgentConfig::default() };
     let env = vec![("RUST_LOG".into(), "warn".into())];
     println!("settings: 1 agent with --cpus 1 on this machine of {} cores, 0.5 cpus for each of two roles", cores());
     let mut not_measured = Vec::new();
-    for class in [Isolation::Instance, Isolation::Process] {
+    for class in classes.iter().copied() {
         let cluster = Cluster::start(Config { agents: vec![agent.clone()], scheduler: false, env: env.clone(), ..Config::default() })?;
         if let Err(e) = one_class(&cluster, class, effort, figures) {
             // The other class's figures are worth having all the same.

@@ -212,16 +212,13 @@ fn nobody_holds_all_that_may_be_alive() {
     w.starts(5, ExecutorKind::Pooled);
 }
 
-#[test]
-fn who_starts_too_many_waits_and_others_do_not() {
-    let mut w = World::new(no_pool());
-    let mut run = 0;
-    let waits = loop {
-        run += 1;
+/// A hundred tasks one after the other in executors of their own, as fast as it goes. Gives the first that has to wait.
+fn starts_in_a_row(w: &mut World, first: u64) -> Option<u64> {
+    for run in first..first + 100 {
         let name = format!("t{run}");
         w.launched_own(1, &name, run);
         if w.said.is_empty() {
-            break run;
+            return Some(run);
         }
         let e = number(run);
         w.starts(e, ExecutorKind::Pooled);
@@ -233,8 +230,14 @@ fn who_starts_too_many_waits_and_others_do_not() {
         w.ended(1, &name);
         w.update();
         w.event(exited(e, "killed by signal 9"));
-        assert!(run < 100, "nothing holds it back");
-    };
+    }
+    None
+}
+
+#[test]
+fn who_starts_too_many_waits_and_others_do_not() {
+    let mut w = World::new(no_pool());
+    let waits = starts_in_a_row(&mut w, 1).expect("nothing holds it back");
     assert!(waits > 5, "some tasks may come together: {waits}");
     let e = number(waits);
     w.launched_own(2, "other", waits + 1);
@@ -247,6 +250,20 @@ fn who_starts_too_many_waits_and_others_do_not() {
     w.starts(e + 1, ExecutorKind::Pooled);
     w.event(up(e + 1));
     w.bound(e + 1, 1, &format!("t{waits}"), waits);
+}
+
+#[test]
+fn who_has_the_node_alone_starts_as_many_as_it_can() {
+    let lends = Parameters { lend_cpu: true, ..no_pool() };
+    assert_eq!(starts_in_a_row(&mut World::new(lends.clone()), 1), None, "where cpu time is lent, whatever it holds");
+    let total = Resources::new(MilliCpus(1_300), Bytes::gib(8));
+    assert_eq!(starts_in_a_row(&mut World::new(Parameters { total, ..no_pool() }), 1), None, "it holds most of the cpus");
+    let mut w = World::new(lends);
+    w.launched_own(2, "other", 1);
+    w.starts(1, ExecutorKind::Pooled);
+    w.event(up(1));
+    w.bound(1, 2, "other", 1);
+    assert!(starts_in_a_row(&mut w, 2).is_some(), "somebody else is there");
 }
 
 #[test]

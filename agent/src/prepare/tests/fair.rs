@@ -30,6 +30,41 @@ async fn a_single_bundle_does_not_wait_for_a_flood_of_them() {
     assert!(before <= 20, "{before} bundles of the flood came first");
 }
 
+/// A compiler that never comes to its end with some bundles, and notes each of them.
+fn endless(options: &mut Options) -> PathBuf {
+    let begun = options.data_dir.join("begun");
+    let script = r#"begun=$1; shift
+for a; do [ "$before" = --input ] && input=$a; before=$a; done
+if grep -q ENDLESS "$input"; then echo >> "$begun"; exec sleep 1000000; fi
+exec "$@""#;
+    let command = std::mem::take(&mut options.compile_command);
+    options.compile_command = ["/bin/sh", "-c", script, "sh"].map(OsString::from).into();
+    options.compile_command.push(begun.clone().into());
+    options.compile_command.extend(command);
+    begun
+}
+
+#[tokio::test]
+async fn a_bundle_that_compiles_for_ever_holds_up_only_its_own_tenant() {
+    let mut begun = PathBuf::new();
+    let mut bed = Bed::with(|o| begun = endless(o)).await;
+    let places = bed.options.compile_parallel;
+    assert!(places >= 2, "on the smallest node, too");
+    for n in 0..2 * places {
+        let bundle = bed.store(format!("(module (;ENDLESS {n};) (func (export \"_start\")))").as_bytes());
+        bed.handle.prepare(of("attacker", bed.request(n as u64, bundle))).unwrap();
+    }
+    let under_way = || std::fs::read(&begun).map_or(0, |lines| lines.len());
+    while under_way() < places - 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let bundle = bed.store(&wasm());
+    let answer = bed.answer(of("victim", bed.request(1_000, bundle)));
+    let answer = tokio::time::timeout(Duration::from_secs(60), answer).await.expect("it waits for the attacker's");
+    assert!(answer.is_ok(), "{answer:?}");
+    assert_eq!(under_way(), places - 1, "the attacker has all places but one");
+}
+
 #[tokio::test]
 async fn a_bundle_that_cannot_run_costs_its_compilation_once() {
     let mut bed = Bed::new().await;
