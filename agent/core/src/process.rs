@@ -37,9 +37,10 @@ const STARTS_AHEAD_US: u64 = 500_000;
 /// What a framework may start however little it holds: some executors per second.
 const LEAST_STARTS: MilliCpus = MilliCpus(50);
 /// What a start takes until one was measured.
-const START_US: u64 = 10_000;
-/// What is known grows by this part with each start that took more: a machine may become slower for good.
-const START_GROWS: u64 = 1_024;
+const START_NS: u64 = 10_000_000;
+/// What is known grows by this part with each start that took more: a machine may become slower for good. Some minutes of a flood, when each
+/// start takes more and there are fifty in a second, must not look like that: who shares the machine would pay for it.
+const START_GROWS: u64 = 65_536;
 
 /// Runs that wait for executors of their own.
 #[derive(Debug)]
@@ -56,9 +57,9 @@ pub(crate) struct Processes {
     alone: Option<FrameworkId>,
     /// What runs used beyond their share. Paid by what a framework holds and does not use, because it waits here.
     shares: Debts,
-    /// What a start takes on this machine when nothing disturbs it, in microseconds of processor time. That is what each is charged with:
+    /// What a start takes on this machine when nothing disturbs it, in nanoseconds of processor time. That is what each is charged with:
     /// all do the same, and that somebody else's work makes one slower is not the fault of whoever gets it.
-    start_us: u64,
+    start_ns: u64,
     /// Whether the pool is kept filled: from the first use on, or from the start.
     warm: bool,
     /// Nothing is started before this.
@@ -84,7 +85,7 @@ impl Processes {
             starts: Debts::new(STARTS_AHEAD_US, LEAST_STARTS),
             alone: None,
             shares: Debts::new(PERIOD_US, MilliCpus::SMALLEST),
-            start_us: START_US,
+            start_ns: START_NS,
             warm,
             not_before: Time(0),
             touched: warm,
@@ -110,6 +111,11 @@ impl Processes {
         self.pooled.retain(|r| *r != run);
         self.networked.retain(|r| *r != run);
     }
+}
+
+/// What a start is known to take, in nanoseconds, after one that took `cost_us`.
+fn learn(known_ns: u64, cost_us: u64) -> u64 {
+    cost_us.saturating_mul(1_000).clamp(1_000, known_ns.saturating_add(known_ns.div_ceil(START_GROWS)))
 }
 
 /// How many executors a run could use at once.
@@ -376,7 +382,7 @@ impl Agent {
     fn charge_start(&mut self, framework: &FrameworkId) {
         self.processes.turns.take(framework);
         if self.processes.alone.as_ref() != Some(framework) {
-            self.processes.starts.add(framework, self.processes.start_us);
+            self.processes.starts.add(framework, self.processes.start_ns / 1_000);
         }
     }
 
@@ -391,8 +397,9 @@ impl Agent {
     /// One has started, and this is what that took, where it is counted.
     pub(crate) fn process_started(&mut self, cpu_us: Option<u64>) {
         self.processes.touch();
-        let known = self.processes.start_us;
-        self.processes.start_us = cpu_us.map_or(known, |cost| cost.clamp(1, known.saturating_add(known.div_ceil(START_GROWS))));
+        if let Some(cost_us) = cpu_us {
+            self.processes.start_ns = learn(self.processes.start_ns, cost_us);
+        }
     }
 
     /// Ends an executor that is used, or that nobody wants. Its slot is nobody's from now on.
@@ -439,5 +446,21 @@ impl Agent {
     pub(crate) fn process_lost(&mut self, now: Time) {
         self.processes.not_before = now.after(PAUSE);
         self.processes.touch();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_does_not_make_starts_dearer_and_a_slower_machine_does() {
+        let after = |starts: u32, cost_us| (0..starts).fold(learn(START_NS, 6_000), |known, _| learn(known, cost_us));
+        assert_eq!(after(0, 0), 6_000_000);
+        // A minute of fifty in a second, each of which takes twice as much.
+        assert!(after(3_000, 12_000) < 6_300_000);
+        assert_eq!(after(100_000, 12_000), 12_000_000);
+        assert_eq!(learn(after(100_000, 12_000), 5_000), 5_000_000);
+        assert_eq!(learn(1_000, 0), 1_000);
     }
 }
