@@ -58,8 +58,12 @@ enum Role {
     Framework(framework::FrameworkArgs),
 }
 
-/// Longest time until everything has its end after the last fault.
-const SETTLE: Duration = Duration::from_secs(240);
+/// Longest time until everything has its end after the last fault: ten times what it takes, and with one minute of faults before it
+/// less than three minutes in all.
+const SETTLE: Duration = Duration::from_secs(100);
+
+/// The framework beside the scheduler has at least this long when the clients have taken all of it.
+const FRAMEWORK: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
     let mut args = Args::parse();
@@ -115,8 +119,9 @@ fn storm(args: &Args, seed: u64, stop: &Arc<AtomicBool>, cluster: &mut nodes::Cl
     }
     faults.heal(cluster)?;
     println!("calm after {}", faults.summary());
+    let calm = Instant::now();
     let jobs = load.finish(SETTLE, || cluster.revive()).with_context(|| cluster.logs())?;
-    let own = cluster.finish_framework(SETTLE)?;
+    let own = cluster.finish_framework(SETTLE.saturating_sub(calm.elapsed()).max(FRAMEWORK))?;
     println!("the framework beside the scheduler {own}");
     verdict::judge(cluster, &jobs, &witness)
 }
