@@ -2,6 +2,8 @@
 
 use crate::nodes::{groups_of, processes};
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,22 @@ impl Snapshot {
         let new = our_files()?.into_iter().filter(|f| f != dir && !self.files.contains(f));
         left.extend(new.map(|f| format!("file {}", f.display())));
         Ok(left)
+    }
+}
+
+/// Ends the clients of a run that failed: they would look for their scheduler for a long time yet. Roles of the cluster, which are
+/// asked to end, have process groups of their own.
+pub(crate) fn end_clients() {
+    let own = std::process::id().to_string();
+    for pid in processes() {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Behind the name, which may hold anything: state, parent, process group.
+        let mut fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').skip(1);
+        let (parent, group) = (fields.next(), fields.next().and_then(|g| g.parse().ok()));
+        if parent == Some(&own) && group == Some(nix::unistd::getpgrp().as_raw()) {
+            // It may have ended by itself meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 }
 

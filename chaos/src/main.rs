@@ -95,6 +95,10 @@ fn run(args: &Args) -> Result<()> {
     let mut cluster = nodes::Cluster::start(args.agents, args.keep, net)?;
     let places = cluster.namespaces().into_iter().map(net::Namespace::inode).collect::<Result<Vec<u64>>>()?;
     let result = storm(args, seed, &stop, &mut cluster);
+    if result.is_err() {
+        stop.store(true, Ordering::SeqCst);
+        leftovers::end_clients();
+    }
     let result = result.and(cluster.stop()).and_then(|()| {
         let left = before.left(cluster.dir(), &places)?;
         ensure!(left.is_empty(), "left behind:\n  {}", left.join("\n  "));
