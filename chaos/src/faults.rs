@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Between two faults, in milliseconds.
 const PAUSE_MS: (u64, u64) = (300, 1_500);
@@ -26,6 +26,8 @@ const CUT_MS: (u64, u64) = (500, 12_000);
 const FULL_MS: (u64, u64) = (500, 3_000);
 /// What is written at a time to fill a disk.
 const FILL_BYTES: usize = 1 << 20;
+/// Seconds of a day.
+const DAY: f64 = 86_400.0;
 
 /// Ways to break something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -34,7 +36,7 @@ pub(crate) enum Kind {
     Kill,
     /// SIGSTOP to one of them, and SIGCONT later
     Stop,
-    /// No bytes between scheduler or an agent and the master
+    /// A cable is cut, in one of the ways that the network has
     Cut,
     /// SIGKILL to a process of an executor
     Executor,
@@ -58,14 +60,18 @@ pub(crate) struct Faults {
     kinds: Vec<Kind>,
     repairs: Vec<(Instant, Repair)>,
     done: BTreeMap<Kind, u32>,
+    /// What broke and what was mended, with the time as in the processes' logs, for who reads those.
+    log: File,
 }
 
 impl Faults {
-    pub(crate) fn new(rng: Rng, without: &[Kind]) -> Self {
+    /// `log` is written.
+    pub(crate) fn new(rng: Rng, without: &[Kind], log: &Path) -> Result<Self> {
         // Kills of processes are what happens most.
         let all = [Kind::Kill, Kind::Kill, Kind::Kill, Kind::Stop, Kind::Cut, Kind::Cut, Kind::Executor, Kind::Executor, Kind::Fill];
         let kinds = all.into_iter().filter(|k| !without.contains(k)).collect();
-        Self { rng, kinds, repairs: Vec::new(), done: BTreeMap::new() }
+        let log = File::create(log).with_context(|| format!("making {}", log.display()))?;
+        Ok(Self { rng, kinds, repairs: Vec::new(), done: BTreeMap::new(), log })
     }
 
     /// Waits a little, mends what is due, breaks something else.
@@ -100,6 +106,13 @@ impl Faults {
         if counts.is_empty() { "no fault".to_owned() } else { counts.join(", ") }
     }
 
+    fn note(&mut self, what: &str) -> Result<()> {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64() % DAY;
+        let (hours, minutes) = (time / 3600.0, time / 60.0 % 60.0);
+        writeln!(self.log, "{:02.0}:{:02.0}:{:06.3} {what}", hours.floor(), minutes.floor(), time % 60.0)
+            .context("writing the log of faults")
+    }
+
     fn later(&mut self, (low, high): (u64, u64)) -> Instant {
         Instant::now() + Duration::from_millis(self.rng.between(low, high))
     }
@@ -114,10 +127,11 @@ impl Faults {
         self.repairs = later;
         let due: Vec<(Instant, Repair)> = due;
         for (_, repair) in due {
+            self.note(&format!("{repair:?}"))?;
             match repair {
                 Repair::Start(who) => cluster.restart(who)?,
                 Repair::Continue(who) => cluster.signal(who, Signal::SIGCONT)?,
-                Repair::Mend(who) => cluster.set_cut(who, false),
+                Repair::Mend(who) => cluster.mend(who)?,
                 Repair::Empty(file) => std::fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?,
             }
         }
@@ -137,29 +151,34 @@ impl Faults {
         let whole = cluster.everybody().into_iter().filter(|who| cluster.is_up(*who) && !self.is_broken(*who));
         let mut whole: Vec<Who> = whole.collect();
         if kind == Kind::Cut {
-            whole.retain(|who| *who != Who::Master);
+            whole.retain(|who| cluster.can_be_cut(*who));
         }
         let agents = Vec::from_iter(0..cluster.agents());
         match kind {
             Kind::Kill => {
                 let Some(who) = self.rng.pick(&whole).copied() else { return Ok(false) };
+                self.note(&format!("Kill({who:?})"))?;
                 cluster.kill(who)?;
                 self.repair(AWAY_MS, Repair::Start(who));
             }
             Kind::Stop => {
                 let Some(who) = self.rng.pick(&whole).copied() else { return Ok(false) };
+                self.note(&format!("Stop({who:?})"))?;
                 cluster.signal(who, Signal::SIGSTOP)?;
                 self.repair(STILL_MS, Repair::Continue(who));
             }
             Kind::Cut => {
                 let Some(who) = self.rng.pick(&whole).copied() else { return Ok(false) };
-                cluster.set_cut(who, true);
+                let Some(how) = self.rng.pick(cluster.net().cuts()).copied() else { return Ok(false) };
+                self.note(&format!("Cut({who:?}, {how:?})"))?;
+                cluster.cut(who, how)?;
                 self.repair(CUT_MS, Repair::Mend(who));
             }
             Kind::Executor => {
                 let Some(agent) = self.rng.pick(&agents) else { return Ok(false) };
                 let processes = cluster.executors(*agent);
                 let Some(pid) = self.rng.pick(&processes) else { return Ok(false) };
+                self.note(&format!("Executor({agent}, process {pid})"))?;
                 // It may have ended by itself meanwhile.
                 return Ok(kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok());
             }
@@ -170,6 +189,7 @@ impl Faults {
                 if file.exists() {
                     return Ok(false);
                 }
+                self.note(&format!("Fill({agent})"))?;
                 fill(&file)?;
                 self.repair(FULL_MS, Repair::Empty(file));
             }

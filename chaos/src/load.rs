@@ -125,7 +125,7 @@ impl Load {
         let text = |path: PathBuf| path.display().to_string();
         let client = Client {
             smalti: cluster.paths().smalti(),
-            master: cluster.address().to_owned(),
+            master: cluster.address().to_string(),
             tally: text(cluster.paths().guest("tally")?),
             beat: text(cluster.paths().component("beat")?),
             witness: witness.address().to_string(),

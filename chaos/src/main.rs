@@ -7,13 +7,13 @@ mod faults;
 mod framework;
 mod leftovers;
 mod load;
+mod net;
 mod nodes;
-mod proxy;
 mod rng;
 mod verdict;
 mod witness;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use rng::Rng;
 use std::process::ExitCode;
@@ -43,6 +43,9 @@ struct Args {
     /// Never break things this way (repeatable)
     #[arg(long, value_enum, value_name = "FAULT")]
     without: Vec<faults::Kind>,
+    /// Cut cables by relays although there could be network namespaces
+    #[arg(long)]
+    relays: bool,
     /// Keep the cluster's directory with all logs
     #[arg(long)]
     keep: bool,
@@ -55,8 +58,12 @@ enum Role {
     Framework(framework::FrameworkArgs),
 }
 
-/// Longest time until everything has its end after the last fault.
-const SETTLE: Duration = Duration::from_secs(240);
+/// Longest time until everything has its end after the last fault: ten times what it takes, and with one minute of faults before it
+/// less than three minutes in all.
+const SETTLE: Duration = Duration::from_secs(100);
+
+/// The framework beside the scheduler has at least this long when the clients have taken all of it.
+const FRAMEWORK: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
     let mut args = Args::parse();
@@ -76,23 +83,31 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let seed = args.seed.unwrap_or_else(rng::from_the_clock);
     println!("chaos: seed {seed}, {} minutes, {} agents", args.minutes, args.agents);
+    // Before any thread is there: each would stay behind.
+    let net = net::Net::new(args.relays)?;
+    println!("{}", net.describe());
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     // Ctrl-C ends the faults; what was started still ends and is cleaned up.
     ctrlc::set_handler(move || asked.store(true, Ordering::SeqCst)).context("taking Ctrl-C")?;
 
     let before = leftovers::Snapshot::take()?;
-    let mut cluster = nodes::Cluster::start(args.agents, args.keep)?;
+    let mut cluster = nodes::Cluster::start(args.agents, args.keep, net)?;
+    let places = cluster.namespaces().into_iter().map(net::Namespace::inode).collect::<Result<Vec<u64>>>()?;
     let result = storm(args, seed, &stop, &mut cluster);
+    if result.is_err() {
+        stop.store(true, Ordering::SeqCst);
+        leftovers::end_clients();
+    }
+    let result = result.and(cluster.stop()).and_then(|()| {
+        let left = before.left(cluster.dir(), &places)?;
+        ensure!(left.is_empty(), "left behind:\n  {}", left.join("\n  "));
+        Ok(())
+    });
     if result.is_err() {
         cluster.keep();
     }
-    let stopped = cluster.stop();
-    result.and(stopped)?;
-    let left = before.left(cluster.dir())?;
-    if !left.is_empty() {
-        bail!("left behind:\n  {}", left.join("\n  "));
-    }
+    result.with_context(|| format!("seed {seed}; all logs, and what broke when (`faults.log`), are in {}", cluster.dir().display()))?;
     println!("nothing is left behind");
     Ok(())
 }
@@ -100,16 +115,17 @@ fn run(args: &Args) -> Result<()> {
 /// Load and faults until the time is over, then calm until everything has ended, then the count.
 fn storm(args: &Args, seed: u64, stop: &Arc<AtomicBool>, cluster: &mut nodes::Cluster) -> Result<()> {
     let until = Instant::now() + Duration::from_secs_f64(args.minutes * 60.0);
-    let witness = witness::Witness::listen()?;
+    let witness = witness::Witness::listen(&cluster.agents_namespaces())?;
     let load = load::Load::start(cluster, &witness, until, stop.clone())?;
-    let mut faults = faults::Faults::new(Rng::new(seed), &args.without);
+    let mut faults = faults::Faults::new(Rng::new(seed), &args.without, &cluster.dir().join("faults.log"))?;
     while Instant::now() < until && !stop.load(Ordering::SeqCst) {
         faults.next(cluster)?;
     }
     faults.heal(cluster)?;
     println!("calm after {}", faults.summary());
+    let calm = Instant::now();
     let jobs = load.finish(SETTLE, || cluster.revive()).with_context(|| cluster.logs())?;
-    let own = cluster.finish_framework(SETTLE)?;
+    let own = cluster.finish_framework(SETTLE.saturating_sub(calm.elapsed()).max(FRAMEWORK))?;
     println!("the framework beside the scheduler {own}");
-    verdict::judge(cluster, &jobs, &witness).with_context(|| format!("seed {seed}; logs in {}", cluster.dir().display()))
+    verdict::judge(cluster, &jobs, &witness)
 }

@@ -1,9 +1,9 @@
 //! The cluster that is broken: master, scheduler and agents, each as a process that can be killed and started again with the same data.
 //!
-//! Owns the processes, the cables to the master, and the small file systems of the agents' data (as root). Decides nothing about what
+//! Owns the processes, their cables, and the small file systems of the agents' data (as root). Decides nothing about what
 //! breaks.
 
-use crate::proxy::Proxy;
+use crate::net::{Cable, Cut, Namespace, Net};
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
@@ -42,8 +42,8 @@ struct Role {
     args: Vec<String>,
     life: u32,
     process: Option<Process>,
-    /// Its cable to the master.
-    proxy: Option<Proxy>,
+    /// What joins it to the others.
+    cable: Cable,
 }
 
 /// All of them.
@@ -54,9 +54,10 @@ pub(crate) struct Cluster {
     framework: Role,
     scheduler: Role,
     master: Role,
-    master_address: String,
+    master_address: SocketAddr,
     /// Where each life of the master listens; between two lives nobody does.
     _master_port: Ports,
+    net: Net,
     paths: Paths,
     /// Where an agent's data is a file system of its own.
     mounts: Vec<PathBuf>,
@@ -64,7 +65,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn start(agents: u32, keep: bool) -> Result<Self> {
+    pub(crate) fn start(agents: u32, keep: bool, mut net: Net) -> Result<Self> {
         let paths = Paths::find()?;
         let mut dir = tempfile::Builder::new().prefix("smalti-chaos-").tempdir().context("making a directory")?;
         dir.disable_cleanup(keep);
@@ -73,39 +74,43 @@ impl Cluster {
         std::fs::write(&policy, POLICY).with_context(|| format!("writing {}", policy.display()))?;
 
         let port = smalti_test_ports::take_one();
-        let listen = port.address().to_string();
-        let args = ["master", "--listen", &listen, "--agent-timeout", AGENT_TIMEOUT, "--ping-timeout", "4s", "--data-dir"];
-        let mut master = Role::new("master", paths.smalti(), &args, &[data("master")]);
-        let address = master.start(dir.path())?;
-        let at: SocketAddr = address.parse().with_context(|| format!("the master's address {address:?}"))?;
+        let cable = net.cable_of_master()?;
+        let at = SocketAddr::from((cable.address(), port.address().port()));
+        let args = ["master", "--agent-timeout", AGENT_TIMEOUT, "--ping-timeout", "4s", "--insecure-listen", "--listen"];
+        let own = [at.to_string(), "--data-dir".to_owned(), data("master")];
+        let mut master = Role::new("master", paths.smalti(), cable, &args, &own);
+        master.start(dir.path())?;
 
-        let mut scheduler =
-            Role::new("scheduler", paths.smalti(), &["scheduler", "--listen", "127.0.0.1:0", "--data-dir"], &[data("scheduler")]);
-        scheduler.connect(Proxy::to(at)?);
+        let cable = net.cable_to(at)?;
+        let listen = SocketAddr::from((cable.address(), 0));
+        let own = [listen.to_string(), "--data-dir".to_owned(), data("scheduler")];
+        let mut scheduler = Role::new("scheduler", paths.smalti(), cable, &["scheduler", "--insecure-listen", "--listen"], &own);
+        scheduler.connect(at);
         scheduler.start(dir.path())?;
-        let own = std::env::current_exe().context("finding this program")?;
-        let bundle = paths.guest("tally")?.display().to_string();
-        let mut framework = Role::new("framework", own, &["framework", "--bundle", &bundle, "--store"], &[data("framework.redb")]);
-        framework.connect(Proxy::to(at)?);
+        let program = std::env::current_exe().context("finding this program")?;
+        let own = [paths.guest("tally")?.display().to_string(), "--store".to_owned(), data("framework.redb")];
+        let mut framework = Role::new("framework", program, net.cable_to(at)?, &["framework", "--bundle"], &own);
+        framework.connect(at);
         framework.start(dir.path())?;
         let mut cluster = Self {
             agents: Vec::new(),
             framework,
             scheduler,
             master,
-            master_address: address,
+            master_address: at,
             _master_port: port,
+            net,
             paths,
             mounts: Vec::new(),
             dir,
         };
         for n in 0..agents {
-            cluster.add_agent(n, at, &policy)?;
+            cluster.add_agent(n, &policy)?;
         }
         Ok(cluster)
     }
 
-    fn add_agent(&mut self, n: u32, master: SocketAddr, policy: &Path) -> Result<()> {
+    fn add_agent(&mut self, n: u32, policy: &Path) -> Result<()> {
         let name = format!("agent-{n}");
         let data = self.dir.path().join(&name);
         std::fs::create_dir(&data).with_context(|| format!("making {}", data.display()))?;
@@ -118,8 +123,8 @@ impl Cluster {
         let id = agent_name(n as usize);
         let args = ["agent", "--cpus", "2", "--mem", "2GiB", "--disk", "64MiB", "--isolation", "auto", "--ports", &ports, "--name", &id];
         let own = ["--network-policy".to_owned(), policy.display().to_string(), "--data-dir".to_owned(), data.display().to_string()];
-        let mut role = Role::new(&name, self.paths.smalti(), &args, &own);
-        role.connect(Proxy::to(master)?);
+        let mut role = Role::new(&name, self.paths.smalti(), self.net.cable_to(self.master_address)?, &args, &own);
+        role.connect(self.master_address);
         role.start(self.dir.path())?;
         self.agents.push(role);
         Ok(())
@@ -129,8 +134,22 @@ impl Cluster {
         &self.paths
     }
 
-    pub(crate) fn address(&self) -> &str {
-        &self.master_address
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.master_address
+    }
+
+    pub(crate) const fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// The namespaces of all processes that have one of their own.
+    pub(crate) fn namespaces(&self) -> Vec<&Namespace> {
+        self.everybody().into_iter().filter_map(|who| self.role(who).cable.namespace()).collect()
+    }
+
+    /// Those of the agents, where their tasks' sockets are.
+    pub(crate) fn agents_namespaces(&self) -> Vec<&Namespace> {
+        self.agents.iter().filter_map(|role| role.cable.namespace()).collect()
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -205,11 +224,16 @@ impl Cluster {
         self.role(who).process.as_ref().map_or(Ok(()), |process| process.signal(signal))
     }
 
-    /// Pulls its cable to the master, or puts it back.
-    pub(crate) fn set_cut(&self, who: Who, cut: bool) {
-        if let Some(proxy) = &self.role(who).proxy {
-            proxy.set_cut(cut);
-        }
+    pub(crate) fn can_be_cut(&self, who: Who) -> bool {
+        self.role(who).cable.can_be_cut()
+    }
+
+    pub(crate) fn cut(&self, who: Who, how: Cut) -> Result<()> {
+        self.role(who).cable.cut(how).with_context(|| format!("cutting {who:?} off ({how:?})"))
+    }
+
+    pub(crate) fn mend(&self, who: Who) -> Result<()> {
+        self.role(who).cable.mend().with_context(|| format!("mending the cable of {who:?}"))
     }
 
     /// Processes of the agent's executors, by their control groups.
@@ -226,7 +250,7 @@ impl Cluster {
     /// A client command.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut c = Command::new(self.paths.smalti());
-        c.args(args).env("SMALTI_MASTER", &self.master_address);
+        c.args(args).env("SMALTI_MASTER", self.master_address.to_string());
         c
     }
 
@@ -281,14 +305,13 @@ impl Drop for Cluster {
 }
 
 impl Role {
-    fn new(name: &str, program: PathBuf, args: &[&str], own: &[String]) -> Self {
+    fn new(name: &str, program: PathBuf, cable: Cable, args: &[&str], own: &[String]) -> Self {
         let args = args.iter().map(ToString::to_string).chain(own.iter().cloned()).collect();
-        Self { name: name.to_owned(), program, args, life: 0, process: None, proxy: None }
+        Self { name: name.to_owned(), program, args, life: 0, process: None, cable }
     }
 
-    fn connect(&mut self, proxy: Proxy) {
-        self.args.extend(["--master".to_owned(), proxy.address().to_string()]);
-        self.proxy = Some(proxy);
+    fn connect(&mut self, master: SocketAddr) {
+        self.args.extend(["--master".to_owned(), self.cable.reaches(master).to_string()]);
     }
 
     /// Starts it and waits until it is ready; what it says then, without its own name.
@@ -303,7 +326,11 @@ impl Role {
         self.life += 1;
         let mut command = Command::new(&self.program);
         command.args(&self.args).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
-        self.process = Some(Process::spawn_role(&format!("{}.{}", self.name, self.life), command, dir)?);
+        let name = format!("{}.{}", self.name, self.life);
+        self.process = Some(match self.cable.namespace() {
+            Some(namespace) => namespace.inside(|| Process::spawn_role(&name, command, dir))?,
+            None => Process::spawn_role(&name, command, dir)?,
+        });
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns what was heard. Two attempts of one task that were heard at the same time are what must never be.
 
+use crate::net::Namespace;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// A caller that said nothing for this long is gone, or stopped.
 const SILENCE: Duration = Duration::from_secs(120);
+/// Where it listens in the agents' namespaces: the same everywhere, and below the ports of tasks.
+const PORT: u16 = 5_060;
 
 /// One call.
 #[derive(Debug, Clone)]
@@ -32,17 +35,27 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    pub(crate) fn listen() -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).context("listening for exclusive tasks")?;
-        let address = listener.local_addr().context("the witness's address")?;
+    /// Listens on the loopback interface of each of `places`, or here when there are none: no cut cable is between it and the tasks,
+    /// so what it hears is what happens.
+    pub(crate) fn listen(places: &[&Namespace]) -> Result<Self> {
         let calls: Arc<Mutex<Calls>> = Arc::default();
-        let shared = calls.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let calls = shared.clone();
-                std::thread::spawn(move || hear(stream, &calls));
-            }
-        });
+        let mut address = SocketAddr::from(([127, 0, 0, 1], if places.is_empty() { 0 } else { PORT }));
+        let bind = move || TcpListener::bind(address).with_context(|| format!("listening at {address} for exclusive tasks"));
+        let mut listeners = places.iter().map(|place| place.inside(bind)).collect::<Result<Vec<_>>>()?;
+        if listeners.is_empty() {
+            let listener = bind()?;
+            address = listener.local_addr().context("the witness's address")?;
+            listeners.push(listener);
+        }
+        for listener in listeners {
+            let shared = calls.clone();
+            std::thread::spawn(move || {
+                for stream in listener.incoming().map_while(Result::ok) {
+                    let calls = shared.clone();
+                    std::thread::spawn(move || hear(stream, &calls));
+                }
+            });
+        }
         Ok(Self { address, calls })
     }
 
@@ -119,7 +132,7 @@ mod tests {
 
     #[test]
     fn two_at_once_are_seen_and_one_after_the_other_is_fine() {
-        let witness = Witness::listen().unwrap();
+        let witness = Witness::listen(&[]).unwrap();
         let first = call(&witness, "a 0\nalive\n");
         heard(&witness, "a", 1);
         drop(first);

@@ -10,7 +10,7 @@ use smalti_master_core::{Conn, Effects, Event, Master, Message};
 use smalti_proto::convert::HEARTBEAT_INTERVAL_MS;
 use smalti_proto::v1;
 use smalti_types::protocol::{FrameworkEvent, Registration, Subscription};
-use smalti_types::{AgentId, FrameworkId, TaskKey};
+use smalti_types::{AgentId, DurationMs, FrameworkId, TaskKey};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -127,10 +127,10 @@ pub(crate) struct EventLoop {
 }
 
 impl EventLoop {
-    /// A loop around `master`, which was recovered from what is in `registry`.
-    pub(crate) fn new(master: Master, registry: Box<dyn Registry>, clock: Clock) -> (Self, Handle) {
+    /// A loop around `master`, which was recovered from what is in `registry`. Agents will be told to beat so often.
+    pub(crate) fn new(master: Master, registry: Box<dyn Registry>, clock: Clock, agents_beat: DurationMs) -> (Self, Handle) {
         let (tx, inbox) = mpsc::channel(INBOX);
-        let this = Self { master, clock, peers: Peers::default(), inbox, registry, frameworks_made: 0, heartbeat: Instant::now() };
+        let this = Self { master, clock, peers: Peers::new(agents_beat), inbox, registry, frameworks_made: 0, heartbeat: Instant::now() };
         (this, Handle { inbox: tx, conns: Arc::default() })
     }
 
@@ -300,7 +300,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_written_down_is_told_to_nobody() {
         let master = Master::new(Config::default(), MasterEpoch(1), Time(1));
-        let (event_loop, handle) = EventLoop::new(master, Box::new(FullDisk), Clock::default());
+        let (event_loop, handle) = EventLoop::new(master, Box::new(FullDisk), Clock::default(), DurationMs(1_000));
         let (queue, outbound, _stop) = queue();
         let info = AgentInfo {
             id: AgentId::new("a1").unwrap(),

@@ -1,10 +1,9 @@
 //! What is queued for a peer: domain values in frames of bounded size. They become wire messages when the peer's
 //! connection takes them, outside the event loop.
 
-use smalti_proto::convert::HEARTBEAT_INTERVAL_MS;
 use smalti_proto::{v1, version};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent};
-use smalti_types::{ItemBatch, MasterEpoch, TaskSpec, Time};
+use smalti_types::{DurationMs, ItemBatch, MasterEpoch, TaskSpec, Time};
 
 /// Neighbouring values are joined into one frame up to about this many bytes: far below the wire's limit, and enough that
 /// frames cost nothing.
@@ -29,7 +28,8 @@ pub(crate) trait Frame: Sized + Send + 'static {
 /// Frames for an agent.
 #[derive(Debug)]
 pub(crate) enum AgentFrame {
-    Registered(MasterEpoch),
+    /// The agent is in, and is to beat this often.
+    Registered(MasterEpoch, DurationMs),
     Refused(String),
     Commands(Vec<AgentCommand>, usize),
     Read(v1::ReadRequest),
@@ -120,11 +120,9 @@ impl Frame for AgentFrame {
     fn into_wire(self) -> v1::MasterToAgent {
         use v1::master_to_agent::Message;
         let message = match self {
-            Self::Registered(epoch) => Message::Registered(v1::Registered {
-                version: Some(version::current()),
-                epoch: epoch.0,
-                heartbeat_interval_ms: HEARTBEAT_INTERVAL_MS,
-            }),
+            Self::Registered(epoch, beat) => {
+                Message::Registered(v1::Registered { version: Some(version::current()), epoch: epoch.0, heartbeat_interval_ms: beat.0 })
+            }
             Self::Refused(reason) => Message::Refused(v1::RefusedByMaster { reason }),
             Self::Commands(commands, _) => Message::Commands(commands.into()),
             Self::Read(request) => Message::Read(request),

@@ -1,6 +1,7 @@
 //! What an operator may set, and the defaults.
 
 use serde::{Deserialize, Serialize};
+use smalti_proto::convert::HEARTBEAT_INTERVAL_MS;
 use smalti_types::{Bytes, DurationMs};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -62,6 +63,12 @@ impl Default for Options {
 }
 
 impl Options {
+    /// How often agents are to beat, so that one that is well is never taken for one that is silent: two beats may be late.
+    #[must_use]
+    pub(crate) fn agents_beat(&self) -> DurationMs {
+        DurationMs((self.ping_timeout.0 / 3).clamp(1, HEARTBEAT_INTERVAL_MS))
+    }
+
     /// The data directory in force.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {

@@ -5,7 +5,7 @@ use crate::frames::{AgentFrame, Frame, FrameworkFrame};
 use crate::outbound::{NotQueued, Queue};
 use smalti_master_core::{AgentMessage, Conn, Event, Message};
 use smalti_proto::v1;
-use smalti_types::Time;
+use smalti_types::{DurationMs, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use tonic::Status;
 
@@ -57,9 +57,16 @@ pub(crate) struct Peers {
     closing: BTreeMap<Conn, String>,
     /// Connections that were ended because their peer did not read.
     too_slow: u64,
+    /// How often agents are to beat.
+    agents_beat: DurationMs,
 }
 
 impl Peers {
+    /// Nobody yet; agents will be told to beat so often.
+    pub(crate) fn new(agents_beat: DurationMs) -> Self {
+        Self { agents_beat, ..Self::default() }
+    }
+
     pub(crate) fn add_agent(&mut self, conn: Conn, queue: Queue<AgentFrame>) {
         self.agents.insert(conn, Peer::new(queue));
     }
@@ -152,7 +159,7 @@ impl Peers {
             Message::ToAgent { conn, message } => {
                 let Some(peer) = self.agents.get_mut(&conn) else { return };
                 peer.add(match message {
-                    AgentMessage::Registered { epoch } => AgentFrame::Registered(epoch),
+                    AgentMessage::Registered { epoch } => AgentFrame::Registered(epoch, self.agents_beat),
                     AgentMessage::Refused(reason) => AgentFrame::Refused(reason),
                     AgentMessage::Command(command) => AgentFrame::command(command),
                 });

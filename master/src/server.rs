@@ -122,7 +122,7 @@ impl Server {
         let config = Config { agent_timeout: self.options.agent_timeout, offer_timeout: self.options.offer_timeout, ..Config::default() };
         let stop = CancellationToken::new();
         let master = Master::recover(config, epoch, clock.now(), stored);
-        let (event_loop, handle) = EventLoop::new(master, self.registry, clock);
+        let (event_loop, handle) = EventLoop::new(master, self.registry, clock, self.options.agents_beat());
         let mut looping = tokio::spawn(event_loop.run(stop.clone()));
         let routes = routes(&self.options, handle, self.store);
         let incoming = listener::incoming(self.listener, self.options.max_connections);

@@ -253,6 +253,16 @@ async fn a_lease_is_granted_over_the_heartbeat() {
 }
 
 #[tokio::test]
+async fn agents_are_told_to_beat_often_enough_for_the_ping_timeout() {
+    for (ping_timeout, beat) in [(15_000, 5_000), (4_000, 1_333), (60_000, 5_000)] {
+        let master = Master::start_with(|options| options.ping_timeout = DurationMs(ping_timeout)).await;
+        let agent = FakeAgent::register(&master, "a1", res(4, 4)).await;
+        assert_eq!(agent.beat, std::time::Duration::from_millis(beat));
+        master.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_registry_that_cannot_be_used_ends_the_start_with_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let options = |registry: &str| Options {

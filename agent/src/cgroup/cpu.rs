@@ -83,6 +83,11 @@ struct Quota {
 }
 
 impl Quota {
+    /// What the kernel says is in force.
+    fn found(us: Option<u64>) -> Self {
+        us.map_or_else(Self::default, |us| Self { at_most: us, exact: true })
+    }
+
     fn is(self, us: u64) -> bool {
         self.exact && self.at_most == us
     }
@@ -96,6 +101,12 @@ pub(super) struct Quotas {
 }
 
 impl Quotas {
+    /// Those that an earlier life of the agent has left in force. Without them the first write would be too low for a group whose slots
+    /// have their quotas already, and refused.
+    pub(super) fn found(executor: Option<u64>, slots: impl Iterator<Item = Option<u64>>) -> Self {
+        Self { executor: Quota::found(executor), slots: slots.map(Quota::found).collect() }
+    }
+
     pub(super) fn set_slots(&mut self, n: usize) {
         self.slots.resize(n.max(self.slots.len()), Quota::default());
     }
@@ -152,6 +163,12 @@ pub(super) fn set_quota(dir: &Path, v2: bool, quota_us: u64) -> Result<(), Error
         return Ok(());
     }
     Err(Error::NotInForce { path: dir.join(if v2 { "cpu.max" } else { V1_QUOTA }), wanted: quota.to_string(), got: got.to_string() })
+}
+
+/// The quota that is in force; nothing where there is none, and where it cannot be read.
+pub(super) fn quota_in_force(dir: &Path, v2: bool) -> Option<u64> {
+    let quota = CpuController::new(dir.to_owned(), v2).cfs_quota().ok()?;
+    u64::try_from(quota).ok()
 }
 
 /// Reads what a group used. `accounting` is the same directory on v2, and `None` where v1 does not count.
@@ -225,10 +242,13 @@ mod tests {
         (0_u32..4, 1_u64..4000, proptest::option::weighted(0.2, any::<bool>()))
     }
 
-    fn run(steps: Vec<(u32, u64, Option<bool>)>, total: u64) {
+    fn run(steps: Vec<(u32, u64, Option<bool>)>, total: u64, killed_after: Option<usize>) {
         let (mut quotas, mut kernel) = (Quotas::default(), Kernel::default());
         quotas.set_slots(4);
-        for (slot, cpus, failure) in steps {
+        for (n, (slot, cpus, failure)) in steps.into_iter().enumerate() {
+            if killed_after == Some(n) {
+                quotas = Quotas::found(kernel.executor, kernel.slots.iter().copied());
+            }
             let plan = quotas.plan(slot, MilliCpus(cpus), Some(total));
             assert!(plan.len() <= 2);
             for write in plan {
@@ -250,14 +270,19 @@ mod tests {
     /// Found by the test below: the executor's quota unknown after a failure, then a lower quota for its largest slot.
     #[test]
     fn after_a_failed_write_the_parent_is_not_lowered_below_a_child() {
-        run(vec![(2, 602, None), (0, 1, Some(false)), (2, 1, None)], 85_201);
+        run(vec![(2, 602, None), (0, 1, Some(false)), (2, 1, None)], 85_201, None);
     }
 
     proptest! {
-        /// After every single write: no child above its parent, no parent above the total; at the end the slot has its quota.
+        /// After every single write: no child above its parent, no parent above the total; at the end the slot has its quota. Also when
+        /// another life of the agent goes on with what the kernel has.
         #[test]
-        fn no_child_is_ever_above_its_parent(steps in proptest::collection::vec(step(), 1..60), total in 1_000_u64..300_000) {
-            run(steps, total);
+        fn no_child_is_ever_above_its_parent(
+            steps in proptest::collection::vec(step(), 1..60),
+            total in 1_000_u64..300_000,
+            killed_after in proptest::option::of(0_usize..60),
+        ) {
+            run(steps, total, killed_after);
         }
     }
 }

@@ -50,10 +50,12 @@ impl ExecutorGroup {
         Self { inner: Arc::new(Inner { shared, id, quotas: Mutex::default(), weights: Mutex::default() }) }
     }
 
-    /// One with slots that was made by an earlier life of the agent. What quotas are in force is not known: the first change writes them.
+    /// One with slots that was made by an earlier life of the agent, and the quotas that are in force there.
     pub(super) fn attached(shared: Arc<Shared>, id: ExecutorId, slots: u32) -> Self {
         let group = Self::existing(shared, id);
-        group.quotas().set_slots(slots as usize);
+        let (cpu, v2) = (group.dir(Controller::Cpu), group.v2());
+        let of_slot = |n| cpu.as_deref().and_then(|dir| cpu::quota_in_force(&slot_dir(dir, n), v2));
+        *group.quotas() = Quotas::found(cpu.as_deref().and_then(|dir| cpu::quota_in_force(dir, v2)), (0..slots).map(of_slot));
         group.weights().set_slots(slots as usize);
         group
     }

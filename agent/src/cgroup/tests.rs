@@ -97,6 +97,21 @@ fn quotas_go_up_and_down_in_any_order() {
     assert!(matches!(scratch.group.place_thread(0, 0), Err(Error::BadId { id: 0, .. })));
 }
 
+/// The executor's own quota was written as if its slots had none, and the kernel refused that.
+#[test]
+fn another_life_of_the_agent_goes_on_from_the_quotas_in_force() {
+    let Some(scratch) = real("quota-again") else { return };
+    scratch.cgroups.set_total_cpus(MilliCpus(2000)).unwrap();
+    scratch.group.make_slots(3).unwrap();
+    for slot in 0..3 {
+        scratch.group.set_slot_cpus(slot, MilliCpus(500)).unwrap();
+    }
+    let again = scratch.cgroups.attach(scratch.group.id(), 3, &scratch.cgroups.places());
+    for (slot, cpus) in [(0, 100), (1, 100), (2, 500), (2, 1500)] {
+        again.set_slot_cpus(slot, MilliCpus(cpus)).unwrap();
+    }
+}
+
 #[test]
 fn memory_is_limited_and_a_kill_for_it_is_counted() {
     let Some(mut scratch) = real("memory") else { return };

@@ -113,6 +113,8 @@ pub(crate) struct FakeAgent {
     out: mpsc::Sender<v1::AgentToMaster>,
     inbound: Streaming<v1::MasterToAgent>,
     commands: VecDeque<AgentCommand>,
+    /// How often it was told to beat.
+    pub(crate) beat: Duration,
 }
 
 impl FakeAgent {
@@ -139,7 +141,7 @@ impl FakeAgent {
         let first = patient(inbound.message()).await.unwrap().unwrap().message.unwrap();
         let v1::master_to_agent::Message::Registered(registered) = first else { panic!("{first:?}") };
         assert!(registered.epoch > 0 && registered.heartbeat_interval_ms > 0);
-        Self { client, out, inbound, commands: VecDeque::new() }
+        Self { client, out, inbound, commands: VecDeque::new(), beat: Duration::from_millis(registered.heartbeat_interval_ms) }
     }
 
     async fn send(&self, message: v1::agent_to_master::Message) {

@@ -1,8 +1,8 @@
 //! A cable between a process and the master that can be pulled: bytes in both directions until it is cut, silence while it is.
 //!
 //! Owns a listening socket and a thread for each direction of each connection. A cut does not close anything: bytes stay where they
-//! are, as when a switch fails, and go on when the cable is back, unless an end has given up meanwhile. (Without root there are no
-//! network namespaces; a relay cuts off just as well, and the same with it.)
+//! are, as when a switch fails, and go on when the cable is back, unless an end has given up meanwhile. What it cannot show: packets that
+//! are lost, connections of which only one end knows (see `lab`).
 
 use anyhow::{Context, Result};
 use std::io::{Read, Write};
@@ -21,7 +21,7 @@ struct Cable {
 }
 
 impl Cable {
-    /// Waits while it is cut. False: the proxy is over.
+    /// Waits while it is cut. False: the relay is over.
     fn pass(&self) -> bool {
         let mut cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
         while *cut && !self.over.load(Ordering::SeqCst) {
@@ -33,16 +33,16 @@ impl Cable {
 
 /// A relay to one address.
 #[derive(Debug)]
-pub(crate) struct Proxy {
+pub(crate) struct Relay {
     address: SocketAddr,
     cable: Arc<Cable>,
 }
 
-impl Proxy {
+impl Relay {
     /// Relays to `to`.
     pub(crate) fn to(to: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).context("listening for a proxy")?;
-        let address = listener.local_addr().context("the proxy's address")?;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).context("listening for a relay")?;
+        let address = listener.local_addr().context("the relay's address")?;
         let cable = Arc::new(Cable::default());
         let shared = cable.clone();
         std::thread::spawn(move || {
@@ -70,7 +70,7 @@ impl Proxy {
     }
 }
 
-impl Drop for Proxy {
+impl Drop for Relay {
     fn drop(&mut self) {
         self.cable.over.store(true, Ordering::SeqCst);
         self.cable.changed.notify_all();
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn what_was_said_while_it_was_cut_arrives_later() {
         let echo = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let proxy = Proxy::to(echo.local_addr().unwrap()).unwrap();
+        let relay = Relay::to(echo.local_addr().unwrap()).unwrap();
         let (tx, rx) = mpsc::channel();
         std::thread::spawn(move || {
             let (mut stream, _) = echo.accept().unwrap();
@@ -126,13 +126,13 @@ mod tests {
                 tx.send(byte[0]).unwrap();
             }
         });
-        let mut client = TcpStream::connect(proxy.address()).unwrap();
+        let mut client = TcpStream::connect(relay.address()).unwrap();
         client.write_all(b"a").unwrap();
         assert_eq!(rx.recv_timeout(Duration::from_secs(60)), Ok(b'a'));
-        proxy.set_cut(true);
+        relay.set_cut(true);
         client.write_all(b"b").unwrap();
         assert!(rx.recv_timeout(Duration::from_millis(50)).is_err());
-        proxy.set_cut(false);
+        relay.set_cut(false);
         assert_eq!(rx.recv_timeout(Duration::from_secs(60)), Ok(b'b'));
         drop(client);
         assert!(rx.recv_timeout(Duration::from_secs(60)).is_err(), "the end passes, too");
