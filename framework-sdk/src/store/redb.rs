@@ -1,7 +1,11 @@
 //! A store in one file, by redb: a transaction is one fsync.
+//!
+//! What cannot be what was written is refused with what to do about it: an empty file is none that this library made, and what is in one is
+//! looked through once before anything is believed.
 
 use super::{Rows, Store, StoreError, Writes};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// Version of the file's layout; the versions of what lies in it are in the values.
@@ -20,12 +24,28 @@ impl RedbStore {
     /// Opens or makes the file.
     ///
     /// # Errors
-    /// When it cannot be opened, another process has it, or a later build wrote it.
+    /// When it cannot be opened, another process has it, a later build wrote it, or it is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref().to_owned();
-        let failed = |e: redb::Error| StoreError::Open { path: path.clone(), source: Box::new(e) };
-        let db = Database::create(&path).map_err(|e| failed(e.into()))?;
-        let found = prepare(&db).map_err(failed)?;
+        let io = |e: std::io::Error| wrong(&path, e.into());
+        match std::fs::metadata(&path) {
+            Ok(meta) if meta.len() == 0 => return Err(StoreError::Damaged { path, cause: "it is empty".to_owned() }),
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => make(&path).map_err(|e| wrong(&path, e))?,
+            Err(e) => return Err(io(e)),
+        }
+        let whole = || -> Result<(Database, u64), redb::Error> {
+            let mut db = Database::open(&path)?;
+            if !db.check_integrity()? {
+                tracing::warn!(path = %path.display(), "the store was not closed properly and has been put in order; nothing is lost");
+            }
+            let found = prepare(&db)?;
+            Ok((db, found))
+        };
+        // The library takes it for granted that what it reads is what it wrote, and panics where it is not.
+        let opened = catch_unwind(AssertUnwindSafe(whole));
+        let Ok(opened) = opened else { return Err(StoreError::Damaged { path, cause: "its pages make no sense".to_owned() }) };
+        let (db, found) = opened.map_err(|e| wrong(&path, e))?;
         if found == FORMAT { Ok(Self { db, path }) } else { Err(StoreError::Format { path, found, expected: FORMAT }) }
     }
 
@@ -37,6 +57,35 @@ impl RedbStore {
 
     fn failed(&self, doing: &'static str) -> impl Fn(redb::Error) -> StoreError {
         move |source| StoreError::Use { doing, path: self.path.clone(), source: Box::new(source) }
+    }
+}
+
+/// Makes a new file under another name and moves it into place, so that a file which is there is never half made.
+fn make(path: &Path) -> Result<(), redb::Error> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    match std::fs::remove_file(&fresh) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
+    prepare(&Database::create(&fresh)?)?;
+    std::fs::rename(&fresh, path)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(std::fs::File::open(dir)?.sync_all()?)
+}
+
+/// What the library says when it opens a file, in our words.
+fn wrong(path: &Path, error: redb::Error) -> StoreError {
+    let path = path.to_owned();
+    match error {
+        redb::Error::Io(e) if matches!(e.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) => {
+            StoreError::Damaged { path, cause: e.to_string() }
+        }
+        source @ (redb::Error::Io(_) | redb::Error::DatabaseAlreadyOpen | redb::Error::PreviousIo) => {
+            StoreError::Open { path, source: Box::new(source) }
+        }
+        other => StoreError::Damaged { path, cause: other.to_string() },
     }
 }
 
@@ -122,6 +171,42 @@ mod tests {
         writes.delete("b", "1");
         store.commit(&writes).unwrap();
         assert_eq!(store.read("b").unwrap(), [pair("2", "two")]);
+    }
+
+    #[test]
+    fn a_file_that_was_damaged_is_refused_with_instructions_however_often_it_is_tried() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let mut writes = Writes::default();
+        (0..500).for_each(|n| writes.put("jobs", format!("k{n}"), format!("value-{n}-of-it")));
+        RedbStore::open(&path).unwrap().commit(&writes).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let refused = |bytes: &[u8], what: &str| {
+            std::fs::write(&path, bytes).unwrap();
+            for _ in 0..2 {
+                let opened = RedbStore::open(&path);
+                let Err(error @ StoreError::Damaged { .. }) = opened else { panic!("{what}: {opened:?}") };
+                let text = error.to_string();
+                assert!(text.contains("store.redb") && text.contains("move it away") && !text.contains('\n'), "{text}");
+            }
+        };
+        refused(b"this is not a database at all, whatever its name says", "garbage");
+        refused(b"", "empty");
+        refused(&whole[..whole.len() / 3], "cut off");
+        let mut magic = whole.clone();
+        magic[0] ^= 1;
+        refused(&magic, "wrong magic");
+        // Every occurrence of one value: a page that is in use is among them.
+        let mut flipped = whole.clone();
+        for at in 0..flipped.len() - 9 {
+            if &flipped[at..at + 9] == b"value-250" {
+                flipped[at] ^= 1;
+            }
+        }
+        assert_ne!(flipped, whole);
+        refused(&flipped, "one letter changed");
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(RedbStore::open(&path).unwrap().read("jobs").unwrap().len(), 500);
     }
 
     #[test]
