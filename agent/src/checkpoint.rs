@@ -4,7 +4,7 @@
 //! at all is tried until it can. Nothing has left the process then, so nothing is lost. Deliberately absent: what records mean and how they
 //! are written (`smalti-agent-checkpoint`).
 
-use crate::detect;
+use crate::{detect, launcher};
 use anyhow::Context;
 use smalti_agent_checkpoint::{Error, Files, Log, Opened};
 use smalti_agent_core::{Agent, Parameters, Record};
@@ -32,10 +32,20 @@ impl Checkpoint {
     ///
     /// # Errors
     /// When the log cannot be used; the words say what to do.
-    pub(crate) fn open(data_dir: &Path, parameters: Parameters) -> anyhow::Result<(Self, Agent)> {
+    pub(crate) fn open(data_dir: &Path, executors_dir: &Path, parameters: Parameters) -> anyhow::Result<(Self, Agent)> {
         let directory = data_dir.join(DIRECTORY);
         let files = Files::open(&directory).with_context(|| format!("opening the checkpoint in {}", directory.display()))?;
-        let Opened { mut log, records, same_boot, cut } = Log::open(files, &detect::boot_id())?;
+        let boot = detect::boot_id();
+        let Opened { mut log, records, same_boot, cut } = Log::open(files, &boot)?;
+        // The boot is noted before the first executor starts. What is taken for ended may run.
+        if let Some(executor) = (!same_boot && !records.is_empty()).then(|| launcher::one_of_boot(executors_dir, &boot)).flatten() {
+            anyhow::bail!(
+                "the checkpoint in {} is damaged: it says that the machine was started since, and executor {executor} was started later than \
+                 that: check the disk, then move that directory away and start the agent again. It then ends the executors that it finds, and \
+                 its tasks are reported as lost",
+                directory.display()
+            );
+        }
         if let Some(cut) = cut {
             tracing::warn!("{cut}");
         }

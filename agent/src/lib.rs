@@ -89,7 +89,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
         ..Parameters::new(detected.total.clone())
     };
     limit_cpus(&options, &cgroups, detected.total.cpus, parameters.start_cpus)?;
-    let (checkpoint, core) = Checkpoint::open(&data_dir, options.process.apply(parameters))?;
+    let (checkpoint, core) = Checkpoint::open(&data_dir, &executors_dir, options.process.apply(parameters))?;
     let kept: Vec<ExecutorId> = core.to_find().cloned().collect();
     let elsewhere = leftovers::end(&cgroups, &id, &data_dir, &executors_dir, &kept, CLEANUP_WITHIN).await?;
     let attempts = core.attempts().map(|(key, ended, array)| (key.clone(), (ended, array))).collect();

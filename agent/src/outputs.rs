@@ -86,6 +86,16 @@ pub(crate) enum Error {
         /// Which.
         file: String,
     },
+    /// Whole records that are not what was written: nobody knows whose output they told of.
+    #[error("the output of {key} is not complete: {records} records of {file} are damaged, and what they told of cannot be found")]
+    Incomplete {
+        /// Whose.
+        key: TaskKey,
+        /// Which file.
+        file: String,
+        /// How many.
+        records: u32,
+    },
     /// More records than one read may hold.
     #[error("{0} has more items than one read can give: ask for some of them")]
     TooMany(TaskKey),
@@ -213,6 +223,17 @@ impl PartOutput {
         self.wanted.as_ref().is_some_and(|wanted| self.given.contains_all(wanted))
     }
 
+    /// At the end: whether something that was asked for may be missing because its record is damaged.
+    pub(crate) fn verdict(&self) -> Result<(), Error> {
+        match self.slots.iter().find(|(_, files)| files.damaged > 0 && !self.is_complete()) {
+            None => Ok(()),
+            Some((slot, files)) => {
+                let file = format!("slot-{slot}.ledger");
+                Err(Error::Incomplete { key: self.key.clone(), file, records: files.damaged })
+            }
+        }
+    }
+
     /// Hands on the items that are new, in ascending order. An item with several attempts gives its last one.
     pub(crate) fn poll(&mut self, sandboxes: &Sandboxes, sink: &mut Sink<'_>) -> Result<(), Error> {
         self.find_slots(sandboxes)?;
@@ -257,7 +278,7 @@ impl PartOutput {
             })?;
             let (records, rest) = buffer[..n].as_chunks::<RECORD_LEN>();
             for bytes in records {
-                // A damaged record names nothing that could be read; its item has then no output here.
+                // A damaged record names nothing that could be read: the others come first, and that is said at the end.
                 let Some(record) = Record::decode(bytes) else {
                     files.damaged += 1;
                     if files.damaged > MOST_DAMAGED {
@@ -397,6 +418,28 @@ mod tests {
         assert!(matches!(items(&mut part, &all), Err(Error::Damaged { item: 1, .. } | Error::Io { .. })));
         std::fs::write(path.join("slot-0.ledger"), record(u64::MAX, 0, (0, 1))).unwrap();
         items(&mut PartOutput::new(key(), None, vec![Stream::Out]), &all).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_record_is_told_after_what_can_be_read_unless_nobody_misses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (all, path) = sandboxes(dir.path());
+        std::fs::write(path.join("slot-0.out"), "zeroonetwo").unwrap();
+        let mut ledger = [record(0, 0, (0, 4)), record(1, 0, (4, 3)), record(2, 0, (7, 3))].concat();
+        ledger[RECORD_LEN + 30] ^= 1;
+        std::fs::write(path.join("slot-0.ledger"), &ledger).unwrap();
+        let mut part = PartOutput::new(key(), None, vec![Stream::Out]);
+        assert_eq!(items(&mut part, &all).unwrap(), [(0, "zero".to_owned()), (2, "two".to_owned())]);
+        let told = part.verdict().unwrap_err().to_string();
+        assert!(told.contains("not complete: 1 records of slot-0.ledger are damaged"), "{told}");
+        let mut others = PartOutput::new(key(), Some([0, 2].into_iter().collect()), vec![Stream::Out]);
+        items(&mut others, &all).unwrap();
+        others.verdict().unwrap();
+        // A record that is only begun is none yet.
+        std::fs::write(path.join("slot-0.ledger"), &ledger[..RECORD_LEN + 30]).unwrap();
+        let mut part = PartOutput::new(key(), None, vec![Stream::Out]);
+        items(&mut part, &all).unwrap();
+        part.verdict().unwrap();
     }
 
     #[test]

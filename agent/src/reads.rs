@@ -111,7 +111,7 @@ fn output(sandboxes: &Sandboxes, key: &TaskKey, read: &v1::OutputRead, to: &mpsc
             None => files.iter_mut().try_for_each(|f| f.poll(sandboxes, &mut sink))?,
         }
         if ended || !read.follow || part.as_ref().is_some_and(PartOutput::is_complete) {
-            return Ok(());
+            return part.map_or(Ok(()), |part| part.verdict());
         }
         if to.is_closed() {
             return Err(Error::Closed);

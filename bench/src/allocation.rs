@@ -4,7 +4,7 @@ use crate::Effort;
 use crate::figures::Figures;
 use anyhow::{Context, Result};
 use smalti_master_core::{Config, Conn, Event, Master};
-use smalti_types::protocol::{Call, Registration, Subscription};
+use smalti_types::protocol::{Call, Claim, Registration, Subscription};
 use smalti_types::{
     AgentId, AgentInfo, Attributes, Bytes, DurationMs, Filters, FrameworkId, FrameworkInfo, MasterEpoch, MilliCpus, Offer, Resources, Role,
     Time,
@@ -60,7 +60,10 @@ fn cluster(agents: u64, frameworks: u64) -> Result<(Master, Time)> {
             services: BTreeMap::new(),
         };
         let fresh = FrameworkId::new(format!("F1-{n}"))?;
-        let _ = master.step(now, Event::FrameworkSubscribed { conn: Conn(n), subscription: Subscription { info, id: None }, fresh });
+        let _ = master.step(
+            now,
+            Event::FrameworkSubscribed { conn: Conn(n), subscription: Subscription { info, id: None, claim: Claim::default() }, fresh },
+        );
     }
     for n in 0..agents {
         let info = AgentInfo {

@@ -48,8 +48,9 @@ fn code(cluster: &Cluster, digest: &str) -> Result<PathBuf> {
 
 /// The sum of what processes reach that run at the same time, and how they reset memory.
 fn together(cluster: &Cluster, code: &Path, (processes, threads): (usize, u32), seconds: f64) -> Result<(f64, String)> {
+    let executor = cluster.paths.executor();
     let run = || -> Result<(f64, String)> {
-        let mut c = Command::new(cluster.paths.executor());
+        let mut c = Command::new(&executor);
         c.args(["floor", "--threads", &threads.to_string(), "--seconds", &seconds.to_string(), "--code"]).arg(code);
         let done = Finished::of(c, b"", Duration::from_secs(60))?;
         if done.code != 0 {

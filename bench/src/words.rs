@@ -92,7 +92,7 @@ fn natively(program: &Path, splits: &[PathBuf], dir: &Path) -> Result<String> {
         let work = || loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             if n >= splits.len() {
-                return Ok(());
+                return Ok::<_, anyhow::Error>(());
             }
             count(n)?;
         };

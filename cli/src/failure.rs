@@ -97,7 +97,7 @@ pub(crate) fn status_text(status: &tonic::Status) -> String {
         tonic::Code::Unimplemented => {
             format!("the other side does not know this call ({}); is it a Smalti process of the same version?", or_silent(&text))
         }
-        tonic::Code::DeadlineExceeded => "no answer in time".into(),
+        tonic::Code::DeadlineExceeded if text.is_empty() => "no answer in time".into(),
         _ if text.is_empty() => status.code().description().to_owned(),
         _ => text,
     }

@@ -65,6 +65,19 @@ fn interrupt(child: &Child) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logs_says_whom_it_waits_for() {
+    let world = World::new().await;
+    assert_eq!(world.exit_code(&["submit", "--name", "late", "hello.wasm"]).await, 0);
+    let output = world.smalti(&["logs", "--reconnect-timeout", "10m", "j1"]).await;
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "out\nerr\n"));
+    let said = stderr(&output);
+    assert!(said.contains("reading the output of j1: agent a1 did not answer within 10 s; asking again for up to 10m00s"), "{said}");
+    assert!(said.contains("there is an answer again"), "{said}");
+    let output = world.smalti(&["logs", "j1"]).await;
+    assert_eq!((stdout(&output).as_str(), stderr(&output).as_str()), ("out\nerr\n", ""), "nothing to wait for, nothing to say");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn run_passes_both_streams_and_the_exit_code_through() {
     let world = World::new().await;
     let output = world.smalti(&["run", "hello.wasm", "-x", "--help"]).await;

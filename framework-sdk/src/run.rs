@@ -280,6 +280,10 @@ impl Loop {
                 self.outgoing.push_back(call.into());
                 self.over |= last;
             }
+            Message::Reconnect => {
+                self.link.lose();
+                self.outgoing.clear();
+            }
             Message::Deliver(delivery) => self.deliver(delivery),
         }
     }

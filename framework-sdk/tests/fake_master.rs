@@ -3,7 +3,7 @@
 
 mod master;
 
-use master::{launch, master, offer, update};
+use master::{id, launch, master, offer, update};
 use smalti_framework_sdk::types::protocol::{Call, FrameworkEvent};
 use smalti_framework_sdk::types::{Filters, MasterEpoch, TaskState};
 use smalti_framework_sdk::{Error, Event, Framework, Options};
@@ -80,6 +80,31 @@ async fn many_updates_are_acknowledged_in_few_calls_and_none_is_lost() {
     handler.await.unwrap();
     assert_eq!(acknowledged, BATCHES * PER_BATCH);
     assert!(calls < acknowledged / 5, "{calls} calls for {acknowledged} updates");
+}
+
+#[tokio::test]
+async fn a_scheduler_without_a_store_takes_over_and_one_that_was_taken_over_ends() {
+    let (options, mut peers) = master().await;
+    let connecting = tokio::spawn(Framework::connect(Options { id: Some(id()), ..options }));
+    let mut peer = peers.recv().await.unwrap();
+    let claim = |call| {
+        let v1::call::Call::Subscribe(s) = call else { panic!("the first call must subscribe") };
+        (s.life, s.turn)
+    };
+    assert_eq!(claim(peer.call().await), (1, 0));
+    peer.say(FrameworkEvent::Fenced { life: 7, message: "another scheduler has it".into() }).await;
+    let mut peer = peers.recv().await.unwrap();
+    assert_eq!(claim(peer.call().await), (8, 0));
+    peer.say(FrameworkEvent::Subscribed { framework: id(), epoch: MasterEpoch(1) }).await;
+    let (_handle, mut events) = connecting.await.unwrap().unwrap();
+    assert!(matches!(events.recv().await, Some(Event::Subscribed { .. })));
+    drop(peer);
+    assert!(matches!(events.recv().await, Some(Event::Disconnected)));
+    let mut peer = peers.recv().await.unwrap();
+    assert_eq!(claim(peer.call().await), (8, 1));
+    peer.say(FrameworkEvent::Fenced { life: 9, message: "another scheduler has it".into() }).await;
+    let Some(Event::Error(why)) = events.recv().await else { panic!("an error expected") };
+    assert_eq!(why, "another scheduler has it");
 }
 
 #[tokio::test]

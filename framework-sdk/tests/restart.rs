@@ -109,6 +109,33 @@ async fn a_handlers_data_and_the_number_of_its_update_are_kept_together() {
     assert_eq!(store.read("mine").unwrap(), []);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_the_build_before_numbers_is_taken_over_with_its_first_number() {
+    use std::io::Read;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let packed: &[u8] = include_bytes!("../../tests/fixtures/formats-1/scheduler.redb.gz");
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let (options, mut peers) = master().await;
+    let options = Options { table: "framework/default".into(), ..options.with_store(Arc::new(RedbStore::open(&path).unwrap())) };
+    let (_handle, _events) = Framework::start(options).unwrap();
+    let mut peer = peers.recv().await.unwrap();
+    let v1::call::Call::Subscribe(said) = peer.call().await else { panic!("the first call must subscribe") };
+    let id = said.framework_id.unwrap();
+    assert_eq!((id.as_str(), said.life, said.turn), ("F66158f3fa401f-1", 1, 0));
+    let (framework, epoch) = (id.parse().unwrap(), smalti_framework_sdk::types::MasterEpoch(1));
+    peer.say(FrameworkEvent::Subscribed { framework, epoch }).await;
+    let mut asked = std::collections::BTreeSet::new();
+    while asked.len() < 8 {
+        let v1::call::Call::Reconcile(list) = peer.call().await else { panic!("what it launched must be reconciled") };
+        asked.extend(list.tasks.into_iter().map(|t| t.task));
+    }
+    let singles = ["j1-a787.t", "j2-6c35.t", "j4-c0d5.t", "j5-53e4.t"];
+    assert!(singles.iter().all(|t| asked.contains(*t)), "{asked:?}");
+}
+
 #[tokio::test]
 async fn updates_out_of_order_are_refused_and_come_again() {
     let (options, mut peers) = master().await;

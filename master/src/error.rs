@@ -12,6 +12,9 @@ pub enum StartError {
          --insecure-listen if everybody who can reach this address may run anything on the cluster"
     )]
     BeyondLoopback(SocketAddr),
+    /// Options about time contradict each other.
+    #[error("master: {0}; choose others, see `smalti master --help`")]
+    Times(String),
     /// The port is taken, or the address is not this machine's.
     #[error("master: cannot listen on {addr}: {cause}; {advice}")]
     Listen {

@@ -64,7 +64,7 @@ pub(crate) enum Input {
         request: v1::ReadRequest,
         task: TaskKey,
         agent: Option<AgentId>,
-        sent: oneshot::Sender<Result<(), NoAgent>>,
+        sent: oneshot::Sender<Result<AgentId, NoAgent>>,
     },
 }
 
@@ -231,13 +231,13 @@ impl EventLoop {
         FrameworkId::new(id).expect("hexadecimal digits and a number are a valid id")
     }
 
-    fn pass_read(&mut self, request: v1::ReadRequest, task: TaskKey, agent: Option<AgentId>) -> Result<(), NoAgent> {
+    fn pass_read(&mut self, request: v1::ReadRequest, task: TaskKey, agent: Option<AgentId>) -> Result<AgentId, NoAgent> {
         let agent = match agent.or_else(|| self.master.agent_of_task(&task)) {
             Some(agent) => agent,
             None => return Err(NoAgent::UnknownTask(task)),
         };
         match self.master.agent_connection(&agent) {
-            Some(conn) if self.peers.read(conn, request) => Ok(()),
+            Some(conn) if self.peers.read(conn, request) => Ok(agent),
             None if !self.master.knows_agent(&agent) => Err(NoAgent::UnknownAgent(agent)),
             _ => Err(NoAgent::NotConnected(agent)),
         }

@@ -69,7 +69,10 @@ impl FrameworkFrame {
                 FrameworkEvent::Offers(offers) => offers.iter().map(|o| (2 + o.attributes.0.len()) * BASE_BYTES).sum(),
                 FrameworkEvent::Rescind(offers) => offers.len() * 16,
                 FrameworkEvent::Refused { message, .. } => message.len(),
-                FrameworkEvent::Subscribed { .. } | FrameworkEvent::AgentLost { .. } | FrameworkEvent::Error(_) => 0,
+                FrameworkEvent::Subscribed { .. }
+                | FrameworkEvent::AgentLost { .. }
+                | FrameworkEvent::Error(_)
+                | FrameworkEvent::Fenced { .. } => 0,
             };
         Self::Event(event, weight)
     }

@@ -66,8 +66,8 @@ impl v1::operator_service_server::OperatorService for Operators {
         let request = v1::ReadRequest { read_id: announced.id, read: Some(read) };
         let (sent, passed_on) = oneshot::channel();
         self.handle.send(Input::Read { request, task, agent, sent }).await?;
-        passed_on.await.map_err(|_| Stopped)?.map_err(no_agent)?;
-        Ok(Response::new(announced.begun().await?))
+        let agent = passed_on.await.map_err(|_| Stopped)?.map_err(no_agent)?;
+        Ok(Response::new(announced.begun(&agent).await?))
     }
 }
 

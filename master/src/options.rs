@@ -1,10 +1,15 @@
 //! What an operator may set, and the defaults.
 
+use crate::StartError;
 use serde::{Deserialize, Serialize};
+use smalti_master_core::Config;
 use smalti_proto::convert::HEARTBEAT_INTERVAL_MS;
 use smalti_types::{Bytes, DurationMs};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+
+/// The shortest lease, and the shortest silence that counts, in milliseconds: agents say something three times in each.
+const SHORTEST_MS: u64 = 1_000;
 
 /// Options of `smalti master`.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
@@ -31,10 +36,22 @@ pub struct Options {
     /// Listen beyond loopback although nobody is authenticated.
     #[arg(long)]
     pub insecure_listen: bool,
-    /// How long an agent may be away before its tasks are reported UNREACHABLE.
+    /// How long an agent may be away before its tasks are reported UNREACHABLE, exclusive ones apart: for those --exclusive-lease counts. Not
+    /// shorter than --ping-timeout; shorter than 14 days, after which an agent is removed.
     #[arg(long, value_name = "TIME", default_value = "75s", value_parser = parse_span)]
     pub agent_timeout: DurationMs,
-    /// How long a connected agent may say nothing before its connection is ended.
+    /// How long an executor may run exclusive tasks (at most once) after its agent last asked for a lease. It is renewed three times in
+    /// that time. Longer: tasks stand a longer absence of the master, and are started elsewhere later. At least 1s.
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = parse_span)]
+    pub exclusive_lease: DurationMs,
+    /// By how many percent the clock of an agent's machine may be slower than the master's: so much longer than the lease is waited before an
+    /// exclusive task of an agent that is away is given up. 0 to 100.
+    #[arg(long, value_name = "PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub clock_drift: u32,
+    /// What is waited beyond that, for a guest to be stopped where its lease ended.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_span)]
+    pub lease_margin: DurationMs,
+    /// How long a connected agent may say nothing before its connection is ended. Not longer than --agent-timeout; at least 1s.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = parse_span)]
     pub ping_timeout: DurationMs,
     /// How long a framework may keep an offer without answering it.
@@ -55,6 +72,9 @@ impl Default for Options {
             max_bundle: Bytes::gib(1),
             insecure_listen: false,
             agent_timeout: DurationMs(75_000),
+            exclusive_lease: DurationMs(15_000),
+            clock_drift: 5,
+            lease_margin: DurationMs(1_000),
             ping_timeout: DurationMs(15_000),
             offer_timeout: DurationMs(30_000),
             max_connections: 60_000,
@@ -67,6 +87,43 @@ impl Options {
     #[must_use]
     pub(crate) fn agents_beat(&self) -> DurationMs {
         DurationMs((self.ping_timeout.0 / 3).clamp(1, HEARTBEAT_INTERVAL_MS))
+    }
+
+    /// What the core is to go by.
+    ///
+    /// # Errors
+    /// [`StartError::Times`] when the options contradict each other.
+    pub(crate) fn core_config(&self) -> Result<Config, StartError> {
+        let config = Config {
+            agent_timeout: self.agent_timeout,
+            offer_timeout: self.offer_timeout,
+            lease: self.exclusive_lease,
+            lease_drift_percent: self.clock_drift.into(),
+            lease_margin: self.lease_margin,
+            ..Config::default()
+        };
+        let (lease, span, most) = (self.exclusive_lease, config.lease_span(), config.agent_removal);
+        let short = |flag: &str, is: DurationMs| format!("--{flag} {} ms is below the least, {SHORTEST_MS} ms", is.0);
+        let wrong = if lease.0 < SHORTEST_MS {
+            short("exclusive-lease", lease)
+        } else if self.ping_timeout.0 < SHORTEST_MS {
+            short("ping-timeout", self.ping_timeout)
+        } else if self.clock_drift > 100 {
+            format!("--clock-drift {} is above 100 percent", self.clock_drift)
+        } else if self.agent_timeout < self.ping_timeout {
+            format!("--agent-timeout {} ms is shorter than --ping-timeout {} ms", self.agent_timeout.0, self.ping_timeout.0)
+        } else if self.agent_timeout >= config.agent_removal {
+            format!("--agent-timeout {} ms is not shorter than the {} ms after which an agent is removed", self.agent_timeout.0, most.0)
+        } else if span >= config.agent_removal {
+            format!(
+                "--exclusive-lease {} ms, with {} % for --clock-drift and --lease-margin {} ms, is not shorter than the {} ms after which an \
+                 agent is removed",
+                lease.0, self.clock_drift, self.lease_margin.0, most.0
+            )
+        } else {
+            return Ok(config);
+        };
+        Err(StartError::Times(wrong))
     }
 
     /// The data directory in force.
@@ -112,6 +169,26 @@ mod tests {
         assert_eq!(format!("{line:?}"), format!("{:?}", Options { data_dir: line.data_dir.clone(), ..Options::default() }));
         let line = Line::parse_from(["master", "--agent-timeout", "2m", "--max-bundle", "5MiB"]).options;
         assert_eq!((line.agent_timeout, line.max_bundle), (DurationMs(120_000), Bytes::mib(5)));
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_core_and_contradictions_are_named() {
+        assert_eq!(Options::default().core_config().unwrap(), Config::default());
+        let refused = |args: &[&str]| {
+            let options = Line::parse_from(["master"].iter().chain(args)).options;
+            let text = options.core_config().unwrap_err().to_string();
+            assert!(text.starts_with("master: ") && !text.contains('\n'), "{text}");
+            text
+        };
+        assert!(refused(&["--exclusive-lease", "999ms"]).contains("--exclusive-lease 999 ms is below"));
+        assert!(refused(&["--ping-timeout", "500ms"]).contains("--ping-timeout 500 ms is below"));
+        assert!(refused(&["--agent-timeout", "10s"]).contains("shorter than --ping-timeout 15000 ms"));
+        assert!(refused(&["--agent-timeout", "336h"]).contains("not shorter than the 1209600000 ms after which"));
+        assert!(refused(&["--exclusive-lease", "330h"]).contains("with 5 % for --clock-drift and --lease-margin 1000 ms"));
+        assert!(Line::try_parse_from(["master", "--clock-drift", "101"]).is_err());
+        assert!(Options { clock_drift: 101, ..Options::default() }.core_config().is_err(), "also from a file");
+        let options = Line::parse_from(["master", "--exclusive-lease", "2s", "--clock-drift", "0", "--lease-margin", "500ms"]).options;
+        assert_eq!(options.core_config().unwrap().lease_span(), DurationMs(2_500));
     }
 
     #[test]

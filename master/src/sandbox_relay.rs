@@ -5,6 +5,7 @@
 //! taken those before. Read ids are random, so that one agent cannot answer for another.
 
 use smalti_proto::v1;
+use smalti_types::AgentId;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,16 +48,16 @@ impl Drop for Announced {
 }
 
 impl Announced {
-    /// Waits until the agent begins to answer.
-    pub(crate) async fn begun(self) -> Begin {
-        self.begun_within(ANSWER_TIMEOUT).await
+    /// Waits until `agent` begins to answer.
+    pub(crate) async fn begun(self, agent: &AgentId) -> Begin {
+        self.begun_within(agent, ANSWER_TIMEOUT).await
     }
 
-    async fn begun_within(mut self, span: Duration) -> Begin {
+    async fn begun_within(mut self, agent: &AgentId, span: Duration) -> Begin {
         match tokio::time::timeout(span, &mut self.begin).await {
             Ok(Ok(begin)) => begin,
             Ok(Err(_)) => Err(Status::unavailable("the read was given up")),
-            Err(_) => Err(Status::deadline_exceeded(format!("the agent did not answer within {} s", span.as_secs()))),
+            Err(_) => Err(Status::deadline_exceeded(format!("agent {agent} did not answer within {} s", span.as_secs()))),
         }
     }
 }
@@ -130,14 +131,15 @@ mod tests {
         let relay = Relay::default();
         let read = relay.announce().unwrap();
         relay.refuse(&v1::ReadRefused { read_id: read.id, reason: "no such file".into() });
-        assert_eq!(read.begun().await.unwrap_err().message(), "no such file");
+        assert_eq!(read.begun(&AgentId::new("a1").unwrap()).await.unwrap_err().message(), "no such file");
     }
 
     #[tokio::test]
     async fn an_agent_that_does_not_answer_is_waited_for_only_so_long() {
         let relay = Relay::default();
         let read = relay.announce().unwrap();
-        assert_eq!(read.begun_within(Duration::ZERO).await.unwrap_err().code(), tonic::Code::DeadlineExceeded);
+        let late = read.begun_within(&AgentId::new("a1").unwrap(), Duration::ZERO).await.unwrap_err();
+        assert_eq!((late.code(), late.message()), (tonic::Code::DeadlineExceeded, "agent a1 did not answer within 0 s"));
         assert!(relay.lock().is_empty(), "nothing is left behind");
     }
 }

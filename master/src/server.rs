@@ -44,6 +44,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Server {
     options: Options,
+    config: Config,
     listener: TcpListener,
     addr: SocketAddr,
     data: DataDir,
@@ -95,13 +96,14 @@ impl Server {
                 "INSECURE: listening beyond loopback without authentication; everybody who can reach this address may run anything"
             );
         }
+        let config = options.core_config()?;
         let data = DataDir::open(&options.data_dir())?;
         let store = BundleStore::open(options.bundle_store.as_deref(), &data.path, options.max_bundle.0)?;
         let registry = registry::open(options.registry.as_deref(), &data.path)?;
         let fail = |cause| StartError::listen(options.listen, cause);
         let listener = TcpListener::bind(options.listen).await.map_err(fail)?;
         let addr = listener.local_addr().map_err(fail)?;
-        Ok(Self { options, listener, addr, data, store, registry })
+        Ok(Self { options, config, listener, addr, data, store, registry })
     }
 
     /// Where it listens.
@@ -119,7 +121,7 @@ impl Server {
         let stored = self.registry.load()?;
         let epoch = self.registry.next_epoch(self.data.next_epoch(clock.now())?)?;
         tracing::info!(agents = stored.agents.len(), frameworks = stored.frameworks.len(), "the registry is read");
-        let config = Config { agent_timeout: self.options.agent_timeout, offer_timeout: self.options.offer_timeout, ..Config::default() };
+        let config = self.config;
         let stop = CancellationToken::new();
         let master = Master::recover(config, epoch, clock.now(), stored);
         let (event_loop, handle) = EventLoop::new(master, self.registry, clock, self.options.agents_beat());

@@ -6,7 +6,7 @@ mod harness;
 use harness::{FakeAgent, FakeFramework, Master, http, res};
 use smalti_master::{Options, Server, StartError};
 use smalti_proto::{v1, version};
-use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent};
+use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent};
 use smalti_types::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -240,6 +240,23 @@ async fn a_second_scheduler_under_one_id_fences_the_first_out() {
     assert!(why.contains("another scheduler took over"), "{why}");
     assert_eq!(second.id, first.id);
     assert_eq!(first.end().await.code(), tonic::Code::Aborted);
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn a_scheduler_that_is_late_is_told_whose_number_stands_before_its_connection_ends() {
+    let master = Master::start().await;
+    let claim = |life| Claim { life, turn: 0 };
+    let mut living = FakeFramework::ask(&master, "one", None, claim(7)).await;
+    let FrameworkEvent::Subscribed { framework, .. } = living.event().await else { panic!("not subscribed") };
+    let mut late = FakeFramework::ask(&master, "one", Some(framework.clone()), claim(6)).await;
+    let FrameworkEvent::Fenced { life: 7, message } = late.event().await else { panic!("a refusal expected") };
+    assert!(message.contains("another scheduler has framework"), "{message}");
+    late.end().await;
+    let mut next = FakeFramework::ask(&master, "one", Some(framework), claim(8)).await;
+    assert!(matches!(next.event().await, FrameworkEvent::Subscribed { .. }));
+    let FrameworkEvent::Error(why) = living.event().await else { panic!("an error expected") };
+    assert!(why.contains("took over"), "{why}");
     master.stop().await;
 }
 

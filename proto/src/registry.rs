@@ -6,6 +6,7 @@
 use crate::convert::ConvertError;
 use crate::v1;
 use prost::Message;
+use smalti_types::protocol::Claim;
 use smalti_types::{AgentInfo, FrameworkInfo, Time};
 
 /// The format that this build writes, and the latest that it reads.
@@ -59,21 +60,21 @@ pub fn read_agent(bytes: &[u8]) -> Result<AgentInfo, RecordError> {
     Ok(record.agent.ok_or_else(|| missing("agent"))?.try_into()?)
 }
 
-/// A framework, and when it is removed if its scheduler is away.
+/// A framework, which of its schedulers subscribed last, and when it is removed if that is away.
 #[must_use]
-pub fn write_framework(info: FrameworkInfo, away_until: Option<Time>) -> Vec<u8> {
+pub fn write_framework(info: FrameworkInfo, claim: Claim, away_until: Option<Time>) -> Vec<u8> {
     let away_until_us = away_until.map(|t| t.0);
-    v1::FrameworkRecord { format: FORMAT, framework: Some(info.into()), away_until_us }.encode_to_vec()
+    v1::FrameworkRecord { format: FORMAT, framework: Some(info.into()), away_until_us, life: claim.life, turn: claim.turn }.encode_to_vec()
 }
 
 /// A framework, read back.
 ///
 /// # Errors
 /// [`RecordError`].
-pub fn read_framework(bytes: &[u8]) -> Result<(FrameworkInfo, Option<Time>), RecordError> {
+pub fn read_framework(bytes: &[u8]) -> Result<(FrameworkInfo, Claim, Option<Time>), RecordError> {
     let record: v1::FrameworkRecord = read(bytes, |r: &v1::FrameworkRecord| r.format)?;
     let info = record.framework.ok_or_else(|| missing("framework"))?.try_into()?;
-    Ok((info, record.away_until_us.map(Time)))
+    Ok((info, Claim { life: record.life, turn: record.turn }, record.away_until_us.map(Time)))
 }
 
 /// When a framework was removed.
@@ -98,10 +99,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_what_is_read(agent in agent_info(), framework in framework_info(), at: Option<u64>) {
+        fn what_is_written_is_what_is_read(agent in agent_info(), framework in framework_info(), at: Option<u64>, life: u64, turn: u64) {
             prop_assert_eq!(read_agent(&write_agent(agent.clone())), Ok(agent));
-            let until = at.map(Time);
-            prop_assert_eq!(read_framework(&write_framework(framework.clone(), until)), Ok((framework, until)));
+            let (until, claim) = (at.map(Time), Claim { life, turn });
+            prop_assert_eq!(read_framework(&write_framework(framework.clone(), claim, until)), Ok((framework, claim, until)));
         }
 
         #[test]

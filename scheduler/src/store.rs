@@ -34,6 +34,10 @@ const FORMAT: u64 = 2;
 /// Name of the file in the data directory.
 const FILE: &str = "scheduler.redb";
 
+/// What somebody can do about a store that says what cannot be.
+const ADVICE: &str = "bring back a copy of the file, or move it away and start again: its jobs are then forgotten, and what runs of them is \
+     killed when the fail-over time is over";
+
 /// What went wrong with the store.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -45,9 +49,13 @@ pub(crate) enum StoreError {
     Format { path: PathBuf, found: u64 },
     #[error("{doing} in the scheduler's store: {source}")]
     Redb { doing: &'static str, source: Box<redb::Error> },
-    #[error("job {job} in the scheduler's store cannot be {doing}: {source}")]
+    #[error("job {job} in the scheduler's store cannot be {doing}: {source}; {ADVICE}")]
     Json { job: String, doing: &'static str, source: serde_json::Error },
-    #[error("the scheduler's store names an impossible id: {0}")]
+    #[error("job {0} in the scheduler's store has no state; {ADVICE}")]
+    NoState(String),
+    #[error("the number of the next job in the scheduler's store cannot be read; {ADVICE}")]
+    Number,
+    #[error("the scheduler's store names an impossible id: {0}; {ADVICE}")]
     Id(#[from] smalti_types::id::IdError),
 }
 
@@ -114,13 +122,13 @@ impl Store {
     pub(crate) fn load(&self) -> Result<Stored, StoreError> {
         let mut stored = Stored { next_number: 1, ..Stored::default() };
         for (_, value) in self.file.read(NUMBERS)? {
-            stored.next_number = value.try_into().map_or(stored.next_number, u64::from_le_bytes);
+            stored.next_number = value.try_into().map(u64::from_le_bytes).map_err(|_| StoreError::Number)?;
         }
         let mut states: BTreeMap<_, _> = self.file.read(STATES)?.into_iter().collect();
         for (id, spec) in self.file.read(SPECS)? {
             let json = |source| StoreError::Json { job: String::from_utf8_lossy(&id).into_owned(), doing: "read", source };
-            // Specification and state are written in one transaction: one without the other cannot be.
-            let Some(state) = states.remove(&id) else { continue };
+            // Specification and state are written in one transaction: one without the other cannot be, and no job is dropped silently.
+            let state = states.remove(&id).ok_or_else(|| StoreError::NoState(String::from_utf8_lossy(&id).into_owned()))?;
             stored.jobs.push((serde_json::from_slice(&spec).map_err(json)?, serde_json::from_slice(&state).map_err(json)?));
         }
         let transaction = self.file.database().begin_read().map_err(failed("reading"))?;
@@ -264,6 +272,49 @@ mod tests {
         drop(db);
         let refused = Store::open(dir.path()).err().unwrap().to_string();
         assert!(refused.contains("has format 3, this build reads 2"), "{refused}");
+    }
+
+    #[test]
+    fn a_store_of_the_build_before_numbers_is_read() {
+        use std::io::Read;
+        let dir = tempfile::tempdir().unwrap();
+        let packed: &[u8] = include_bytes!("../../tests/fixtures/formats-1/scheduler.redb.gz");
+        let mut bytes = Vec::new();
+        flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
+        std::fs::write(dir.path().join(FILE), bytes).unwrap();
+        let stored = Store::open(dir.path()).unwrap().load().unwrap();
+        assert_eq!((stored.next_number, stored.jobs.len()), (7, 6));
+        let exclusive = |spec: &JobSpec| matches!(&spec.work, Work::Single(single) if single.spec.exclusive);
+        let of_process = |spec: &JobSpec| match &spec.work {
+            Work::Single(single) => single.spec.isolation == smalti_types::Isolation::Process,
+            Work::Map(map) => map.template.spec.isolation == smalti_types::Isolation::Process,
+        };
+        let counts = [exclusive, of_process].map(|is| stored.jobs.iter().filter(|(spec, _)| is(spec)).count());
+        assert_eq!(counts, [2, 3]);
+        assert!(stored.jobs.iter().all(|(_, state)| state.outcome.is_none() && state.framework.is_some()));
+        let written: Vec<_> = stored.jobs.iter().map(|(s, t)| (serde_json::to_vec(s).unwrap(), serde_json::to_vec(t).unwrap())).collect();
+        let read = written.iter().map(|(s, t)| (serde_json::from_slice(s).unwrap(), serde_json::from_slice(t).unwrap()));
+        assert_eq!(read.collect::<Vec<(JobSpec, JobState)>>(), stored.jobs, "nothing of it is lost by writing it again");
+    }
+
+    #[test]
+    fn a_store_that_lost_a_part_of_a_job_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (scheduler, id) = scheduler();
+        store.file.commit(&writes(&scheduler, &[Record::Submitted(id), Record::Changed(id)]).unwrap()).unwrap();
+        let mut damage = Writes::default();
+        damage.delete(STATES, id.to_string());
+        store.file.commit(&damage).unwrap();
+        let refused = store.load().unwrap_err().to_string();
+        assert!(refused.contains(&format!("job {id}")) && refused.contains("has no state; bring back a copy"), "{refused}");
+        damage.put(STATES, id.to_string(), "{");
+        store.file.commit(&damage).unwrap();
+        assert!(store.load().unwrap_err().to_string().contains("bring back a copy"));
+        drop(store);
+        std::fs::write(dir.path().join(FILE), "").unwrap();
+        let refused = Store::open(dir.path()).err().unwrap().to_string();
+        assert!(refused.contains("is damaged: it is empty") && refused.contains("move it away"), "{refused}");
     }
 
     #[test]

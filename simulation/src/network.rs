@@ -135,6 +135,14 @@ impl Network {
         Some((pipe.sent, pipe.last))
     }
 
+    /// What is said next on this way arrives no earlier than that.
+    pub(crate) fn hold_up(&mut self, conn: u64, way: Way, until: Time) {
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            let pipe = connection.pipe(way);
+            pipe.last = pipe.last.max(until);
+        }
+    }
+
     /// A message has come to the end of its way: it is heard, lost, or held where the way is cut.
     pub(crate) fn arrive(&mut self, conn: u64, number: u64, packet: Packet) -> Option<Packet> {
         let connection = self.connections.get_mut(&conn)?;

@@ -52,6 +52,19 @@ impl Paths {
         self.target.join("release/smalti-executor")
     }
 
+    /// The same binaries as another build would be: other files at another place. Guests are not there.
+    ///
+    /// # Errors
+    /// When they cannot be copied.
+    pub fn copied_to(&self, target: &Path) -> Result<Self> {
+        let copy = Self { target: target.to_owned() };
+        std::fs::create_dir_all(target.join("release")).with_context(|| format!("making {}", target.display()))?;
+        for (from, to) in [(self.smalti(), copy.smalti()), (self.executor(), copy.executor())] {
+            std::fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+        }
+        Ok(copy)
+    }
+
     /// An example guest as a core module for WASI preview 1.
     ///
     /// # Errors

@@ -162,6 +162,27 @@ pub struct Subscription {
     pub info: FrameworkInfo,
     /// Its id from before, for fail-over.
     pub id: Option<FrameworkId>,
+    /// Which scheduler of this framework it is.
+    pub claim: Claim,
+}
+
+/// Orders all subscriptions under one id, whenever they are heard: a greater one takes over, one that is not greater is refused. So a
+/// subscription of a scheduler that is dead by now cannot end its successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Claim {
+    /// Grows from one life of the scheduler to the next, and to whoever takes over from it. 0: a scheduler of an earlier build, which has
+    /// no such number; among those, the last that is heard counts.
+    pub life: u64,
+    /// Grows with each connection of that life.
+    pub turn: u64,
+}
+
+impl Claim {
+    /// Whether who says this may take the framework from who said `before`.
+    #[must_use]
+    pub fn follows(self, before: Self) -> bool {
+        self > before || (self.life == 0 && before.life == 0)
+    }
 }
 
 /// What the master tells a framework.
@@ -196,4 +217,11 @@ pub enum FrameworkEvent {
     },
     /// The subscription ends.
     Error(String),
+    /// The subscription is refused, because another scheduler has the framework.
+    Fenced {
+        /// That one's [`Claim::life`]: who is to take over from it says a greater one.
+        life: u64,
+        /// The same in words.
+        message: String,
+    },
 }

@@ -44,11 +44,13 @@ pub enum Sabotage {
     MasterIgnoresLeases,
     /// Master: a scheduler that was taken over is still listened to.
     MasterHearsFenced,
+    /// Master: the last subscription that is heard counts, whoever said it.
+    MasterIgnoresClaims,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::SdkAcknowledgesEarly,
         Self::SdkDeliversRepeats,
         Self::SdkForgetsTaken,
@@ -68,6 +70,7 @@ impl Sabotage {
         Self::MasterOffersTwice,
         Self::MasterIgnoresLeases,
         Self::MasterHearsFenced,
+        Self::MasterIgnoresClaims,
     ];
 
     /// Whether this is to be broken now.

@@ -106,21 +106,25 @@ impl<D: Disk> Log<D> {
             Header::Good(generation) => generation,
             Header::Later(_) | Header::Bad => 0,
         };
-        let (mut records, mut cut, mut generation) = (Vec::new(), None, spare_generation);
-        match frame::read_header(&bytes) {
+        let (mut records, mut generation) = (Vec::new(), spare_generation);
+        let cut = match frame::read_header(&bytes) {
             Header::Good(of_log) => {
                 generation = generation.max(of_log);
-                cut = read(&name, &bytes, of_log, same_boot, &mut records)?;
+                read(&name, &bytes, of_log, same_boot, &mut records)?
             }
             Header::Later(version) => return Err(Error::Later { name, what: format!("version {version} of the file") }),
             // After a boot, what was not synced may be gone.
-            Header::Bad if !same_boot => {
-                cut = (!bytes.is_empty()).then(|| format!("{name} was lost when the machine went down"));
+            Header::Bad if !same_boot => (!bytes.is_empty()).then(|| format!("{name} was lost when the machine went down")),
+            // The boot is noted once the first log lies in its place.
+            Header::Bad if !is_there => {
+                return Err(Error::Damaged {
+                    name,
+                    at: 0,
+                    what: "it is not there, although it was written since the machine was started".into(),
+                });
             }
-            // Nothing was ever written, or somebody has moved it away.
-            Header::Bad if !is_there => {}
             Header::Bad => return Err(Error::Damaged { name, at: 0, what: "it does not begin as a checkpoint log".into() }),
-        }
+        };
         let log = Self {
             disk,
             boot: boot.to_owned(),

@@ -26,6 +26,7 @@ use crate::executor_link::ExecutorLink;
 use crate::network::{Broker, Grants};
 use crate::uids::{UidRange, Users};
 use record::Record;
+pub(crate) use record::one_of_boot;
 use report::{Expected, Layer};
 pub use smalti_executor_protocol::supervision::ExecutorKind;
 use smalti_executor_protocol::supervision::{EXIT_NAME, SOCKET_NAME};

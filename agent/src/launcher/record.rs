@@ -49,6 +49,12 @@ pub(super) struct Record {
     pub(super) cgroups: String,
 }
 
+/// An executor in one of these directories that was started in this boot of the machine.
+pub(crate) fn one_of_boot(executors_dir: &Path, boot: &str) -> Option<ExecutorId> {
+    let homes = std::fs::read_dir(executors_dir).into_iter().flatten().flatten();
+    homes.filter_map(|home| Record::load(&home.path()).ok()).find(|record| record.boot_id == boot).map(|record| record.id)
+}
+
 impl Record {
     /// Of an executor that has just been started.
     ///

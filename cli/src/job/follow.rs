@@ -191,7 +191,7 @@ pub(crate) async fn watch(mut link: Link, job: &str, seen: impl Fn(&JobView)) ->
                         Some(Err(status)) => break status,
                         None => {
                             tokio::time::sleep(WATCH_AGAIN).await;
-                            break tonic::Status::unavailable("the stream ended before the job did");
+                            break tonic::Status::cancelled("the stream ended before the job did");
                         }
                     }
                 }

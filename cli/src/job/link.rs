@@ -15,7 +15,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// How long to look for a scheduler that is away.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct ReconnectOptions {
-    /// How long a scheduler or master that is away is waited for; jobs go on meanwhile
+    /// How long a scheduler, a master or an agent that is away or stands still is waited for; jobs go on meanwhile
     #[arg(long, default_value = "15m", value_parser = duration, value_name = "TIME")]
     reconnect_timeout: DurationMs,
 }
@@ -25,10 +25,27 @@ pub(crate) struct Link {
     cluster: Cluster,
     jobs: Jobs,
     patience: Duration,
-    /// Since when nothing has worked, and how long to pause next.
-    away: Option<(Instant, Duration)>,
+    away: Option<Away>,
     /// Whether losing the scheduler is worth a word: one of several links of a process says it.
     quiet: bool,
+}
+
+/// Nothing works.
+#[derive(Debug, Clone)]
+struct Away {
+    since: Instant,
+    /// How long to pause next.
+    pause: Duration,
+    /// What was said about it last.
+    said: String,
+    /// The scheduler lives, and waits for somebody else.
+    somebody_else: bool,
+}
+
+/// Whether the other side itself says that it cannot answer now, rather than that it cannot be reached.
+fn is_answer(status: &tonic::Status) -> bool {
+    let code = matches!(status.code(), tonic::Code::DeadlineExceeded | tonic::Code::Unavailable);
+    code && !status.message().is_empty() && std::error::Error::source(status).is_none()
 }
 
 impl Link {
@@ -49,9 +66,27 @@ impl Link {
 
     /// Something came through: patience starts anew.
     pub(crate) fn works(&mut self) {
-        if self.away.take().is_some() && !self.quiet {
-            terminal::note("found the scheduler again");
+        if let Some(away) = self.away.take().filter(|_| !self.quiet) {
+            terminal::note(if away.somebody_else { "there is an answer again" } else { "found the scheduler again" });
         }
+    }
+
+    /// Says what is waited for, once until it changes.
+    fn note(&mut self, what: &str, status: &tonic::Status) {
+        let somebody_else = is_answer(status);
+        let said = if somebody_else {
+            let longest = crate::time::brief(u64::try_from(self.patience.as_micros()).unwrap_or(u64::MAX));
+            let why = crate::output::printable(status.message());
+            format!("{what}: {why}; asking again for up to {longest}, see --reconnect-timeout")
+        } else {
+            "lost the scheduler, connecting again; what runs goes on".to_owned()
+        };
+        let is_new = self.away.as_ref().is_none_or(|away| away.said != said);
+        if is_new && !self.quiet {
+            terminal::note(&said);
+        }
+        let (since, pause) = self.away.as_ref().map_or((Instant::now(), FIRST_PAUSE), |away| (away.since, away.pause));
+        self.away = Some(Away { since, pause, said, somebody_else });
     }
 
     /// After a failed call: waits and finds the scheduler again, or fails for good.
@@ -59,26 +94,20 @@ impl Link {
         if !is_passing(status) {
             return Err(Failure::rpc(what, status));
         }
-        loop {
-            let (since, pause) = *self.away.get_or_insert_with(|| {
-                if !self.quiet {
-                    terminal::note(match status.code() {
-                        tonic::Code::DeadlineExceeded => "no answer in time, asking again",
-                        _ => "lost the scheduler, connecting again; what runs goes on",
-                    });
-                }
-                (Instant::now(), FIRST_PAUSE)
-            });
-            if since.elapsed() > self.patience {
+        self.note(what, status);
+        while let Some(away) = &mut self.away {
+            if away.since.elapsed() > self.patience {
                 let waited = self.patience.as_secs();
                 return Err(Failure::new(format!("{} (given up after {waited} s, see --reconnect-timeout)", Failure::rpc(what, status))));
             }
+            let pause = away.pause;
+            away.pause = (pause * 2).min(LONGEST_PAUSE);
             tokio::time::sleep(pause).await;
-            self.away = Some((since, (pause * 2).min(LONGEST_PAUSE)));
             if let Ok(jobs) = self.cluster.jobs().await {
                 self.jobs = jobs;
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 }

@@ -29,6 +29,8 @@ enum Script {
     Flood,
     /// `quiet`: it writes to stderr only.
     Quiet,
+    /// `late`: its agent does not answer the first read of its output.
+    Late,
     /// `lost`: it succeeds and its output cannot be had.
     Lost,
 }
@@ -42,6 +44,7 @@ impl Script {
                 "hang" => Self::Hang,
                 "flood" => Self::Flood,
                 "lost" => Self::Lost,
+                "late" => Self::Late,
                 "quiet" => Self::Quiet,
                 _ => Self::Exit(0),
             },
@@ -55,6 +58,7 @@ pub(crate) struct State {
     pub(crate) submitted: Vec<SubmitRequest>,
     pub(crate) killed: Vec<String>,
     pub(crate) uploads: u32,
+    reads: u32,
     views: BTreeMap<String, watch::Sender<JobView>>,
 }
 
@@ -211,7 +215,7 @@ impl Jobs for Fake {
             Script::Exit(n) => (view.state, view.reason, view.exit_code) = ("FAILED".into(), "EXIT_CODE".into(), Some(n)),
             Script::Reason(r) => (view.state, view.reason, view.message) = ("FAILED".into(), r, "so it is".into()),
             Script::Hang | Script::Flood => view.state = "RUNNING".into(),
-            Script::Lost | Script::Quiet => {}
+            Script::Lost | Script::Late | Script::Quiet => {}
         }
         state.views.insert(job.clone(), watch::Sender::new(view));
         state.submitted.push(request);
@@ -244,7 +248,13 @@ impl Jobs for Fake {
             let _ = view.wait_for(|v| v.state != "RUNNING").await;
         };
         let line = |text: &str| Ok(chunk(OutputStream::Stdout, None, text));
+        let reads = {
+            let mut state = self.state.lock().unwrap();
+            state.reads += 1;
+            state.reads
+        };
         Ok(Response::new(match Script::of(&name) {
+            Script::Late if reads == 1 => return Err(Status::deadline_exceeded("agent a1 did not answer within 10 s")),
             Script::Lost => {
                 let error = read_reply::Message::Error("the agent is gone".into());
                 replies(vec![ReadReply { message: Some(error) }])

@@ -109,6 +109,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_record_that_an_earlier_build_wrote_is_read() {
+        let bytes: &[u8; RECORD_LEN] = include_bytes!("../../../tests/fixtures/formats-1/slot.ledger");
+        let record = Record::decode(bytes).unwrap();
+        assert_eq!((record.attempt, record.exit_code, record.failed, record.out_offset), (0, Some(0), false, 0));
+        assert!(record.out_length > 0 && record.wall_us > 600_000, "two lines, 300 ms after each: {record:?}");
+        assert_eq!(record.encode(), *bytes);
+    }
+
+    #[test]
     fn the_layout_is_fixed_and_a_flipped_bit_is_found() {
         let record = Record {
             item: 7,

@@ -5,7 +5,7 @@ use crate::doubt::Doubt;
 use crate::event::{Delivery, Event, Message, UpdateId};
 use crate::part::Part;
 use crate::record::Record;
-use smalti_types::protocol::{Call, FrameworkEvent, Subscription};
+use smalti_types::protocol::{Call, Claim, FrameworkEvent, Subscription};
 use smalti_types::{
     AgentId, Effects, FrameworkId, FrameworkInfo, MasterEpoch, OfferId, Reason, Sabotage, StatusUpdate, TaskId, TaskKey, TaskState, Time,
 };
@@ -24,7 +24,7 @@ pub(crate) type Out = Effects<Record, Message>;
 /// | from | to |
 /// |---|---|
 /// | Down | Subscribing (connected) |
-/// | Subscribing | Up (subscribed), Down (disconnected), Closed (error) |
+/// | Subscribing | Up (subscribed), Down (disconnected; fenced before its first subscription stood), Closed (error, fenced) |
 /// | Up | Down (disconnected), Closed (error, teardown) |
 /// | Closed | nothing |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,10 @@ pub(crate) enum Link {
 pub struct Client {
     pub(crate) info: FrameworkInfo,
     pub(crate) id: Option<FrameworkId>,
+    /// With which the last subscription was asked for.
+    claim: Claim,
+    /// A subscription of this life stood once: its number is that of no other scheduler.
+    has_stood: bool,
     epoch: Option<MasterEpoch>,
     pub(crate) link: Link,
     /// Offers that the handler may use, with their agents. Empty unless the link is up.
@@ -71,6 +75,8 @@ impl Client {
         Self {
             info,
             id,
+            claim: Claim::default(),
+            has_stood: false,
             epoch: None,
             link: Link::Down,
             offers: BTreeMap::new(),
@@ -92,6 +98,7 @@ impl Client {
         for record in records {
             match record {
                 Record::Subscribed(id) => client.id = Some(id),
+                Record::Life(number) => client.claim.life = number,
                 Record::Forgotten { .. } => {}
                 Record::Attempt(record) => {
                     let key = (record.task.clone(), record.attempt);
@@ -144,6 +151,12 @@ impl Client {
         self.id.as_ref()
     }
 
+    /// Whether a subscription of this life stood once. From then on it gives way to a later one; before, it takes over.
+    #[must_use]
+    pub const fn has_stood(&self) -> bool {
+        self.has_stood
+    }
+
     /// Attempts whose terminal update was not delivered yet.
     #[must_use]
     pub fn open_attempts(&self) -> usize {
@@ -162,7 +175,8 @@ impl Client {
             Event::Connected => {
                 self.disconnected(&mut out);
                 self.link = Link::Subscribing;
-                out.send(Message::Subscribe(Subscription { info: self.info.clone(), id: self.id.clone() }));
+                let claim = self.next_claim(&mut out);
+                out.send(Message::Subscribe(Subscription { info: self.info.clone(), id: self.id.clone(), claim }));
             }
             Event::Disconnected => self.disconnected(&mut out),
             Event::FromMaster(event) => self.take_event(now, event, &mut out),
@@ -178,6 +192,18 @@ impl Client {
             Event::Tick => self.tick(now, &mut out),
         }
         out
+    }
+
+    /// Until a subscription stands, each has a number of its own: whoever had the last one may be another scheduler. It is durable before it
+    /// is said, so that no later life says it again. From then on the number is this life's, and its connections are counted.
+    fn next_claim(&mut self, out: &mut Out) -> Claim {
+        if self.has_stood {
+            self.claim.turn += 1;
+        } else {
+            self.claim = Claim { life: self.claim.life.saturating_add(1), turn: 0 };
+            out.persist(Record::Life(self.claim.life));
+        }
+        self.claim
     }
 
     fn disconnected(&mut self, out: &mut Out) {
@@ -199,7 +225,13 @@ impl Client {
             FrameworkEvent::Subscribed { framework, epoch } if self.link == Link::Subscribing => {
                 self.subscribed(now, framework, epoch, out);
             }
-            FrameworkEvent::Error(message) => {
+            // It was just started, beside or after one of which its store does not know: it is meant to take over.
+            FrameworkEvent::Fenced { life, .. } if self.link == Link::Subscribing && !self.has_stood => {
+                self.claim.life = self.claim.life.max(life);
+                self.link = Link::Down;
+                out.send(Message::Reconnect);
+            }
+            FrameworkEvent::Error(message) | FrameworkEvent::Fenced { message, .. } => {
                 self.disconnected(out);
                 self.link = Link::Closed;
                 out.send(Message::Deliver(Delivery::Error(message)));
@@ -234,6 +266,7 @@ impl Client {
 
     fn subscribed(&mut self, now: Time, framework: FrameworkId, epoch: MasterEpoch, out: &mut Out) {
         self.link = Link::Up;
+        self.has_stood = true;
         self.epoch = Some(epoch);
         if self.id.as_ref() != Some(&framework) {
             out.persist(Record::Subscribed(framework.clone()));

@@ -49,6 +49,8 @@ pub enum Message {
     Subscribe(Subscription),
     /// Send this to the master.
     ToMaster(Call),
+    /// Give this connection up, and make another one.
+    Reconnect,
     /// Give this to the handler, in this order.
     Deliver(Delivery),
 }

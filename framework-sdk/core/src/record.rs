@@ -4,12 +4,15 @@
 
 use smalti_types::{AgentId, DurationMs, FrameworkId, TaskId, TaskState};
 
-/// Version of every value. Later ones are refused: what they say might change who is killed. The first did not know of closed parts.
-const FORMAT: u8 = 2;
+/// Version of every value. Later ones are refused: what they say might change who is killed. The first did not know of closed parts, the
+/// second nothing of lives.
+const FORMAT: u8 = 3;
 /// The earliest that is read.
 const FIRST_FORMAT: u8 = 1;
 /// The key of the framework's id. Task ids are not empty, so no attempt has it.
 const FRAMEWORK: &[u8] = b"framework";
+/// The key of the number of the last life.
+const LIFE: &[u8] = b"life";
 /// Beside what is said of a kill: a part was closed.
 const CLOSED: u8 = 4;
 /// Before the keys of attempts.
@@ -20,6 +23,8 @@ const ATTEMPT: &[u8] = b"attempt/";
 pub enum Record {
     /// The framework's id: a later life subscribes with it and finds its tasks again.
     Subscribed(FrameworkId),
+    /// A life of the scheduler subscribes with this number: a later one does with a greater one.
+    Life(u64),
     /// What is known of an attempt; replaces what was kept of it before.
     Attempt(AttemptRecord),
     /// An attempt that ended so long ago that nothing of it comes any more.
@@ -82,6 +87,7 @@ impl Record {
     pub fn encode(&self) -> (Vec<u8>, Option<Vec<u8>>) {
         match self {
             Self::Subscribed(id) => (FRAMEWORK.to_vec(), Some([&[FORMAT], id.as_str().as_bytes()].concat())),
+            Self::Life(number) => (LIFE.to_vec(), Some([&[FORMAT][..], &number.to_le_bytes()].concat())),
             Self::Attempt(record) => (attempt_key(&record.task, record.attempt), Some(record.encode())),
             Self::Forgotten { task, attempt } => (attempt_key(task, *attempt), None),
         }
@@ -99,6 +105,10 @@ impl Record {
         if key == FRAMEWORK {
             let id = text(rest)?;
             return FrameworkId::new(id).map(Self::Subscribed).map_err(|_| RecordError::Malformed("the framework's id"));
+        }
+        if key == LIFE {
+            let number = rest.try_into().map_err(|_| RecordError::Malformed("the number of a life"))?;
+            return Ok(Self::Life(u64::from_le_bytes(number)));
         }
         let key = key.strip_prefix(ATTEMPT).ok_or(RecordError::Malformed("an unknown key"))?;
         let (task, attempt) = key.split_last_chunk::<4>().ok_or(RecordError::Malformed("a short key"))?;
@@ -199,6 +209,9 @@ mod tests {
         assert_eq!(Record::decode(b"else", &value), Err(RecordError::Malformed("an unknown key")));
         value[0] = FORMAT + 1;
         assert_eq!(Record::decode(&key, &value), Err(RecordError::Version(FORMAT + 1)));
+        let (key_of_life, life) = Record::Life(7).encode();
+        assert_eq!(Record::decode(&key_of_life, &life.unwrap()), Ok(Record::Life(7)));
+        assert_eq!(Record::decode(&key_of_life, &[FORMAT, 7]), Err(RecordError::Malformed("the number of a life")));
         value[0] = FIRST_FORMAT;
         assert_eq!(Record::decode(&key, &value), Ok(Record::Subscribed(FrameworkId::new("F1-1").unwrap())));
     }

@@ -72,7 +72,7 @@ impl World {
             match message {
                 Message::ToMaster(call) => self.sent.push(call),
                 Message::Deliver(Delivery::Update { update, .. }) => self.inbox.push(update),
-                Message::Deliver(_) | Message::Subscribe(_) => {}
+                Message::Deliver(_) | Message::Subscribe(_) | Message::Reconnect => {}
             }
         }
     }
@@ -127,6 +127,63 @@ impl World {
         let acks = sent.into_iter().filter_map(|c| if let Call::Acknowledge(list) = c { Some(list) } else { None });
         acks.flatten().map(|(_, attempt, seq)| (attempt, seq)).collect()
     }
+}
+
+/// With what the client subscribes on a new connection.
+fn claim(w: &mut World) -> (u64, u64) {
+    let mut said = None;
+    let effects = w.client.step(w.now, Event::Connected);
+    let disk = &mut w.disk;
+    let persist = |records: Vec<Record>| {
+        disk.extend(records.iter().map(Record::encode).map(|(key, value)| (key, value.unwrap())));
+        Ok::<_, ()>(())
+    };
+    for message in effects.commit(persist).unwrap() {
+        if let Message::Subscribe(subscription) = message {
+            said = Some((subscription.claim.life, subscription.claim.turn));
+        }
+    }
+    said.unwrap()
+}
+
+/// What the client does about a refusal: whether it tries again.
+fn refused(w: &mut World, life: u64) -> bool {
+    let fenced = FrameworkEvent::Fenced { life, message: "another one".into() };
+    let messages = w.client.step(w.now, Event::FromMaster(fenced)).commit(|_| Ok::<_, ()>(())).unwrap();
+    match &messages[..] {
+        [Message::Reconnect] => true,
+        [Message::Deliver(Delivery::Error(why))] if why == "another one" => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn each_life_subscribes_with_a_greater_number_and_each_connection_of_it_with_a_later_turn() {
+    let subscribed = || Event::FromMaster(FrameworkEvent::Subscribed { framework: framework(), epoch: MasterEpoch(1) });
+    let mut w = World::new();
+    assert_eq!(claim(&mut w), (1, 1), "the first stood");
+    w.step(subscribed(), None);
+    assert_eq!(claim(&mut w), (1, 2));
+    w.client = restore(&w.disk);
+    // Nothing was answered: whoever hears the first after the second must be able to tell.
+    assert_eq!((claim(&mut w), claim(&mut w)), ((2, 0), (3, 0)));
+    w.step(subscribed(), None);
+    assert_eq!(claim(&mut w), (3, 1));
+    assert!(!refused(&mut w, 4), "it has been taken over");
+}
+
+#[test]
+fn a_scheduler_that_was_just_started_takes_over_from_one_that_its_store_does_not_know() {
+    let mut w = World::new();
+    w.disk.retain(|key, _| key != b"life");
+    w.client = restore(&w.disk);
+    assert_eq!(claim(&mut w), (1, 0));
+    assert!(refused(&mut w, 40));
+    assert_eq!(claim(&mut w), (41, 0));
+    w.step(Event::FromMaster(FrameworkEvent::Subscribed { framework: framework(), epoch: MasterEpoch(1) }), None);
+    assert_eq!(claim(&mut w), (41, 1));
+    w.client = restore(&w.disk);
+    assert_eq!(claim(&mut w), (42, 0), "its own store knows now");
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Bench {
         let effects = self.client.step(self.now, event);
         for message in effects.commit(|_| Ok::<_, ()>(())).unwrap() {
             match message {
-                Message::Subscribe(_) => {}
+                Message::Subscribe(_) | Message::Reconnect => {}
                 Message::ToMaster(call) => self.sent.push(call),
                 Message::Deliver(delivery) => self.delivered.push(delivery),
             }

@@ -96,6 +96,18 @@ pub enum StoreError {
         /// The version that this build reads.
         expected: u64,
     },
+    /// It cannot be what was written.
+    #[error(
+        "the store {} is damaged: {cause}; bring back a copy of it, or move it away and start again: that is then another framework, and \
+         the tasks of this one are killed when its fail-over time is over",
+        path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// A table cannot be read or written.
     #[error("cannot {doing} the store {}: {source}; is the disk full or failing?", path.display())]
     Use {
@@ -120,14 +132,16 @@ pub enum StoreError {
          or move both away and begin anew",
         path.display()
     )]
-    Damaged {
+    JournalDamaged {
         /// Which file.
         path: PathBuf,
         /// In which way.
         what: String,
     },
     /// A value is not what was written.
-    #[error("a record in table `{table}` of the store cannot be read: {reason}")]
+    #[error(
+        "a record in table `{table}` of the store cannot be read: {reason}; start the build that wrote it, or bring back a copy of the store"
+    )]
     Record {
         /// In which table.
         table: String,

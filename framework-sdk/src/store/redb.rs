@@ -1,11 +1,13 @@
 //! A store in one redb file, with a journal beside it: a transaction is one write and one fsync there, and the database follows.
 //!
 //! Owns which of the two has what: numbers up to [`APPLIED`] are in the database, later ones in the journal. Whoever reads gets both. When
-//! the store is closed, the database has everything.
+//! the store is closed, the database has everything. What cannot be what was written is refused with what to do about it: an empty file is
+//! none that this library made, and what is in one is looked through once before anything is believed.
 
 use super::journal::{self, Damage, Journal};
 use super::{Rows, Store, StoreError, Writes};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,12 +57,11 @@ impl RedbStore {
     /// Opens or makes the file.
     ///
     /// # Errors
-    /// When it cannot be opened, another process has it, a later build wrote it, or its journal is missing or damaged.
+    /// When it cannot be opened, another process has it, a later build wrote it, it is damaged, or its journal is missing or damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref().to_owned();
         let failed = |e: redb::Error| StoreError::Open { path: path.clone(), source: Box::new(e) };
-        let db = Database::create(&path).map_err(|e| failed(e.into()))?;
-        let meta = prepare(&db).map_err(failed)?;
+        let (db, meta) = open_whole(&path)?;
         if meta.format != FORMAT {
             return Err(StoreError::Format { path, found: meta.format, expected: FORMAT });
         }
@@ -69,7 +70,7 @@ impl RedbStore {
         let mut applied = meta.applied;
         if meta.journal != 0 {
             let frames = journal::read(&journal_path, meta.journal, applied).map_err(io)?;
-            let frames = frames.map_err(|damage| StoreError::Damaged { path: journal_path.clone(), what: damage.to_string() })?;
+            let frames = frames.map_err(|damage| StoreError::JournalDamaged { path: journal_path.clone(), what: damage.to_string() })?;
             let mut late = Writes::default();
             for (number, writes) in frames {
                 applied = number;
@@ -214,6 +215,59 @@ fn journal_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".journal");
     name.into()
+}
+
+/// The database, which is there and whole, or new.
+fn open_whole(path: &Path) -> Result<(Database, Meta), StoreError> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.len() == 0 => return Err(StoreError::Damaged { path: path.to_owned(), cause: "it is empty".to_owned() }),
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => make(path).map_err(|e| wrong(path, e))?,
+        Err(e) => return Err(wrong(path, e.into())),
+    }
+    let whole = || -> Result<(Database, Meta), redb::Error> {
+        let mut db = Database::open(path)?;
+        if !db.check_integrity()? {
+            tracing::warn!(path = %path.display(), "the store was not closed properly and has been put in order; nothing is lost");
+        }
+        let meta = prepare(&db)?;
+        Ok((db, meta))
+    };
+    // The library takes it for granted that what it reads is what it wrote, and panics where it is not.
+    let opened = catch_unwind(AssertUnwindSafe(whole));
+    let Ok(opened) = opened else {
+        return Err(StoreError::Damaged { path: path.to_owned(), cause: "its pages make no sense".to_owned() });
+    };
+    opened.map_err(|e| wrong(path, e))
+}
+
+/// Makes a new file under another name and moves it into place, so that a file which is there is never half made.
+fn make(path: &Path) -> Result<(), redb::Error> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    match std::fs::remove_file(&fresh) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
+    prepare(&Database::create(&fresh)?)?;
+    std::fs::rename(&fresh, path)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(std::fs::File::open(dir)?.sync_all()?)
+}
+
+/// What the library says when it opens a file, in our words.
+fn wrong(path: &Path, error: redb::Error) -> StoreError {
+    let path = path.to_owned();
+    match error {
+        redb::Error::Io(e) if matches!(e.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) => {
+            StoreError::Damaged { path, cause: e.to_string() }
+        }
+        source @ (redb::Error::Io(_) | redb::Error::DatabaseAlreadyOpen | redb::Error::PreviousIo) => {
+            StoreError::Open { path, source: Box::new(source) }
+        }
+        other => StoreError::Damaged { path, cause: other.to_string() },
+    }
 }
 
 /// What a file says about itself.
@@ -372,6 +426,42 @@ mod tests {
         assert!(refused.contains("copy.redb.journal") && refused.contains("not there"), "{refused}");
         std::fs::write(journal_path(&copy), &journal).unwrap();
         assert_eq!(RedbStore::open(&copy).unwrap().read("b").unwrap(), [pair("k", "v")]);
+    }
+
+    #[test]
+    fn a_file_that_was_damaged_is_refused_with_instructions_however_often_it_is_tried() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let mut writes = Writes::default();
+        (0..500).for_each(|n| writes.put("jobs", format!("k{n}"), format!("value-{n}-of-it")));
+        RedbStore::open(&path).unwrap().commit(&writes).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let refused = |bytes: &[u8], what: &str| {
+            std::fs::write(&path, bytes).unwrap();
+            for _ in 0..2 {
+                let opened = RedbStore::open(&path);
+                let Err(error @ StoreError::Damaged { .. }) = opened else { panic!("{what}: {opened:?}") };
+                let text = error.to_string();
+                assert!(text.contains("store.redb") && text.contains("move it away") && !text.contains('\n'), "{text}");
+            }
+        };
+        refused(b"this is not a database at all, whatever its name says", "garbage");
+        refused(b"", "empty");
+        refused(&whole[..whole.len() / 3], "cut off");
+        let mut magic = whole.clone();
+        magic[0] ^= 1;
+        refused(&magic, "wrong magic");
+        // Every occurrence of one value: a page that is in use is among them.
+        let mut flipped = whole.clone();
+        for at in 0..flipped.len() - 9 {
+            if &flipped[at..at + 9] == b"value-250" {
+                flipped[at] ^= 1;
+            }
+        }
+        assert_ne!(flipped, whole);
+        refused(&flipped, "one letter changed");
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(RedbStore::open(&path).unwrap().read("jobs").unwrap().len(), 500);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What can come into the core and what can go out of it. A feature of the master starts as a variant of each.
 
-use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, Subscription};
-use smalti_types::{AgentId, AgentInfo, BootTime, FrameworkId, FrameworkInfo, MasterEpoch, StatusUpdate, Time};
+use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent, Registration, Subscription};
+use smalti_types::{AgentId, AgentInfo, BootTime, DurationMs, FrameworkId, FrameworkInfo, MasterEpoch, StatusUpdate, Time};
 use std::fmt;
 
 /// One connection of a peer. The shell numbers them upwards and never uses a number twice in one life of the master.
@@ -99,6 +99,8 @@ pub enum Record {
         id: FrameworkId,
         /// Its description.
         info: FrameworkInfo,
+        /// Which of its schedulers subscribed last.
+        claim: Claim,
         /// When it is removed unless its scheduler comes back; `None` while its scheduler is connected.
         away_until: Option<Time>,
     },
@@ -111,6 +113,8 @@ pub enum Record {
     },
     /// This removed framework need not be remembered any longer.
     FrameworkForgotten(FrameworkId),
+    /// No lease that was granted, or will be until the next such record, lasts longer than this, with all that the master waits.
+    LeaseSpan(DurationMs),
 }
 
 /// What the master says to an agent.

@@ -9,7 +9,7 @@ use crate::master::Master;
 use crate::slab::FrameworkIx;
 use crate::tasks::{Attempt, Task};
 use crate::{AgentMessage, Effects, shares::Column};
-use smalti_types::protocol::{AgentCommand, FrameworkEvent, REMOVED_FRAMEWORK, Subscription};
+use smalti_types::protocol::{AgentCommand, Claim, FrameworkEvent, REMOVED_FRAMEWORK, Subscription};
 use smalti_types::{FrameworkId, FrameworkInfo, Reason, Role, Sabotage, TaskKey, TaskState, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +31,8 @@ pub(crate) struct Framework {
     pub(crate) id: FrameworkId,
     pub(crate) info: FrameworkInfo,
     pub(crate) link: FrameworkLink,
+    /// Which of its schedulers subscribed last: none before it is heard any more.
+    pub(crate) claim: Claim,
     /// Wants no offers until it revives.
     pub(crate) suppressed: bool,
     pub(crate) refusals: Refusals,
@@ -106,13 +108,15 @@ impl Master {
         fresh: FrameworkId,
         out: &mut Effects,
     ) {
-        let Subscription { info, id } = subscription;
+        let Subscription { info, id, claim } = subscription;
         let born_here = id.is_none();
         let id = id.unwrap_or(fresh);
         let known = self.frameworks.find(&id);
-        if let Err(problem) = self.may_subscribe(&id, &info, known.is_some()) {
-            out.send(Message::ToFramework { conn, event: FrameworkEvent::Error(problem.clone()) });
-            out.send(Message::Close { conn, reason: problem });
+        let refused = self.may_subscribe(&id, &info, known.is_some()).err().map(FrameworkEvent::Error);
+        if let Some(event) = refused.or_else(|| self.is_fenced(known?, claim)) {
+            let (FrameworkEvent::Error(reason) | FrameworkEvent::Fenced { message: reason, .. }) = event.clone() else { return };
+            out.send(Message::ToFramework { conn, event });
+            out.send(Message::Close { conn, reason });
             return;
         }
         let until = now.after(info.failover_timeout);
@@ -123,13 +127,14 @@ impl Master {
         let subscriptions = self.subscriptions;
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
         framework.link = FrameworkLink::Connected(conn);
+        framework.claim = claim;
         framework.info = info.clone();
         framework.suppressed = false;
         framework.subscription = subscriptions;
         (framework.resend, framework.recite) = (framework.tasks.keys().next().cloned(), None);
         self.framework_conns.insert(conn, fx);
         self.shares.change_role(fx, &info.role);
-        out.persist(Record::Framework { id: id.clone(), info, away_until: None });
+        out.persist(Record::Framework { id: id.clone(), info, claim, away_until: None });
         out.send(Message::ToFramework { conn, event: FrameworkEvent::Subscribed { framework: id, epoch: self.epoch } });
         self.send_pending_again(fx, self.config.resend_window, out);
         self.revive(fx);
@@ -146,6 +151,21 @@ impl Master {
         Ok(())
     }
 
+    /// Why a scheduler may not have this framework: another one does, and this is not its successor. It was heard late, or did not know.
+    fn is_fenced(&self, fx: FrameworkIx, claim: Claim) -> Option<FrameworkEvent> {
+        let framework = self.frameworks.get(fx)?;
+        if claim.follows(framework.claim) || Sabotage::MasterIgnoresClaims.is_on() {
+            return None;
+        }
+        let (id, last) = (&framework.id, framework.claim);
+        let message = format!(
+            "another scheduler has framework {id}: it subscribed as number {}.{}, this one as number {}.{}; to take over, start a scheduler \
+             anew",
+            last.life, last.turn, claim.life, claim.turn
+        );
+        Some(FrameworkEvent::Fenced { life: last.life, message })
+    }
+
     /// Adds a framework that is not connected yet, and is removed at `until` if it does not.
     pub(crate) fn add_framework(&mut self, now: Time, id: FrameworkId, info: FrameworkInfo, born_here: bool, until: Time) -> FrameworkIx {
         let role = info.role.clone();
@@ -153,6 +173,7 @@ impl Master {
             id: id.clone(),
             info,
             link: FrameworkLink::Away { until },
+            claim: Claim::default(),
             suppressed: false,
             refusals: Refusals::default(),
             unanswered: 0,
@@ -260,7 +281,8 @@ impl Master {
         let Some(framework) = self.frameworks.get_mut(fx) else { return };
         let until = now.after(framework.info.failover_timeout);
         framework.link = FrameworkLink::Away { until };
-        out.persist(Record::Framework { id: framework.id.clone(), info: framework.info.clone(), away_until: Some(until) });
+        let (id, info, claim) = (framework.id.clone(), framework.info.clone(), framework.claim);
+        out.persist(Record::Framework { id, info, claim, away_until: Some(until) });
         self.framework_away.insert((until, fx));
         self.owed.remove(&fx);
         self.shares.set_eager(fx, false);

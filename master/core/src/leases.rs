@@ -5,7 +5,7 @@
 //! clocks may differ, and a margin later. Until then it says nothing that would let anybody start the task again.
 
 use crate::agents::Agent;
-use crate::event::{AgentMessage, Conn, Message};
+use crate::event::{AgentMessage, Conn, Message, Record};
 use crate::master::Master;
 use crate::slab::AgentIx;
 use crate::tasks::Verdict;
@@ -22,7 +22,17 @@ impl Master {
     /// When everything exclusive on this agent must have ended unless it gets another lease.
     pub(crate) fn lease_end(&self, agent: &Agent) -> Time {
         let span = if Sabotage::MasterIgnoresLeases.is_on() { DurationMs(0) } else { self.config.lease_span() };
-        agent.lease_granted.after(span)
+        let earlier = if Sabotage::MasterIgnoresLeases.is_on() { Time(0) } else { self.earlier_leases };
+        agent.lease_granted.after(span).max(earlier)
+    }
+
+    /// Once the leases of earlier lives are over, those of this one are what the next must wait for.
+    pub(crate) fn shorten_lease_span(&mut self, now: Time, out: &mut Effects) {
+        let span = self.config.lease_span();
+        if self.lease_span > span && now >= self.earlier_leases {
+            self.lease_span = span;
+            out.persist(Record::LeaseSpan(span));
+        }
     }
 
     /// An agent asks for its lease: granted, as long as it is connected.

@@ -9,7 +9,7 @@ use crate::shares::Shares;
 use crate::slab::{AgentIx, FrameworkIx, Slab};
 use crate::{Config, Effects};
 use smalti_types::protocol::Call;
-use smalti_types::{AgentId, FrameworkId, MasterEpoch, TaskKey, Time};
+use smalti_types::{AgentId, DurationMs, FrameworkId, MasterEpoch, TaskKey, Time};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The master: all that it knows, and nothing of the world outside.
@@ -24,6 +24,10 @@ pub struct Master {
     pub(crate) away: BTreeSet<(Time, AgentIx)>,
     /// How many agents were recovered and have not registered in this life.
     pub(crate) unheard: usize,
+    /// Leases that earlier lives granted are over then: those may have been longer.
+    pub(crate) earlier_leases: Time,
+    /// What is written down of how long leases last.
+    pub(crate) lease_span: DurationMs,
     /// Exclusive tasks whose agent cannot be asked, by when their last lease is over.
     pub(crate) fated: BTreeSet<(Time, TaskKey)>,
     pub(crate) frameworks: Slab<FrameworkId, FrameworkIx, Framework>,
@@ -62,6 +66,8 @@ impl Master {
     pub fn new(config: Config, epoch: MasterEpoch, now: Time) -> Self {
         let removed = Memory::new(config.remembered_frameworks);
         Self {
+            earlier_leases: Time(0),
+            lease_span: config.lease_span(),
             config,
             epoch,
             started: now,
@@ -132,6 +138,7 @@ impl Master {
                 self.end_failovers(now, out);
                 self.look_for_agents(now, out);
                 self.end_fated(now, out);
+                self.shorten_lease_span(now, out);
                 self.pay_owed(now, out);
             }
             Event::BatchEnd => self.allocate(now, out),

@@ -67,7 +67,7 @@ impl Master {
         if born_here {
             return nobody("no agent has this task");
         }
-        let waited = now >= self.started.after(self.config.agent_timeout.max(self.config.lease_span()));
+        let waited = now >= self.started.after(self.config.agent_timeout.max(self.config.lease_span())).max(self.earlier_leases);
         match agent.map(|id| (id, self.agents.find(id).and_then(|ax| self.agents.get(ax)))) {
             Some((_, Some(agent))) if agent.heard && now < agent.strays_until => None,
             Some((id, Some(agent))) if agent.heard && agent.rebooted => {

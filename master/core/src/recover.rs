@@ -8,13 +8,14 @@ use crate::ledger::Ledger;
 use crate::master::Master;
 use crate::stored::{Stored, StoredFramework};
 use crate::{Config, Record};
-use smalti_types::{AgentInfo, FrameworkId, MasterEpoch, Resources, Time};
+use smalti_types::{AgentInfo, DurationMs, FrameworkId, MasterEpoch, Resources, Time};
 
 impl Master {
     /// A master that goes on where an earlier one stopped. `epoch` must be greater than that of every earlier life.
     #[must_use]
     pub fn recover(config: Config, epoch: MasterEpoch, now: Time, stored: Stored) -> Self {
         let mut master = Self::new(config, epoch, now);
+        master.recover_lease_span(now, stored.lease_span.unwrap_or(Config::default().lease_span()), !stored.agents.is_empty());
         let mut removed: Vec<_> = stored.removed.into_iter().map(|(id, at)| (at, id)).collect();
         removed.sort();
         for (_, id) in removed {
@@ -32,15 +33,30 @@ impl Master {
 
     /// Its deadline never grows by a restart, and is written down, so that a master that restarts often does not put it off for ever.
     fn recover_framework(&mut self, now: Time, id: FrameworkId, stored: StoredFramework) {
-        let StoredFramework { info, away_until } = stored;
+        let StoredFramework { info, claim, away_until } = stored;
         let full = now.after(info.failover_timeout);
         // The clock may have been set back since: nobody has more than the whole time. And nobody could connect to a master that was
         // not there: everybody has a little.
         let until = away_until.unwrap_or(full).min(full).max(now.after(self.config.reconnect_grace));
         if away_until != Some(until) {
-            self.unsaved.push(Record::Framework { id: id.clone(), info: info.clone(), away_until: Some(until) });
+            self.unsaved.push(Record::Framework { id: id.clone(), info: info.clone(), claim, away_until: Some(until) });
         }
-        self.add_framework(now, id, info, false, until);
+        let fx = self.add_framework(now, id, info, false, until);
+        if let Some(framework) = self.frameworks.get_mut(fx) {
+            framework.claim = claim;
+        }
+    }
+
+    /// Earlier leases may be longer than those of this life: nobody gives an exclusive task up before they are over, too. And the next life
+    /// must wait for the longer ones of both.
+    fn recover_lease_span(&mut self, now: Time, earlier: DurationMs, had_agents: bool) {
+        if had_agents {
+            self.earlier_leases = now.after(earlier);
+        }
+        if self.lease_span > earlier {
+            self.unsaved.push(Record::LeaseSpan(self.lease_span));
+        }
+        self.lease_span = self.lease_span.max(earlier);
     }
 
     fn recover_agent(&mut self, now: Time, info: AgentInfo) {

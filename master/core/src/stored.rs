@@ -2,10 +2,11 @@
 //!
 //! Tasks and offers are deliberately not in it: agents bring their tasks back, and offers of an earlier life are void.
 
-#[cfg(doc)]
-use crate::Master;
 use crate::Record;
-use smalti_types::{AgentId, AgentInfo, FrameworkId, FrameworkInfo, Time};
+#[cfg(doc)]
+use crate::{Config, Master};
+use smalti_types::protocol::Claim;
+use smalti_types::{AgentId, AgentInfo, DurationMs, FrameworkId, FrameworkInfo, Time};
 use std::collections::BTreeMap;
 
 /// A framework as it was last written down.
@@ -13,6 +14,8 @@ use std::collections::BTreeMap;
 pub struct StoredFramework {
     /// Its description.
     pub info: FrameworkInfo,
+    /// Which of its schedulers subscribed last.
+    pub claim: Claim,
     /// When it is removed unless its scheduler comes back; `None`: its scheduler was connected.
     pub away_until: Option<Time>,
 }
@@ -26,6 +29,8 @@ pub struct Stored {
     pub frameworks: BTreeMap<FrameworkId, StoredFramework>,
     /// Frameworks that were removed, and when.
     pub removed: BTreeMap<FrameworkId, Time>,
+    /// How long leases of earlier lives may last; `None`: as long as those of [`Config::default`].
+    pub lease_span: Option<DurationMs>,
 }
 
 impl Stored {
@@ -34,15 +39,16 @@ impl Stored {
         match record {
             Record::Agent(info) => drop(self.agents.insert(info.id.clone(), info)),
             Record::AgentRemoved(id) => drop(self.agents.remove(&id)),
-            Record::Framework { id, info, away_until } => {
+            Record::Framework { id, info, claim, away_until } => {
                 self.removed.remove(&id);
-                self.frameworks.insert(id, StoredFramework { info, away_until });
+                self.frameworks.insert(id, StoredFramework { info, claim, away_until });
             }
             Record::FrameworkRemoved { id, at } => {
                 self.frameworks.remove(&id);
                 self.removed.insert(id, at);
             }
             Record::FrameworkForgotten(id) => drop(self.removed.remove(&id)),
+            Record::LeaseSpan(span) => self.lease_span = Some(span),
         }
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `meta` | `format`, `epoch` | numbers |
+//! | `meta` | `format`, `epoch`, `lease_span_ms` | numbers |
 //! | `agents`, `frameworks`, `removed` | id | a record of `smalti_proto::registry`, which says its own format |
 
 use super::{Registry, RegistryError};
 use ::redb::{Database, DatabaseError, Error, ReadableDatabase, ReadableTable, StorageError, TableDefinition, WriteTransaction};
 use smalti_master_core::{Record, Stored, StoredFramework};
 use smalti_proto::registry::{self as records, RecordError};
-use smalti_types::{AgentId, FrameworkId, MasterEpoch};
+use smalti_types::{AgentId, DurationMs, FrameworkId, MasterEpoch};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -158,7 +158,8 @@ fn wrong(path: &Path, doing: &'static str, error: Error) -> RegistryError {
 
 impl Registry for File {
     fn load(&mut self) -> Result<Stored, RegistryError> {
-        let mut stored = Stored::default();
+        let lease_span = self.within("read", |transaction| Ok(transaction.open_table(META)?.get("lease_span_ms")?.map(|v| v.value())))?;
+        let mut stored = Stored { lease_span: lease_span.map(DurationMs), ..Stored::default() };
         let name = |problem: smalti_types::id::IdError| RecordError::Garbage(problem.to_string());
         self.each(AGENTS, |id, bytes| {
             let (id, info) = (AgentId::new(id).map_err(name)?, records::read_agent(bytes)?);
@@ -169,8 +170,8 @@ impl Registry for File {
             Ok(())
         })?;
         self.each(FRAMEWORKS, |id, bytes| {
-            let (info, away_until) = records::read_framework(bytes)?;
-            stored.frameworks.insert(FrameworkId::new(id).map_err(name)?, StoredFramework { info, away_until });
+            let (info, claim, away_until) = records::read_framework(bytes)?;
+            stored.frameworks.insert(FrameworkId::new(id).map_err(name)?, StoredFramework { info, claim, away_until });
             Ok(())
         })?;
         self.each(REMOVED, |id, bytes| {
@@ -205,15 +206,16 @@ impl Registry for File {
                         agents.insert(id.as_str(), records::write_agent(info).as_slice())?;
                     }
                     Record::AgentRemoved(id) => drop(agents.remove(id.as_str())?),
-                    Record::Framework { id, info, away_until } => {
+                    Record::Framework { id, info, claim, away_until } => {
                         removed.remove(id.as_str())?;
-                        frameworks.insert(id.as_str(), records::write_framework(info, away_until).as_slice())?;
+                        frameworks.insert(id.as_str(), records::write_framework(info, claim, away_until).as_slice())?;
                     }
                     Record::FrameworkRemoved { id, at } => {
                         frameworks.remove(id.as_str())?;
                         removed.insert(id.as_str(), records::write_removed(at).as_slice())?;
                     }
                     Record::FrameworkForgotten(id) => drop(removed.remove(id.as_str())?),
+                    Record::LeaseSpan(span) => drop(transaction.open_table(META)?.insert("lease_span_ms", span.0)?),
                 }
             }
             Ok(())

@@ -2,6 +2,7 @@
 
 use super::*;
 use smalti_master_core::Record;
+use smalti_types::protocol::Claim;
 use smalti_types::{AgentInfo, Attributes, Bytes, DurationMs, FrameworkInfo, MilliCpus, Resources, Role, Time};
 use std::collections::BTreeMap;
 use std::io::{Error as IoError, ErrorKind};
@@ -28,7 +29,8 @@ fn framework(name: &str, away_until: Option<Time>) -> Record {
         failover_timeout: DurationMs(5),
         services: BTreeMap::new(),
     };
-    Record::Framework { id: FrameworkId::new(name).unwrap(), info, away_until }
+    let claim = Claim { life: name.len() as u64, turn: u64::from(away_until.is_some()) };
+    Record::Framework { id: FrameworkId::new(name).unwrap(), info, claim, away_until }
 }
 
 fn records() -> Vec<Record> {
@@ -43,6 +45,7 @@ fn records() -> Vec<Record> {
         Record::FrameworkRemoved { id: id("f2"), at: Time(5) },
         Record::FrameworkRemoved { id: id("f3"), at: Time(6) },
         Record::FrameworkForgotten(id("f3")),
+        Record::LeaseSpan(DurationMs(77)),
     ]
 }
 
@@ -64,6 +67,29 @@ fn what_records_add_up_to_is_there_after_a_restart_and_epochs_rise() {
     registry.write(records()).unwrap();
     assert_eq!(registry.load().unwrap(), expected, "a batch that is written twice changes nothing");
     assert!(matches!(File::open(&path), Err(RegistryError::InUse(p)) if p == path));
+}
+
+#[test]
+fn a_registry_of_the_first_format_is_read_and_written_on() {
+    use std::io::Read;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("registry.redb");
+    let mut bytes = Vec::new();
+    let packed: &[u8] = include_bytes!("../../../tests/fixtures/formats-1/registry.redb.gz");
+    flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let mut registry = File::open(&path).unwrap();
+    let stored = registry.load().unwrap();
+    let agents: Vec<_> = stored.agents.values().map(|a| (a.id.as_str(), a.hostname.as_str(), a.total.cpus)).collect();
+    assert_eq!(agents, [("agent0", "host0", MilliCpus(3_000)), ("agent1", "host1", MilliCpus(3_000))]);
+    let [(id, framework)] = &stored.frameworks.clone().into_iter().collect::<Vec<_>>()[..] else { panic!("{stored:?}") };
+    assert_eq!((id.as_str(), framework.info.name.as_str(), framework.away_until), ("F66158f3fa401f-1", "batch", None));
+    assert_eq!((framework.claim, stored.lease_span, stored.removed.len()), (Claim::default(), None, 0), "it knows of no numbers");
+    assert!(registry.next_epoch(MasterEpoch(1)).unwrap() > MasterEpoch(1), "epochs go on");
+    let claim = Claim { life: 3, turn: 1 };
+    registry.write(vec![Record::Framework { id: id.clone(), info: framework.info.clone(), claim, away_until: None }]).unwrap();
+    drop(registry);
+    assert_eq!(File::open(&path).unwrap().load().unwrap().frameworks[id].claim, claim);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use smalti_master::{Options, Server};
 use smalti_proto::{client, v1};
-use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, Subscription};
+use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent, Registration, Subscription};
 use smalti_types::*;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -219,6 +219,14 @@ impl FakeFramework {
     }
 
     pub(crate) async fn subscribe_as(master: &Master, name: &str, id: Option<FrameworkId>) -> Self {
+        let mut this = Self::ask(master, name, id, Claim::default()).await;
+        let FrameworkEvent::Subscribed { framework, .. } = this.event().await else { panic!("not subscribed") };
+        this.id = framework;
+        this
+    }
+
+    /// Asks for a subscription; the answer is the first event.
+    pub(crate) async fn ask(master: &Master, name: &str, id: Option<FrameworkId>, claim: Claim) -> Self {
         let info = FrameworkInfo {
             name: name.into(),
             principal: "somebody".into(),
@@ -227,13 +235,10 @@ impl FakeFramework {
             services: BTreeMap::from([("test.v1".to_owned(), "127.0.0.1:1".to_owned())]),
         };
         let (out, rx) = mpsc::channel(16);
-        out.send(Subscription { info, id }.into()).await.unwrap();
+        out.send(Subscription { info, id, claim }.into()).await.unwrap();
         let mut client = FrameworkServiceClient::new(master.channel().await);
         let inbound = client.subscribe(ReceiverStream::new(rx)).await.unwrap().into_inner();
-        let mut this = Self { out, inbound, id: FrameworkId::new("none").unwrap() };
-        let FrameworkEvent::Subscribed { framework, .. } = this.event().await else { panic!("not subscribed") };
-        this.id = framework;
-        this
+        Self { out, inbound, id: FrameworkId::new("none").unwrap() }
     }
 
     pub(crate) async fn send(&self, call: v1::Call) {

@@ -31,6 +31,8 @@ pub enum OutputsError {
         agent: String,
         /// What the transport says.
         why: String,
+        /// The other side lives and has not heard from the agent: what helps is to wait for it.
+        late: bool,
     },
     /// The agent or the master refused: the output is gone, or was never there.
     #[error("the output of {task} on agent {agent} cannot be read: {why}")]
@@ -282,7 +284,7 @@ impl Merge {
             tonic::Code::NotFound | tonic::Code::InvalidArgument | tonic::Code::PermissionDenied | tonic::Code::FailedPrecondition => {
                 OutputsError::Refused { task, agent, why }
             }
-            _ => OutputsError::Transport { task, agent, why },
+            code => OutputsError::Transport { task, agent, why, late: code == tonic::Code::DeadlineExceeded },
         }
     }
 }

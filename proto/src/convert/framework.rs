@@ -2,7 +2,7 @@
 
 use super::{ConvertError, MAX_LIST, MAX_SHORT_LIST, MAX_TEXT_LEN, Problem, Result, at, duration, wire};
 use crate::{v1, version};
-use smalti_types::protocol::{Call, FrameworkEvent, Subscription};
+use smalti_types::protocol::{Call, Claim, FrameworkEvent, Subscription};
 use smalti_types::{AgentId, Filters, ItemBatch, MasterEpoch, StatusUpdate, TaskId};
 
 /// How often the master says something at least, in milliseconds: a client that hears nothing for three of these
@@ -16,6 +16,7 @@ impl TryFrom<v1::SubscribeCall> for Subscription {
         Ok(Self {
             info: at("SubscribeCall", "info").get(m.info)?,
             id: at("SubscribeCall", "framework_id").optional_id(m.framework_id.as_deref())?,
+            claim: Claim { life: m.life, turn: m.turn },
         })
     }
 }
@@ -23,7 +24,8 @@ impl TryFrom<v1::SubscribeCall> for Subscription {
 /// Carries this build's version.
 impl From<Subscription> for v1::SubscribeCall {
     fn from(s: Subscription) -> Self {
-        Self { version: Some(version::current()), info: Some(s.info.into()), framework_id: s.id.map(Into::into) }
+        let Claim { life, turn } = s.claim;
+        Self { version: Some(version::current()), info: Some(s.info.into()), framework_id: s.id.map(Into::into), life, turn }
     }
 }
 
@@ -137,7 +139,10 @@ impl TryFrom<v1::Event> for FrameworkEvent {
                 at("UpdatesEvent", "updates").count(e.updates.len(), MAX_LIST)?;
                 Self::Updates(e.updates.into_iter().map(agent_update).collect::<Result<_>>()?)
             }
-            Wire::Error(e) => Self::Error(at("ErrorEvent", "message").text(e.message, MAX_TEXT_LEN)?),
+            Wire::Error(e) => {
+                let message = at("ErrorEvent", "message").text(e.message, MAX_TEXT_LEN)?;
+                e.fenced_by.map_or_else(|| Self::Error(message.clone()), |life| Self::Fenced { life, message: message.clone() })
+            }
             Wire::Heartbeat(_) => return Err(at("Event", "heartbeat").fail(Problem::Invalid("is not an event"))),
             Wire::AgentLost(e) => Self::AgentLost {
                 agent: at("AgentLostEvent", "agent").id(&e.agent)?,
@@ -172,7 +177,8 @@ impl From<FrameworkEvent> for v1::Event {
             }
             FrameworkEvent::AgentLost { agent, reason } => Wire::AgentLost(v1::AgentLostEvent { agent: agent.into(), reason }),
             FrameworkEvent::Refused { call, message } => Wire::Refused(v1::RefusedEvent { call, message }),
-            FrameworkEvent::Error(message) => Wire::Error(v1::ErrorEvent { message }),
+            FrameworkEvent::Error(message) => Wire::Error(v1::ErrorEvent { message, fenced_by: None }),
+            FrameworkEvent::Fenced { life, message } => Wire::Error(v1::ErrorEvent { message, fenced_by: Some(life) }),
         };
         Self { event: Some(event) }
     }

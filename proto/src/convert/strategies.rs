@@ -3,7 +3,7 @@
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
-use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, RunningTask, Subscription};
+use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::task::OutputSource;
 use smalti_types::{
     AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BootTime, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem,
@@ -284,7 +284,8 @@ pub(super) fn agent_command() -> impl Strategy<Value = AgentCommand> {
 }
 
 pub(super) fn subscription() -> impl Strategy<Value = Subscription> {
-    (framework_info(), option::of(framework())).prop_map(|(info, id)| Subscription { info, id })
+    let claim = (any::<u64>(), any::<u64>()).prop_map(|(life, turn)| Claim { life, turn });
+    (framework_info(), option::of(framework()), claim).prop_map(|(info, id, claim)| Subscription { info, id, claim })
 }
 
 pub(super) fn call() -> impl Strategy<Value = Call> {
@@ -322,5 +323,6 @@ pub(super) fn framework_event() -> impl Strategy<Value = FrameworkEvent> {
         (agent(), text()).prop_map(|(agent, reason)| FrameworkEvent::AgentLost { agent, reason }),
         (text(), text()).prop_map(|(call, message)| FrameworkEvent::Refused { call, message }),
         text().prop_map(FrameworkEvent::Error),
+        (any::<u64>(), text()).prop_map(|(life, message)| FrameworkEvent::Fenced { life, message }),
     ]
 }

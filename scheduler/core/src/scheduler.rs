@@ -176,7 +176,7 @@ impl Scheduler {
             FrameworkEvent::AgentLost { agent, .. } => self.on_agent_lost(now, &role, &agent, out),
             // Offers are answered in the step that brings them, so none is held that could be rescinded; what became of a
             // refused launch comes as an update.
-            FrameworkEvent::Rescind(_) | FrameworkEvent::Refused { .. } | FrameworkEvent::Error(_) => {}
+            FrameworkEvent::Rescind(_) | FrameworkEvent::Refused { .. } | FrameworkEvent::Error(_) | FrameworkEvent::Fenced { .. } => {}
         }
     }
 

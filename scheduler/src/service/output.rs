@@ -9,7 +9,7 @@ use super::tail::Tail;
 use crate::cluster::Cluster;
 use crate::event_loop::Handle;
 use crate::watchers::Watch;
-use smalti_proto::client::outputs::merged_outputs;
+use smalti_proto::client::outputs::{OutputsError, merged_outputs};
 use smalti_proto::v1::{self, OutputRead, OutputStream, ReadReply, read_reply, sandbox_read};
 use smalti_scheduler_core::{ItemOutput, Job, OutputPlan, Target, TaskName};
 use smalti_types::task::OutputSource;
@@ -256,7 +256,8 @@ impl Sender {
         while let Some(chunk) = chunks.next().await {
             let message = match chunk {
                 Ok(chunk) => read_reply::Message::Chunk(chunk),
-                Err(e @ smalti_proto::client::outputs::OutputsError::Transport { .. }) => return Err(Status::unavailable(e.to_string())),
+                Err(e @ OutputsError::Transport { late: true, .. }) => return Err(Status::deadline_exceeded(e.to_string())),
+                Err(e @ OutputsError::Transport { .. }) => return Err(Status::unavailable(e.to_string())),
                 Err(e) => read_reply::Message::Error(e.to_string()),
             };
             let last = matches!(message, read_reply::Message::Error(_));

@@ -7,7 +7,7 @@ mod fenced;
 use crate::batch::Batch;
 use crate::faults::{WriteCrash, write_crash};
 use crate::machine::Machine;
-use crate::network::ToMaster;
+use crate::network::{ToMaster, Way};
 use crate::rng::Rng;
 use crate::script::{Answers, Script};
 use crate::world::{Happening, Node, Peer, World};
@@ -16,6 +16,9 @@ use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record, Update
 use smalti_types::{DurationMs, Effects, FrameworkInfo, Role, TaskId, TaskState, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+
+/// Of so many subscriptions, one is long on its way and its process dies meanwhile: the next life may be heard before it.
+const SUBSCRIPTIONS_PER_DEATH: u64 = 15;
 
 /// What sits above the SDK.
 #[derive(Debug)]
@@ -84,12 +87,8 @@ pub(crate) struct FrameworkNode {
     inbox: VecDeque<Delivery>,
     /// The last state delivered of each attempt, in this life.
     seen: BTreeMap<(TaskId, u32), TaskState>,
-    /// Its subscription stands, as far as it knows.
-    is_up: bool,
     /// Schedulers under the same id that another one has taken over from.
     fenced: Vec<Fenced>,
-    /// A subscription of an earlier life was heard after that of this one, and fenced it out.
-    is_haunted: bool,
 }
 
 impl FrameworkNode {
@@ -107,9 +106,7 @@ impl FrameworkNode {
             handler,
             inbox: VecDeque::new(),
             seen: BTreeMap::new(),
-            is_up: false,
             fenced: Vec::new(),
-            is_haunted: false,
         }
     }
 
@@ -118,7 +115,6 @@ impl FrameworkNode {
         self.conn = None;
         self.inbox.clear();
         self.seen.clear();
-        (self.is_up, self.is_haunted) = (false, false);
         // Whoever looks after them ends those, too.
         self.fenced.clear();
     }
@@ -150,7 +146,6 @@ impl FrameworkNode {
                 }
             }
             Delivery::Refused { call, message } if call == "accept" => Err(format!("a launch was refused: {message}")),
-            Delivery::Error(_) if self.is_haunted => Ok(()),
             Delivery::Error(message) => Err(format!("the subscription of framework {} ended: {message}", self.index)),
             _ => Ok(()),
         }
@@ -158,18 +153,6 @@ impl FrameworkNode {
 }
 
 impl World {
-    /// The master hears a subscription on this connection. One that is under way when its process dies may come after that of the next
-    /// life: for the master, that is another scheduler.
-    pub(crate) fn subscribes(&mut self, conn: u64) {
-        let peer = self.network.connections.get(&conn).map(|c| c.peer);
-        if let Some(Peer::Framework(i)) = peer
-            && self.frameworks[i].conn.is_some_and(|present| present != conn)
-        {
-            self.note(format_args!("a subscription of an earlier life of framework {i} is heard"));
-            self.frameworks[i].is_haunted = true;
-        }
-    }
-
     pub(crate) fn start_framework(&mut self, i: usize) -> Result<(), String> {
         let node = &mut self.frameworks[i];
         let now = node.machine.clock.wall(self.now);
@@ -243,14 +226,34 @@ impl World {
         let conn = node.conn;
         match message {
             Message::Subscribe(subscription) => {
-                conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Subscribe(subscription.clone())));
+                let Some(conn) = conn else { return Ok(()) };
+                let dies = !self.calm && subscription.id.is_some() && self.rng.below(SUBSCRIPTIONS_PER_DEATH) == 0;
+                if dies {
+                    let us = self.rng.between(100_000, 4_000_000);
+                    self.network.hold_up(conn, Way::ToMaster, Time(self.now.0 + us));
+                }
+                self.say_to_master(conn, ToMaster::Subscribe(subscription));
+                if dies {
+                    self.note(format_args!("framework {i} dies while its subscription is on a long way"));
+                    self.faults += 1;
+                    self.crash(Node::Peer(Peer::Framework(i)), false);
+                }
             }
             Message::ToMaster(call) => conn.into_iter().for_each(|c| self.say_to_master(c, ToMaster::Call(call.clone()))),
+            Message::Reconnect => {
+                let life = node.life;
+                node.conn = None;
+                if let Some(conn) = conn {
+                    self.network.close(conn, Way::ToMaster);
+                    self.network.close(conn, Way::ToPeer);
+                }
+                let us = self.rng.between(5_000, 50_000);
+                self.after(us, Happening::Connect(Peer::Framework(i), life));
+            }
             Message::Deliver(delivery) => {
                 node.check(&delivery)?;
                 match &delivery {
                     Delivery::Subscribed { .. } => self.subscription_stands(i),
-                    Delivery::Disconnected => node.is_up = false,
                     // The process ends with the reason, and somebody starts it again.
                     Delivery::Error(_) => {
                         self.crash(Node::Peer(Peer::Framework(i)), false);

@@ -84,9 +84,6 @@ impl World {
     }
 
     pub(crate) fn master_hears(&mut self, conn: u64, message: ToMaster) -> Result<(), String> {
-        if matches!(message, ToMaster::Subscribe(_)) {
-            self.subscribes(conn);
-        }
         let conn = Conn(conn);
         let event = match message {
             ToMaster::Register(registration) => Event::AgentRegistered { conn, registration },

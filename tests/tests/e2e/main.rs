@@ -24,6 +24,7 @@ mod output;
 mod process_class;
 mod resources;
 mod restart;
+mod upgrade;
 
 use smalti_tests::{AgentConfig, Cluster, Config};
 

@@ -158,12 +158,44 @@ fn a_damaged_log_stops_the_agent_with_instructions_that_work() -> Result {
 }
 
 #[test]
+fn a_checkpoint_that_lost_a_file_stops_the_agent_and_goes_on_once_that_is_back() -> Result {
+    let config = agent(&[]);
+    let mut c = start(&config)?;
+    let job = submit(&c, &[&guest(&c, "misbehave")?, "--", "until-stopped"])?;
+    until_running(&c, &job)?;
+    let workers = executor_pids(&c, " work")?;
+    c.kill_agent(0)?;
+    let boot = c.dir().join("agent-0/checkpoint/boot_id");
+    for (file, why) in [(log_file(&c), "it is not there"), (boot.clone(), "it says that the machine was started since")] {
+        let away = c.dir().join("away");
+        std::fs::rename(&file, &away)?;
+        let refused = c.restart_agent(0, &config).err().context("it started without a file")?.to_string();
+        assert!(refused.contains(why) && refused.contains("away and start the agent again"), "{refused}");
+        std::fs::rename(&away, &file)?;
+    }
+    let noted = std::fs::read_to_string(&boot)?;
+    std::fs::write(&boot, "garbage")?;
+    let refused = c.restart_agent(0, &config).err().context("it started with another boot")?.to_string();
+    assert!(refused.contains("was started later than that"), "{refused}");
+    std::fs::write(&boot, noted)?;
+    assert_eq!(executor_pids(&c, " work")?, workers, "nothing was touched");
+    c.restart_agent(0, &config)?;
+    same(&c, &job, &workers)
+}
+
+#[test]
 fn after_a_boot_of_the_machine_nothing_is_taken_up() -> Result {
     let config = agent(&[]);
     let mut c = start(&config)?;
     let job = submit(&c, &[&guest(&c, "misbehave")?, "--", "until-stopped"])?;
     until_running(&c, &job)?;
     c.kill_agent(0)?;
+    // As a boot leaves it: nothing that was started belongs to the present one.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    for executor in std::fs::read_dir(c.dir().join("agent-0/executors"))? {
+        let record = executor?.path().join("executor.json");
+        std::fs::write(&record, std::fs::read_to_string(&record)?.replace(boot.trim(), "another-boot"))?;
+    }
     std::fs::write(c.dir().join("agent-0/checkpoint/boot_id"), "another boot\n")?;
     c.restart_agent(0, &config)?;
     assert!(c.agents[0].log().contains("the machine was started again"), "{}", c.agents[0].log());

@@ -211,6 +211,34 @@ fn what_is_of_a_later_version_is_refused_with_a_way_back() {
     assert!(matches!(error, Error::Later { .. }) && error.to_string().contains("start that version again"), "{error}");
 }
 
+/// What an agent would make of a log of the first format.
+fn restored(log: &[u8]) -> smalti_agent_core::Agent {
+    let disk = Memory { log: Some(log.to_vec()), boot: Some(BOOT.into()), ..Memory::default() };
+    let opened = Log::open(disk, BOOT).unwrap();
+    assert!(opened.same_boot && opened.cut.is_none(), "{:?}", opened.cut);
+    let total = Resources::new(MilliCpus(3_000), Bytes::gib(2));
+    let again: Vec<Record> = opened.records.iter().map(|r| encode(r.clone())).map(|b| decode(&mut &b[..]).unwrap()).collect();
+    assert_eq!(again, opened.records, "it is written as it was understood");
+    smalti_agent_core::Agent::restore(smalti_agent_core::Parameters::new(total), opened.records, true)
+}
+
+#[test]
+fn logs_of_the_first_format_are_read() {
+    let running = |agent: &smalti_agent_core::Agent| {
+        let live = agent.attempts().filter(|(_, ended, _)| !ended);
+        live.map(|(key, _, array)| (key.task.to_string(), array)).collect::<std::collections::BTreeSet<_>>()
+    };
+    let all = |names: &[(&str, bool)]| names.iter().map(|(n, a)| ((*n).to_owned(), *a)).collect();
+    let agent = restored(include_bytes!("../../../../tests/fixtures/formats-1/agent-appended.log"));
+    let singles = [("j1-a787.t", false), ("j2-6c35.t", false), ("j4-c0d5.t", false), ("j5-53e4.t", false)];
+    let parts = [("j3-455f.m0.2", true), ("j6-48c1.m0.0", true)];
+    assert_eq!(running(&agent), all(&[&singles[..], &parts].concat()));
+    assert!(agent.to_find().count() >= 3, "one for each task of class process, and one for the rest");
+    let agent = restored(include_bytes!("../../../../tests/fixtures/formats-1/agent-snapshot.log"));
+    assert_eq!(running(&agent), all(&[("j3-455f.m0.3", true), ("j6-48c1.m0.1", true), ("j6-48c1.m0.2", true)]));
+    assert!(agent.to_find().count() > 0);
+}
+
 #[test]
 fn files_keep_it_over_a_restart_and_snapshots_take_its_place() {
     let dir = tempfile::tempdir().unwrap();
@@ -285,8 +313,11 @@ fn damage_before_the_end_is_refused_with_instructions_unless_the_machine_went_do
     assert!(Log::open(headless, "b2").unwrap().cut.is_some());
     let emptied = Memory { log: Some(Vec::new()), ..disk.clone() };
     assert!(matches!(Log::open(emptied, BOOT), Err(Error::Damaged { .. })), "somebody has emptied it");
-    let moved = Memory { log: None, ..disk };
-    assert!(Log::open(moved, BOOT).unwrap().records.is_empty());
+    let without = Memory { log: None, ..disk.clone() };
+    let error = Log::open(without, BOOT).unwrap_err().to_string();
+    assert!(error.contains("it is not there") && error.contains("move the log's directory away"), "{error}");
+    let moved = Memory { room: disk.room, ..Memory::default() };
+    assert!(Log::open(moved, BOOT).unwrap().records.is_empty(), "the whole directory is gone");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A cluster on paper: drives the core, keeps every message until a test asks for it, checks all invariants after each step.
 
 use crate::{AgentMessage, Config, Conn, Event, Master, Message, Record, Stored};
-use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, Registration, RunningTask, Subscription};
+use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::*;
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub(super) struct Cluster {
     pub(super) records: Vec<Record>,
     /// What a restart finds.
     pub(super) stored: Stored,
-    config: Config,
+    pub(super) config: Config,
 }
 
 /// What the brief examples use: thousandths of cpus from whole ones, gigabytes of memory.
@@ -180,10 +180,14 @@ impl Cluster {
     }
 
     pub(super) fn subscribe(&mut self, info: FrameworkInfo, id: Option<FrameworkId>) -> Conn {
+        self.subscribe_as(info, id, Claim::default())
+    }
+
+    pub(super) fn subscribe_as(&mut self, info: FrameworkInfo, id: Option<FrameworkId>, claim: Claim) -> Conn {
         let conn = self.conn();
         self.ids += 1;
         let fresh = FrameworkId::new(format!("F7-{}", self.ids)).unwrap();
-        self.batch(Event::FrameworkSubscribed { conn, subscription: Subscription { info, id }, fresh });
+        self.batch(Event::FrameworkSubscribed { conn, subscription: Subscription { info, id, claim }, fresh });
         conn
     }
 

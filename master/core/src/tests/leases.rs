@@ -46,6 +46,36 @@ fn a_lease_is_granted_to_who_is_connected_with_its_own_words() {
 }
 
 #[test]
+fn a_master_that_is_restarted_with_shorter_leases_waits_for_the_longer_ones_that_were_granted() {
+    let (mut c, agent, f, id) = one_task();
+    c.batch(Event::AgentLease { conn: agent, asked: BootTime(1) });
+    c.commands(agent);
+    c.events(f);
+    (c.config.lease, c.config.lease_margin) = (DurationMs(2_000), DurationMs(100));
+    assert_eq!(c.config.lease_span(), DurationMs(2_200));
+    for _ in 0..2 {
+        // The second restart comes before the first has forgotten the long ones: it must not, either.
+        c.restart(1_000);
+    }
+    let f = c.subscribe(framework_info("one", "default"), Some(id.clone()));
+    c.subscribed(f);
+    let agent = c.register(agent_info("a1", res(4, 4)), vec![running(key(&id, "t"))], vec![]);
+    c.commands_after_registered(agent);
+    c.events(f);
+    c.batch(Event::AgentDisconnected { conn: agent });
+    c.events(f);
+    c.pass(span() - 1);
+    c.silence();
+    c.pass(1);
+    assert_eq!(c.updates(f), vec![("t".into(), TaskState::Lost, Reason::LeaseExpired, 0)]);
+    // From now on the short ones are all there are.
+    assert_eq!(c.stored.lease_span, Some(DurationMs(2_200)));
+    (c.config.lease, c.config.lease_margin) = (DurationMs(60_000), DurationMs(0));
+    c.restart(1_000);
+    assert_eq!(c.stored.lease_span, Some(DurationMs(63_000)), "before the first of them is granted");
+}
+
+#[test]
 fn an_agent_that_is_away_loses_its_exclusive_tasks_when_the_last_lease_is_over() {
     let (mut c, agent, f, id) = one_task();
     c.pass(10_000);

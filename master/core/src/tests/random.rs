@@ -4,7 +4,7 @@
 use super::fixture::*;
 use crate::{Config, Conn, Event, Master, Message, Stored};
 use proptest::prelude::*;
-use smalti_types::protocol::{Call, FrameworkEvent, Registration, RunningTask, Subscription};
+use smalti_types::protocol::{Call, Claim, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::*;
 use std::collections::BTreeMap;
 
@@ -167,7 +167,7 @@ impl World {
                 let id = known.then(|| self.id(framework));
                 let fresh = FrameworkId::new(format!("F7-{}", conn.0)).unwrap();
                 self.frameworks.push(conn);
-                Event::FrameworkSubscribed { conn, subscription: Subscription { info, id }, fresh }
+                Event::FrameworkSubscribed { conn, subscription: Subscription { info, id, claim: Claim::default() }, fresh }
             }
             Move::Unsubscribe { conn } => Event::FrameworkDisconnected { conn: pick(&self.frameworks, conn)? },
             Move::Update { conn, framework, task, seq, state, slots } => {

@@ -2,7 +2,7 @@
 
 use super::fixture::*;
 use crate::{Config, Conn, Event, Record, StoredFramework};
-use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent, RunningTask};
+use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent, RunningTask};
 use smalti_types::*;
 
 fn running(key: TaskKey, resources: Resources) -> RunningTask {
@@ -127,7 +127,7 @@ fn a_deadline_that_ended_while_the_master_was_away_leaves_time_to_connect() {
     c.pass(14_000);
     back(&mut c, &id);
     // And a clock that was set back gives nobody more than the whole time.
-    let far = StoredFramework { info: framework_info("one", "default"), away_until: Some(Time(u64::MAX)) };
+    let far = StoredFramework { info: framework_info("one", "default"), claim: Claim::default(), away_until: Some(Time(u64::MAX)) };
     c.stored.frameworks.insert(id, far);
     c.restart(0);
     assert_eq!(c.master.framework_views().next().unwrap().failover_deadline, Some(c.now.after(DurationMs(60_000))));

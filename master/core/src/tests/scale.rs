@@ -2,7 +2,7 @@
 
 use super::fixture::*;
 use crate::{Config, Conn, Event, Master, Message, Record, Stored};
-use smalti_types::protocol::{Call, FrameworkEvent, Registration, RunningTask, Subscription};
+use smalti_types::protocol::{Claim, FrameworkEvent, Registration, RunningTask, Subscription};
 use smalti_types::*;
 
 /// A cluster of this size, before its first allocation.
@@ -12,7 +12,7 @@ fn cluster(agents: u64, frameworks: usize) -> (Master, Time) {
     for n in 0..frameworks {
         let info = framework_info(&format!("f{n}"), ["x", "y", "z"][n % 3]);
         let fresh = FrameworkId::new(format!("F1-{n}")).unwrap();
-        let subscription = Subscription { info, id: None };
+        let subscription = Subscription { info, id: None, claim: Claim::default() };
         let _ = master.step(now, Event::FrameworkSubscribed { conn: Conn(n as u64), subscription, fresh });
     }
     for n in 0..agents {
@@ -50,7 +50,7 @@ fn ten_thousand_agents_come_back() {
     let now = Time(1_000_000);
     let mut stored = Stored::default();
     let id = FrameworkId::new("F1-1").unwrap();
-    stored.apply(Record::Framework { id: id.clone(), info: framework_info("f", "x"), away_until: None });
+    stored.apply(Record::Framework { id: id.clone(), info: framework_info("f", "x"), claim: Claim::default(), away_until: None });
     let names: Vec<String> = (0..agents).map(|n| format!("a{n}")).collect();
     names.iter().for_each(|name| stored.apply(Record::Agent(agent_info(name, res(16, 16)))));
     let mut master = Master::recover(Config::default(), MasterEpoch(2), now, stored);
@@ -66,7 +66,7 @@ fn ten_thousand_agents_come_back() {
         messages.extend(taken);
         offers
     };
-    let subscription = Subscription { info: framework_info("f", "x"), id: Some(id.clone()) };
+    let subscription = Subscription { info: framework_info("f", "x"), id: Some(id.clone()), claim: Claim::default() };
     step(&mut master, Event::FrameworkSubscribed { conn: Conn(1), subscription, fresh: FrameworkId::new("F2-1").unwrap() });
     for (n, name) in names.iter().enumerate() {
         let running = |t: u64| RunningTask {

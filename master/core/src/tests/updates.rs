@@ -2,7 +2,7 @@
 
 use super::fixture::*;
 use crate::{Config, Conn, Event};
-use smalti_types::protocol::{AgentCommand, Call, FrameworkEvent};
+use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent};
 use smalti_types::*;
 
 fn id(name: &str) -> TaskId {
@@ -169,6 +169,43 @@ fn teardown_kills_and_keeps_the_books_until_the_tasks_ended() {
     let again = c.subscribe(framework_info("one", "default"), Some(fid));
     assert!(matches!(&c.events(again)[..], [FrameworkEvent::Error(_)]));
     assert_eq!(c.closed, vec![again]);
+}
+
+#[test]
+fn a_scheduler_that_is_heard_after_its_successor_is_refused_also_by_the_next_master() {
+    let (mut c, agent, first, fid) = running(task("t", res(3, 3)));
+    let claim = |life, turn| Claim { life, turn };
+    let subscribe = |c: &mut Cluster, claim| c.subscribe_as(framework_info("one", "default"), Some(fid.clone()), claim);
+    let stands = |c: &mut Cluster, claim| {
+        let conn = subscribe(c, claim);
+        assert_eq!(c.subscribed(conn), fid, "{claim:?}");
+        c.events(conn);
+        conn
+    };
+    let is_refused = |c: &mut Cluster, claim| {
+        let conn = subscribe(c, claim);
+        let [FrameworkEvent::Fenced { life: 2, message }] = &c.events(conn)[..] else { panic!("{claim:?} was not refused") };
+        assert!(message.contains("another scheduler has framework") && message.contains("number 2."), "{message}");
+        assert_eq!(std::mem::take(&mut c.closed), [conn]);
+    };
+    let second = stands(&mut c, claim(2, 0));
+    assert!(matches!(&c.events(first)[..], [FrameworkEvent::Error(_)]), "one without a number gives way");
+    assert_eq!(std::mem::take(&mut c.closed), [first]);
+    for late in [claim(1, 0), claim(1, 9), claim(2, 0), claim(0, 0)] {
+        is_refused(&mut c, late);
+    }
+    c.update(agent, &key(&fid, "t"), 1, TaskState::Finished);
+    let heard = c.events(second);
+    assert!(heard.iter().any(|e| matches!(e, FrameworkEvent::Updates(_))), "the living one goes on: {heard:?}");
+    let again = stands(&mut c, claim(2, 1));
+    c.events(second);
+    assert_eq!(std::mem::take(&mut c.closed), [second]);
+    is_refused(&mut c, claim(2, 0));
+    c.batch(Event::FrameworkDisconnected { conn: again });
+    is_refused(&mut c, claim(1, 10));
+    c.restart(1_000);
+    is_refused(&mut c, claim(2, 1));
+    stands(&mut c, claim(3, 0));
 }
 
 #[test]

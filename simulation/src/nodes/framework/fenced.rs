@@ -7,7 +7,7 @@ use super::{FrameworkNode, Handler};
 use crate::network::{ToMaster, ToPeer, Way};
 use crate::script::Answers;
 use crate::world::{Happening, Node, Peer, TICK_US, World};
-use smalti_framework_sdk_core::{Client, Delivery, Event, Message, UpdateId};
+use smalti_framework_sdk_core::{Client, Delivery, Event, Message, Record, UpdateId};
 use std::collections::VecDeque;
 
 /// A scheduler that another one has taken over from.
@@ -24,14 +24,14 @@ pub(super) struct Fenced {
 impl FrameworkNode {
     /// The process is stopped, and another one is to begin with a copy of what it has kept.
     fn give_way(&mut self) -> bool {
-        // One that is just subscribing might be heard after the other one.
-        let Some(conn) = self.conn.filter(|_| self.is_up && self.fenced.is_empty()) else { return false };
-        let Some(client) = self.client.take() else { return false };
+        // It may be subscribing again, and be heard after the other one. One that has never been subscribed takes over itself.
+        let Some(conn) = self.conn.filter(|_| self.fenced.is_empty()) else { return false };
+        let Some(client) = self.client.take_if(|client| client.has_stood()) else { return false };
         let copy = self.handler.copy();
         let handler = std::mem::replace(&mut self.handler, copy);
         let inbox = std::mem::take(&mut self.inbox);
         self.fenced.push(Fenced { conn, client, handler, inbox, stopped: Some(VecDeque::new()) });
-        (self.conn, self.is_up) = (None, false);
+        self.conn = None;
         self.seen.clear();
         true
     }
@@ -41,6 +41,10 @@ impl World {
     /// Somebody starts a second scheduler.
     pub(crate) fn take_over(&mut self, i: usize) {
         if self.frameworks[i].give_way() {
+            // The copy may be an old one: it does not know how many lives there were.
+            if self.rng.chance(30) {
+                self.frameworks[i].store.retain(|key, value| !matches!(Record::decode(key, value), Ok(Record::Life(_))));
+            }
             self.note(format_args!("a second scheduler of framework {i} begins"));
             let us = self.rng.between(1_000, 300_000);
             self.after(us, Happening::Start(Node::Peer(Peer::Framework(i))));
@@ -49,7 +53,6 @@ impl World {
 
     /// The framework's scheduler hears that it has subscribed: one that was stopped goes on.
     pub(super) fn subscription_stands(&mut self, i: usize) {
-        self.frameworks[i].is_up = true;
         let stopped: Vec<u64> = self.frameworks[i].fenced.iter().filter(|f| f.stopped.is_some()).map(|f| f.conn).collect();
         for conn in stopped {
             let us = if self.rng.chance(60) { 0 } else { self.rng.below(500_000) };
@@ -108,7 +111,7 @@ impl World {
         let messages = effects.commit(|_| Ok::<_, std::convert::Infallible>(())).unwrap_or_else(|never| match never {});
         for message in messages {
             match message {
-                Message::Subscribe(_) => return Err(format!("a fenced scheduler of framework {i} subscribes")),
+                Message::Subscribe(_) | Message::Reconnect => return Err(format!("a fenced scheduler of framework {i} subscribes")),
                 Message::ToMaster(call) => self.say_to_master(conn, ToMaster::Call(call)),
                 Message::Deliver(Delivery::Error(_)) => {
                     self.note(format_args!("the scheduler of framework {i} that was taken over ends"));
