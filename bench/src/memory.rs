@@ -28,15 +28,22 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(ticks / 100.0)
 }
 
-/// The executors' workers below a process: its grandchildren.
-fn workers(agent: u32) -> Vec<u32> {
+/// The executors' workers of a cluster: children of the supervisors whose directories are in it. Nobody's children are those themselves.
+fn workers(cluster: &Cluster) -> Vec<u32> {
+    let dir = cluster.dir().display().to_string();
+    let is_supervisor = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.starts_with("smalti-executor init ") && line.contains(&dir)
+    };
     let children = |pid: u32| -> Vec<u32> {
         let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         let lists = tasks.filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
         lists.flat_map(|l| l.split_whitespace().filter_map(|w| w.parse().ok()).collect::<Vec<u32>>()).collect()
     };
-    let is_executor = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.starts_with("smalti-exec"));
-    children(agent).into_iter().filter(is_executor).flat_map(children).filter(is_executor).collect()
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = all.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter(is_supervisor).flat_map(children).collect()
 }
 
 /// An idle cluster: a master, an agent, an executor that has run one task.
@@ -44,7 +51,7 @@ pub(crate) fn idle(cluster: &Cluster, effort: Effort, figures: &mut Figures) -> 
     let agent = cluster.agents.first().context("no agent")?.pid();
     let master = cluster.master.pid();
     std::thread::sleep(Duration::from_millis(500));
-    let executors = workers(agent);
+    let executors = workers(cluster);
     let executor = *executors.first().context("no executor")?;
     figures.add("agent_idle_rss_bytes", vec![resident(agent)?]);
     figures.add("executor_idle_rss_bytes", vec![resident(executor)?]);
@@ -73,17 +80,16 @@ pub(crate) async fn sleepers(effort: Effort, figures: &mut Figures) -> Result<()
     let digest = rpc::push(&cluster, &guest.display().to_string())?;
     let spec = rpc::spec(&digest)?;
     let (handle, mut events) = Framework::connect(Options::new(&cluster.address, "sleepers")).await?;
-    let agent = cluster.agents.first().context("no agent")?.pid();
     // The first hundred pay for the executors, the rest for themselves.
     let first = effort.sleepers / 20;
     live(&handle, &mut events, &spec, (0, first)).await?;
-    let before = footprint(agent)?;
+    let before = footprint(&cluster)?;
     let start = Instant::now();
     live(&handle, &mut events, &spec, (first, effort.sleepers)).await?;
     let seconds = start.elapsed().as_secs_f64();
-    let after = footprint(agent)?;
+    let after = footprint(&cluster)?;
     #[expect(clippy::cast_precision_loss, reason = "figures")]
-    let (more, all, executors) = ((effort.sleepers - first) as f64, effort.sleepers as f64, workers(agent).len() as f64);
+    let (more, all, executors) = ((effort.sleepers - first) as f64, effort.sleepers as f64, workers(&cluster).len() as f64);
     figures.add("sleeping_tasks", vec![all]);
     figures.add("sleeping_tasks_executors", vec![executors]);
     figures.add("sleeping_tasks_started_per_s", vec![more / seconds]);
@@ -94,8 +100,9 @@ pub(crate) async fn sleepers(effort: Effort, figures: &mut Figures) -> Result<()
 }
 
 /// Memory of the agent and of all its executors.
-fn footprint(agent: u32) -> Result<(f64, f64)> {
-    let executors = workers(agent).into_iter().map(resident).sum::<Result<f64>>()?;
+fn footprint(cluster: &Cluster) -> Result<(f64, f64)> {
+    let agent = cluster.agents.first().context("no agent")?.pid();
+    let executors = workers(cluster).into_iter().map(resident).sum::<Result<f64>>()?;
     Ok((resident(agent)?, executors))
 }
 
@@ -135,7 +142,7 @@ async fn live(handle: &Handle, events: &mut Events, spec: &TaskSpec, (from, to):
                 }
                 update.ack.done();
             }
-            Event::Error(message) => bail!("{message}"),
+            Event::Error(message) | Event::Refused { message, .. } => bail!("{message}"),
             _ => {}
         }
     }

@@ -36,7 +36,7 @@ pub(crate) async fn measure(cluster: &Cluster, digest: &str, effort: Effort, fig
                     }
                     update.ack.done();
                 }
-                Event::Error(message) => bail!("{message}"),
+                Event::Error(message) | Event::Refused { message, .. } => bail!("{message}"),
                 _ => {}
             }
         }

@@ -31,9 +31,9 @@ pub(crate) async fn measure(cluster: &Cluster, digest: &str, effort: Effort, fig
 /// Tasks per second of a framework of their own, whose executor is there.
 pub(crate) async fn rate(cluster: &Cluster, spec: &TaskSpec, tasks: u64) -> Result<f64> {
     let (handle, mut events) = Framework::connect(Options::new(&cluster.address, "bench")).await?;
-    run(&handle, &mut events, spec, WARM_UP.min(tasks)).await?;
+    run(&handle, &mut events, spec, ("w", WARM_UP.min(tasks))).await?;
     let start = Instant::now();
-    run(&handle, &mut events, spec, tasks).await?;
+    run(&handle, &mut events, spec, ("t", tasks)).await?;
     let seconds = start.elapsed().as_secs_f64();
     handle.teardown().await?;
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -41,7 +41,7 @@ pub(crate) async fn rate(cluster: &Cluster, spec: &TaskSpec, tasks: u64) -> Resu
 }
 
 /// Launches `tasks` tasks on whatever is offered and waits for their ends.
-async fn run(handle: &Handle, events: &mut Events, spec: &TaskSpec, tasks: u64) -> Result<()> {
+async fn run(handle: &Handle, events: &mut Events, spec: &TaskSpec, (name, tasks): (&str, u64)) -> Result<()> {
     let (mut launched, mut ended) = (0, 0);
     let mut running = 0_u64;
     handle.revive().await?;
@@ -49,7 +49,7 @@ async fn run(handle: &Handle, events: &mut Events, spec: &TaskSpec, tasks: u64) 
         match events.recv().await.context("the subscription ended")? {
             Event::Offers(offers) => {
                 for offer in offers {
-                    launched += accept(handle, offer, spec, tasks, launched).await?;
+                    launched += accept(handle, offer, spec, (name, tasks), launched).await?;
                 }
             }
             Event::Update(update) => {
@@ -63,7 +63,7 @@ async fn run(handle: &Handle, events: &mut Events, spec: &TaskSpec, tasks: u64) 
                 }
                 update.ack.done();
             }
-            Event::Error(message) => bail!("{message}"),
+            Event::Error(message) | Event::Refused { message, .. } => bail!("{message}"),
             _ => {}
         }
     }
@@ -75,7 +75,7 @@ async fn run(handle: &Handle, events: &mut Events, spec: &TaskSpec, tasks: u64) 
 }
 
 /// Puts as many tasks on `offer` as fit and are left; returns how many.
-async fn accept(handle: &Handle, offer: Offer, spec: &TaskSpec, tasks: u64, launched: u64) -> Result<u64> {
+async fn accept(handle: &Handle, offer: Offer, spec: &TaskSpec, (name, tasks): (&str, u64), launched: u64) -> Result<u64> {
     let most = u32::try_from(tasks - launched).unwrap_or(u32::MAX);
     let n = offer.resources.times(&request(), most);
     if n == 0 {
@@ -84,7 +84,7 @@ async fn accept(handle: &Handle, offer: Offer, spec: &TaskSpec, tasks: u64, laun
     }
     let operations = (0..u64::from(n))
         .map(|k| {
-            let task = TaskId::new(format!("t{tasks}-{}", launched + k))?;
+            let task = TaskId::new(format!("{name}{}", launched + k))?;
             Ok(Operation::Launch(Launch { task, attempt: 0, resources: request(), spec: spec.clone() }))
         })
         .collect::<Result<_>>()?;
