@@ -98,8 +98,11 @@ pub enum Wrong {
     Unusable(String),
 }
 
+/// First and last byte, and the length of the whole, as far as they are told.
+type ContentRange = (Option<(u64, u64)>, Option<u64>);
+
 /// `bytes FIRST-LAST/TOTAL`, with `*` for what is not known.
-fn content_range(text: &str) -> Option<(Option<(u64, u64)>, Option<u64>)> {
+fn content_range(text: &str) -> Option<ContentRange> {
     let (range, total) = text.trim().strip_prefix("bytes ")?.trim().split_once('/')?;
     let total = if total == "*" { None } else { Some(total.parse().ok()?) };
     if range == "*" {

@@ -322,8 +322,16 @@ impl Transfer<'_> {
 }
 
 fn disk<S: Sink>(sink: &S, error: &io::Error) -> Failed {
-    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-    Failed::Disk { path: sink.describe(), why: error.to_string(), full }
+    Failed::disk(sink.describe(), error)
+}
+
+impl Failed {
+    /// What `path` cannot take.
+    #[must_use]
+    pub fn disk(path: String, error: &io::Error) -> Self {
+        let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        Self::Disk { path, why: error.to_string(), full }
+    }
 }
 
 /// How fast bytes come, over spans of the time limit.

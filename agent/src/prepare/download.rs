@@ -12,9 +12,10 @@ use super::partial::Partial;
 use super::turns::Turns;
 use smalti_fetch::{Failed, Location, Setup, SourceError, Sources, Transfer, Wanted};
 use smalti_types::{Digest, FrameworkId};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A finished transfer, verified and on disk, under a temporary name.
 pub(crate) struct Fetched {
@@ -45,13 +46,23 @@ pub(crate) struct Fetcher {
     pub(crate) meters: Meters,
     /// Names what no other try may go on with.
     unpinned: AtomicU64,
+    /// Partial files that are being written.
+    files: Mutex<HashMap<PathBuf, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Fetcher {
     /// `chunks` is counted in bytes.
     pub(crate) fn new(setup: Setup, dirs: &Dirs, cache: Arc<Cache>, chunks: Turns) -> Result<Self, Error> {
         let sources = Sources::new(setup).map_err(Error::Fetch)?;
-        Ok(Self { sources, cache, dir: dirs.partial.clone(), chunks, meters: Meters::default(), unpinned: AtomicU64::new(0) })
+        Ok(Self {
+            sources,
+            cache,
+            dir: dirs.partial.clone(),
+            chunks,
+            meters: Meters::default(),
+            unpinned: AtomicU64::new(0),
+            files: Mutex::default(),
+        })
     }
 
     /// Fetches an object from the first of these places that has it, and checks its length and digest.
@@ -63,19 +74,16 @@ impl Fetcher {
         let meter = Arc::new(Meter::default());
         let _shown = self.meters.show(wanted.iter().map(|w| w.location.clone()), &meter);
         let path = self.dir.join(self.name(first, keep));
-        let opened = Partial::open(path, self.cache.clone(), (self.chunks.clone(), tenant.clone()), meter).await;
-        let mut file = opened.map_err(|e| Failed::Disk { path: self.dir.display().to_string(), why: e.to_string(), full: false })?;
+        let alone = self.alone(&path).await;
+        let opened = Partial::open(path, alone, self.cache.clone(), (self.chunks.clone(), tenant.clone()), meter).await;
+        let mut file = opened.map_err(|e| Failed::disk(self.dir.display().to_string(), &e))?;
         let mut failures: Vec<Failed> = Vec::new();
         for wanted in wanted {
             file.comes_from(&wanted.location);
             match (Transfer { sources: &self.sources, wanted }).run(&mut file).await {
                 Ok(facts) => {
                     // Before the rename: after a crash of the machine a file under its final name must be whole.
-                    let length = file.close().await.map_err(|e| Failed::Disk {
-                        path: file.path().display().to_string(),
-                        why: e.to_string(),
-                        full: false,
-                    })?;
+                    let length = file.close().await.map_err(|e| Failed::disk(file.path().display().to_string(), &e))?;
                     return Ok(Fetched { file, length, name: facts.name });
                 }
                 Err(failed) => {
@@ -91,6 +99,21 @@ impl Fetcher {
             file.discard();
         }
         Err(summary(failures))
+    }
+
+    /// Waits until nobody writes this file any more.
+    async fn alone(&self, path: &Path) -> tokio::sync::OwnedMutexGuard<()> {
+        let file = {
+            let mut all = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, file| file.strong_count() > 0);
+            let open = all.get(path).and_then(Weak::upgrade);
+            open.unwrap_or_else(|| {
+                let file = Arc::default();
+                all.insert(path.to_owned(), Arc::downgrade(&file));
+                file
+            })
+        };
+        file.lock_owned().await
     }
 
     /// What the partial file is called: the same for whoever may go on with it.

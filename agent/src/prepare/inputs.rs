@@ -85,11 +85,12 @@ impl Inputs {
         let flight_key = kept_under.clone().unwrap_or_else(|| format!("{role} {location:?}#{}", input.length));
         let wanted = candidates(location, input.digest).into_iter().map(|location| Wanted {
             role: role.clone(),
+            // A tag is one server's own.
+            etag: input.etag.clone().filter(|_| !matches!(location, Location::Store(_))),
             location,
             digest: input.digest,
             sha256: None,
             length: Some(input.length),
-            etag: input.etag.clone(),
             limit: self.limit,
         });
         let (this, wanted, asked, length) = (self.clone(), wanted.collect::<Vec<_>>(), tenant.clone(), input.length);

@@ -1,7 +1,8 @@
 //! A file that is not whole yet, with what is needed to go on with it later.
 //!
 //! Owns `partial/`: each file has a note beside it that says from where it comes and which version it is of. It is an entry of the cache like
-//! others: pinned while it grows, and removed when the room is needed. Deliberately absent: whether a part still fits; a tag or the digest of
+//! others: pinned while it grows, and removed when the room is needed. One at a time writes it, until its last write has really ended: a
+//! transfer that is given up leaves nothing behind that could still write into the next one's bytes. Deliberately absent: whether a part still fits; a tag or the digest of
 //! the whole says so.
 
 use super::cache::{Cache, Pin};
@@ -12,14 +13,18 @@ use serde::{Deserialize, Serialize};
 use smalti_fetch::range::Have;
 use smalti_fetch::{Facts, Location, Sink};
 use smalti_types::{Digest, FrameworkId};
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::spawn_blocking;
 
-/// Bytes read at a time of what an earlier try left.
+/// Bytes of what an earlier try left that are hashed in one turn.
+const TURN: u64 = 8 << 20;
+/// Bytes read at a time.
 const BUFFER: usize = 256 << 10;
 /// How much of a file whose length nobody says is entered into the cache's books at a time.
 const STEP: u64 = 8 << 20;
@@ -33,11 +38,18 @@ struct Note {
     total: Option<u64>,
 }
 
+/// What a thread that writes has with it.
+struct Open {
+    file: File,
+    hasher: blake3::Hasher,
+    _alone: OwnedMutexGuard<()>,
+}
+
 /// A file that grows.
 pub(crate) struct Partial {
     path: PathBuf,
-    file: File,
-    hasher: blake3::Hasher,
+    /// `None` while a thread has it, and for good when that was given up.
+    open: Option<Open>,
     bytes: u64,
     note: Note,
     cache: Arc<Cache>,
@@ -52,32 +64,61 @@ fn note_path(path: &Path) -> PathBuf {
 }
 
 impl Partial {
-    /// Opens what an earlier try left, or begins. `turns` are for hashing and writing, counted in bytes.
-    pub(crate) async fn open(path: PathBuf, cache: Arc<Cache>, turns: (Turns, FrameworkId), meter: Arc<Meter>) -> io::Result<Self> {
+    /// Opens what an earlier try left, or begins. `turns` are for hashing and writing, counted in bytes; `alone` is held until the last
+    /// write has ended.
+    pub(crate) async fn open(
+        path: PathBuf,
+        alone: OwnedMutexGuard<()>,
+        cache: Arc<Cache>,
+        turns: (Turns, FrameworkId),
+        meter: Arc<Meter>,
+    ) -> io::Result<Self> {
         let note = match tokio::fs::read(note_path(&path)).await {
             Ok(text) => serde_json::from_slice::<Note>(&text).ok(),
             Err(_) => None,
         };
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(note.is_none()).mode(0o600).open(&path).await?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(note.is_none()).mode(0o600).open(&path)?;
         let pin = Some(cache.add(&path, 0));
-        let note = note.unwrap_or_default();
-        let mut partial = Self { path, file, hasher: blake3::Hasher::new(), bytes: 0, note, cache, pin, booked: 0, turns, meter };
+        let (note, open) = (note.unwrap_or_default(), Some(Open { file, hasher: blake3::Hasher::new(), _alone: alone }));
+        let mut partial = Self { path, open, bytes: 0, note, cache, pin, booked: 0, turns, meter };
         partial.take_up().await?;
         Ok(partial)
     }
 
+    /// Does something with the file on a thread that may wait for the disk.
+    async fn with<T: Send + 'static>(&mut self, work: impl FnOnce(&mut Open) -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let mut open = self.open.take().ok_or_else(|| io::Error::other("the file was given up"))?;
+        let done = spawn_blocking(move || {
+            let result = work(&mut open);
+            (open, result)
+        });
+        let (open, result) = done.await.map_err(io::Error::other)?;
+        self.open = Some(open);
+        result
+    }
+
     /// Hashes what is there.
     async fn take_up(&mut self) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER];
         loop {
-            let n = self.file.read(&mut buffer).await?;
-            if n == 0 {
+            let mut turn = self.turns.0.take(&self.turns.1).await;
+            let hashed = self.with(|open| {
+                let (mut buffer, mut hashed) = (vec![0; BUFFER], 0);
+                while hashed < TURN {
+                    let n = open.file.read(&mut buffer)?;
+                    if n == 0 {
+                        break;
+                    }
+                    open.hasher.update(&buffer[..n]);
+                    hashed += n as u64;
+                }
+                Ok(hashed)
+            });
+            let hashed = hashed.await?;
+            turn.charge(hashed);
+            self.bytes += hashed;
+            if hashed < TURN {
                 break;
             }
-            let mut turn = self.turns.0.take(&self.turns.1).await;
-            turn.charge(n as u64);
-            self.hasher.update(&buffer[..n]);
-            self.bytes += n as u64;
         }
         if self.bytes > 0 {
             tracing::debug!(path = %self.path.display(), bytes = self.bytes, "going on with what an earlier transfer left");
@@ -102,8 +143,7 @@ impl Partial {
 
     /// It is whole: makes sure that it is on the disk, and gives its length.
     pub(crate) async fn close(&mut self) -> io::Result<u64> {
-        self.file.flush().await?;
-        self.file.sync_data().await?;
+        self.with(|open| open.file.sync_data()).await?;
         Ok(self.bytes)
     }
 
@@ -178,12 +218,14 @@ impl Sink for Partial {
 
     async fn write(&mut self, bytes: Bytes) -> io::Result<()> {
         let mut turn = self.turns.0.take(&self.turns.1).await;
-        turn.charge(bytes.len() as u64);
-        self.hasher.update(&bytes);
-        // Told to the system at once: else a full disk would be heard of in the next write, or never.
-        self.file.write_all(&bytes).await?;
-        self.file.flush().await?;
-        self.bytes += bytes.len() as u64;
+        let length = bytes.len() as u64;
+        turn.charge(length);
+        self.with(move |open| {
+            open.hasher.update(&bytes);
+            open.file.write_all(&bytes)
+        })
+        .await?;
+        self.bytes += length;
         if self.bytes > self.booked {
             self.book(self.bytes + STEP);
         }
@@ -192,9 +234,12 @@ impl Sink for Partial {
     }
 
     async fn restart(&mut self) -> io::Result<()> {
-        self.file.seek(io::SeekFrom::Start(0)).await?;
-        self.file.set_len(0).await?;
-        self.hasher.reset();
+        self.with(|open| {
+            open.hasher.reset();
+            open.file.set_len(0)?;
+            open.file.seek(SeekFrom::Start(0)).map(drop)
+        })
+        .await?;
         self.bytes = 0;
         self.note = Note { place: std::mem::take(&mut self.note.place), ..Note::default() };
         self.tell();
@@ -202,7 +247,8 @@ impl Sink for Partial {
     }
 
     fn digests(&mut self) -> (Digest, Option<[u8; 32]>) {
-        (self.hasher.finalize().into(), None)
+        // Without its file, it is nothing that anybody asks for.
+        (self.open.as_ref().map_or_else(|| Digest::of(b""), |open| open.hasher.finalize().into()), None)
     }
 
     fn describe(&self) -> String {

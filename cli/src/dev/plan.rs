@@ -175,7 +175,7 @@ mod tests {
     fn every_role_ends_with_its_parent() {
         let share = divide(&total(1, 2000, 4096, "5-9")).unwrap().remove(0);
         let dir = Path::new("/d");
-        for role in [master("a", dir), scheduler("a", dir), agent(1, "a", dir, &share, dir, &[])] {
+        for role in [master("a", dir), scheduler("a", dir, dir, dir), agent(1, "a", dir, &share, dir, &[])] {
             assert!(role.args.contains(&"--stop-when-stdin-closes".into()), "{role:?}");
         }
         let second = agent(2, "a", dir, &share, dir, &[("isolation", "auto".into())]);

@@ -84,7 +84,8 @@ async fn objects_of_any_name_are_read_with_a_signature() {
 async fn what_a_server_refuses_is_told_once_and_without_secrets() {
     let s3 = S3::start().await;
     s3.put("x", b"content");
-    let cases: [(&str, &[(&str, &str)], &str); 5] = [
+    type Changes = &'static [(&'static str, &'static str)];
+    let cases: [(&str, Changes, &str); 5] = [
         ("s3://bucket/x", &[("AWS_SECRET_ACCESS_KEY", "wrong-hush")], "SignatureDoesNotMatch"),
         ("s3://bucket/x", &[("AWS_ACCESS_KEY_ID", "AKIAHUSH")], "refused"),
         ("s3://bucket/x", &[("AWS_SKIP_SIGNATURE", "true")], "AccessDenied"),
