@@ -80,7 +80,7 @@ fn how_far_a_transfer_is_is_told_until_it_is_there() {
     w.event(Event::Fetching { run: crate::Run(7), permille: 0, text: String::new() });
     assert!(matches!(w.next(), Message::StartExecutor { .. }));
     w.after_ms(2_000);
-    w.empty();
+    w.silent();
 }
 
 #[test]
