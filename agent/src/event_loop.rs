@@ -272,6 +272,9 @@ impl EventLoop {
                 _ = prepared.recv_many(&mut answers, BATCH) => {}
                 _ = tick.tick() => {
                     self.release_earlier();
+                    for (ticket, permille, text) in self.preparer.progress() {
+                        self.again.push_back(Event::Fetching { run: Run(ticket), permille, text });
+                    }
                     self.again.push_back(Event::Tick);
                 }
                 // The connection was full and has room again.
@@ -506,7 +509,7 @@ impl EventLoop {
                     self.outgoing.extend(updates);
                 }
             }
-            Message::Prepare { run, key, spec, split_inputs, array, alone, disk, slots, keep } => {
+            Message::Prepare { run, key, role, spec, split_inputs, array, alone, disk, slots, keep } => {
                 let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
                 let kind = match (array, alone) {
                     (true, _) => sandbox::Kind::Part,
@@ -526,6 +529,7 @@ impl EventLoop {
                 let request = prepare::Request {
                     ticket: run.0,
                     framework: key.framework,
+                    role,
                     spec,
                     split_inputs: split_inputs.to_vec(),
                     directory,

@@ -101,7 +101,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let mut prepare_options = prepare::Options::new(data_dir.clone(), options.master.clone(), compile_command);
     prepare_options.cache_budget = options.cache_budget;
     prepare_options.in_use = core.bundles_in_use().map(|(_, digest)| digest).collect();
-    prepare_options.allowed_file_roots.clone_from(&options.file_root);
+    prepare_options.fetch = prepare_options.fetch.apply(&options.fetch)?;
+    prepare_options.fetch.file_roots.clone_from(&options.file_root);
+    prepare_options.fetch.services.extend(options.protect.iter().cloned());
     let work_groups = cgroups.beside(detected.total.cpus).context("making groups for compilers")?;
     prepare_options.groups = work_groups.clone();
     let users = Users::detect(options.executor_uids);

@@ -84,6 +84,9 @@ pub struct Options {
     /// Directories below which file:// bundles and inputs may lie (repeatable)
     #[arg(long, value_name = "DIR")]
     pub file_root: Vec<PathBuf>,
+    /// From where and for whom things are fetched.
+    #[command(flatten)]
+    pub fetch: smalti_fetch::FetchOptions,
     /// Where tasks with ports listen: 0.0.0.0, or an address of this machine, lets others reach them
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub task_listen: std::net::IpAddr,

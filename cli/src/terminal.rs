@@ -19,6 +19,36 @@ pub(crate) fn bar(length: u64, template: &str) -> ProgressBar {
     bar
 }
 
+/// The scale of [`show`].
+const THOUSAND: u64 = 1_000;
+
+/// A bar that is drawn only between [`show`] and [`hide`].
+pub(crate) fn quiet_bar() -> ProgressBar {
+    ProgressBar::with_draw_target(Some(THOUSAND), ProgressDrawTarget::hidden())
+}
+
+/// Draws a bar of [`quiet_bar`] on stderr, when that is a terminal.
+pub(crate) fn show(bar: &ProgressBar, permille: u64, text: &str) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    if bar.is_hidden() {
+        bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS));
+        if let Ok(style) = ProgressStyle::with_template("{wide_msg} {bar:30} {percent}%") {
+            bar.set_style(style);
+        }
+    }
+    bar.set_message(text.to_owned());
+    bar.set_position(permille.min(THOUSAND));
+}
+
+/// Takes it away again.
+pub(crate) fn hide(bar: &ProgressBar) {
+    if !bar.is_hidden() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+}
+
 /// One line of smalti's own on stderr, apart from what guests write there.
 pub(crate) fn note(text: &str) {
     use std::io::Write;

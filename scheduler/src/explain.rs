@@ -47,17 +47,21 @@ impl Needs {
 fn places(job: &Job, now: Time) -> Vec<String> {
     let run = job.state.run.iter().filter(|r| r.is_placed()).map(|r| {
         let agent = r.agent.as_ref().map(ToString::to_string).unwrap_or_default();
-        format!("{} (attempt {}) is {} on agent {agent}", r.task, r.attempt(), r.state)
+        let progress =
+            r.progress.as_ref().map_or_else(String::new, |(permille, text)| format!(": {}.{} %, {text}", permille / 10, permille % 10));
+        format!("{} (attempt {}) is {} on agent {agent}{progress}", r.task, r.attempt(), r.state)
     });
     let again = job.again().map(|again| in_words(&again, now));
     let parts = job.state.pool.iter().flat_map(|p| p.parts()).filter(|(_, p)| p.is_live()).map(|(_, p)| {
         format!(
-            "agent {}: {}, {} slots, {} items handed out, {} finished",
+            "agent {}: {}, {} slots, {} items handed out, {} finished{}",
             p.agent,
             p.state,
             p.slots,
             p.outstanding.len(),
-            p.finished.len()
+            p.finished.len(),
+            // How far it is with what it fetches.
+            if p.message.is_empty() { String::new() } else { format!(", {}", p.message) }
         )
     });
     let avoided = if job.state.outcome.is_none() { job.avoids() } else { Vec::new() };

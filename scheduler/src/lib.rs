@@ -43,7 +43,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + '
     let address = listener.local_addr().context("reading the address of the listening socket")?;
     let cluster = Cluster::new(options.master.clone());
     let (handle, event_loop) = EventLoop::new(&options, &store, cluster.clone(), announced(address))?;
-    let service = service::JobService::new(handle, cluster, options.role()?);
+    let mut setup = smalti_fetch::Setup::new(options.master.clone()).apply(&options.fetch)?;
+    setup.file_roots.clone_from(&options.file_root);
+    setup.services.push(address.to_string());
+    let sources = Arc::new(smalti_fetch::Sources::new(setup)?);
+    let service = service::JobService::new(handle, cluster, sources, options.role()?);
     let mut event_loop = tokio::spawn(event_loop.run());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let mut server = tokio::spawn(server::serve(listener, Arc::new(service), async move {

@@ -25,6 +25,13 @@ pub struct Options {
     /// Name under which the framework shows in `smalti frameworks`
     #[arg(long, default_value = "batch", value_name = "NAME")]
     pub name: String,
+    /// Directories below which file:// inputs and unpinned bundles may lie (repeatable)
+    #[arg(long, value_name = "DIR")]
+    pub file_root: Vec<PathBuf>,
+    /// From where and for whom things are resolved.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub fetch: smalti_fetch::FetchOptions,
     /// Listen beyond loopback although nothing checks who connects
     #[arg(long)]
     pub insecure_listen: bool,
@@ -38,6 +45,8 @@ impl Default for Options {
             data_dir: "/var/lib/smalti/scheduler".into(),
             role: "default".into(),
             name: "batch".into(),
+            file_root: Vec::new(),
+            fetch: smalti_fetch::FetchOptions::default(),
             insecure_listen: false,
         }
     }

@@ -3,9 +3,11 @@
 use crate::cluster::Cluster;
 use crate::explain::{Needs, name};
 use crate::resolve::{ResolveError, Resolver};
+use smalti_fetch::{SourceError, Sources};
 use smalti_proto::v1::{self, map_job, submit_request};
 use smalti_scheduler_core::{Constraint, JobId, JobSpec, MapSpec, Policy, ReduceSpec, Request, SingleSpec, Work};
 use smalti_types::{ArrayTemplate, Input, Resources, Role, Stdin, TaskSpec};
+use std::sync::Arc;
 use tonic::Status;
 
 /// Longest name of a job in bytes.
@@ -20,12 +22,16 @@ const DEFAULT_SPLIT: u64 = 4 << 20;
 const MOST_AGENTS: usize = 20;
 
 /// What the client asked for, as a job without an id.
-pub(crate) async fn job(request: v1::SubmitRequest, default_role: &Role, cluster: &Cluster) -> Result<JobSpec, Status> {
+pub(crate) async fn job(
+    request: v1::SubmitRequest,
+    default_role: &Role,
+    (cluster, sources): (&Cluster, &Arc<Sources>),
+) -> Result<JobSpec, Status> {
     if request.name.len() > MAX_NAME || request.request_id.len() > MAX_REQUEST_ID {
         return Err(Status::invalid_argument(format!("a job's name has at most {MAX_NAME} bytes, a request id {MAX_REQUEST_ID}")));
     }
     let role = if request.role.is_empty() { default_role.clone() } else { Role::new(&request.role).map_err(invalid)? };
-    let resolver = Resolver::new(cluster.clone());
+    let resolver = Resolver::new(cluster.clone(), sources.clone(), role.clone());
     let (policy, work) = match request.kind {
         None => return Err(Status::invalid_argument("neither a single task nor a map is asked for")),
         Some(submit_request::Kind::Single(single)) => (policy(single.policy.clone())?, self::single(single, &resolver).await?),
@@ -45,6 +51,8 @@ fn invalid(error: impl std::fmt::Display) -> Status {
 fn resolved(error: ResolveError) -> Status {
     match error {
         ResolveError::NotFound { .. } => Status::not_found(error.to_string()),
+        ResolveError::Source(SourceError::NotFound { .. }) => Status::not_found(error.to_string()),
+        ResolveError::Source(SourceError::Refused { .. }) => Status::permission_denied(error.to_string()),
         ResolveError::Master(status) => status,
         other => Status::failed_precondition(other.to_string()),
     }

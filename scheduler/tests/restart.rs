@@ -38,7 +38,13 @@ async fn until(mut condition: impl FnMut() -> bool) {
 impl Life {
     async fn begin(master: &str, fake: &FakeMaster, dir: &std::path::Path) -> Self {
         let before = fake.state.lock().unwrap().announced.len();
-        let options = Options { master: master.into(), listen: "127.0.0.1:0".parse().unwrap(), data_dir: dir.into(), ..Options::default() };
+        let options = Options {
+            master: master.into(),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            data_dir: dir.into(),
+            file_root: vec!["/".into()],
+            ..Options::default()
+        };
         let (stop, stopped) = oneshot::channel::<()>();
         let ended = tokio::spawn(smalti_scheduler::run(options, async move {
             let _ = stopped.await;

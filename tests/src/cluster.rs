@@ -12,6 +12,9 @@ use std::time::Duration;
 /// Longest time any one command of a test may take before it counts as hanging.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// What tasks may fetch, below the cluster's directory.
+const FETCH_POLICY: &str = "fetch-policy.toml";
+
 /// One agent of a test cluster.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
@@ -88,6 +91,10 @@ impl Cluster {
     pub fn start(config: Config) -> Result<Self> {
         let paths = Paths::find()?;
         let dir = tempfile::Builder::new().prefix("smalti-test-").tempdir().context("temporary directory")?;
+        // Tests have origins of their own on this machine.
+        let policy = dir.path().join(FETCH_POLICY);
+        std::fs::write(&policy, "[default]\naddresses = [\"public\", \"127.0.0.0/8:*\", \"[::1]:*\"]\n")
+            .context("writing the fetch policy")?;
         let port = smalti_test_ports::take_one();
         let (master, address) = start_master(&paths, &config, dir.path(), &port)?;
         let scheduler = if config.scheduler { Some(start_scheduler(&paths, &config, dir.path(), &address)?) } else { None };
@@ -176,6 +183,7 @@ impl Cluster {
         if !agent.flags.iter().any(|flag| flag.starts_with("--drain-timeout")) {
             c.args(["--drain-timeout", "0s"]);
         }
+        c.arg("--fetch-policy").arg(self.dir.path().join(FETCH_POLICY));
         c.args(&agent.flags).env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()));
         c.envs(self.config.env.iter().cloned());
         let mut process = Process::spawn_role(&name, c, self.dir.path())?;
@@ -271,7 +279,9 @@ fn start_master(paths: &Paths, config: &Config, dir: &Path, port: &Ports) -> Res
 
 fn start_scheduler(paths: &Paths, config: &Config, dir: &Path, master: &str) -> Result<Process> {
     let data = dir.join("scheduler").display().to_string();
-    let args = ["scheduler", "--master", master, "--listen", "127.0.0.1:0", "--data-dir", &data];
+    let policy = dir.join(FETCH_POLICY).display().to_string();
+    let args =
+        ["scheduler", "--master", master, "--listen", "127.0.0.1:0", "--data-dir", &data, "--file-root", "/", "--fetch-policy", &policy];
     let mut scheduler = Process::spawn_role("scheduler", role(paths, config, &args), dir)?;
     scheduler.wait_for_line("ready: scheduler")?;
     Ok(scheduler)

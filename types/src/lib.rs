@@ -5,8 +5,10 @@
 //! `TryFrom` in `smalti-proto`; the pure cores see nothing else.
 #![warn(missing_docs)]
 
+pub mod address;
 pub mod amount;
 pub mod attributes;
+pub mod connect;
 pub mod digest;
 pub mod effects;
 pub mod endpoint;

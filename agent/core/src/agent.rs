@@ -116,6 +116,7 @@ impl Agent {
             }
             Event::Command(command) => self.command(now, command, &mut out),
             Event::Prepared { run, result } => self.prepared(now, run, result, &mut out),
+            Event::Fetching { run, permille, text } => self.fetching(run, permille, text),
             Event::ExecutorStarted { executor, slots, cpu_us } => self.executor_started(now, &executor, slots, cpu_us, &mut out),
             Event::ExecutorFailed { executor, failure } => self.executor_failed(now, &executor, failure, &mut out),
             Event::ExecutorExited { executor, cause, out_of_memory } => {

@@ -92,6 +92,8 @@ pub(crate) struct Part {
     running_news: bool,
     /// … and is not told before this.
     next_usage: Time,
+    /// How far its transfers are, as long as it is being prepared and nobody has been told.
+    pub(crate) fetching: Option<String>,
     /// The next update must not wait for its time.
     urgent: bool,
     low_water: u64,
@@ -127,6 +129,7 @@ impl Part {
             running: Usage::default(),
             running_news: false,
             next_usage: Time(0),
+            fetching: None,
             urgent: false,
             low_water: 0,
             next_paced: Time(0),
@@ -418,7 +421,7 @@ impl Part {
     pub(crate) fn is_due(&self, now: Time, in_flight: usize) -> bool {
         let slots_changed = self.slots != self.told_slots;
         if self.chunks.is_empty() && !slots_changed && !self.urgent {
-            return self.running_news && in_flight < IN_FLIGHT && now >= self.next_usage;
+            return (self.running_news || self.fetching.is_some()) && in_flight < IN_FLIGHT && now >= self.next_usage;
         }
         // Somebody waits for what we have to say: resources, items asked for, or a slot that has nothing to do.
         let starving = self.started.is_some() && self.open && self.queue.is_empty() && self.leased_len() < u64::from(self.slots);
@@ -446,7 +449,7 @@ impl Part {
             self.low_water = self.outstanding() / 2;
         }
         self.next_paced = Time(now.0.saturating_add(pace_us(now, self.started.unwrap_or(now))));
-        let mut update = StatusUpdate::new(key.clone(), seq, state, Reason::None, String::new(), now);
+        let mut update = StatusUpdate::new(key.clone(), seq, state, Reason::None, self.fetching.take().unwrap_or_default(), now);
         update.usage = self.told_usage;
         if !state.is_terminal() {
             update.usage.add(&self.running);

@@ -137,6 +137,7 @@ impl Agent {
         out.send(Message::Prepare {
             run,
             key: task.key.clone(),
+            role: task.role.clone(),
             spec: Arc::new(spec.clone()),
             split_inputs,
             array: matches!(task.work, Work::Part(_)),

@@ -80,6 +80,15 @@ pub enum Event {
         /// The bundle's digest, or why the task cannot run.
         result: Result<Digest, Failure>,
     },
+    /// How far the transfers are that a preparation waits for.
+    Fetching {
+        /// Which.
+        run: Run,
+        /// Thousandths; 0 also when nobody knows the whole.
+        permille: u16,
+        /// For people.
+        text: String,
+    },
     /// An executor said hello.
     ExecutorStarted {
         /// Which.
@@ -249,6 +258,8 @@ pub enum Message {
         run: Run,
         /// Which attempt.
         key: TaskKey,
+        /// Its framework's role: the operator says what that may fetch.
+        role: Role,
         /// What it runs.
         spec: Arc<TaskSpec>,
         /// Objects that an array's splits refer to.

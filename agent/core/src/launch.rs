@@ -24,6 +24,11 @@ impl Agent {
             return self.prepared_again(now, run, result, out);
         }
         task.phase = Phase::Waiting;
+        // What is fetched needs no word about how far it is.
+        match &mut task.work {
+            Work::Single(single) => single.progress = None,
+            Work::Part(part) => part.fetching = None,
+        }
         match result {
             Ok(digest) => {
                 task.digest = Some(digest);

@@ -183,6 +183,17 @@ impl Agent {
         }
     }
 
+    /// Somebody waits for a transfer and wants to see it move.
+    pub(crate) fn fetching(&mut self, run: Run, permille: u16, mut text: String) {
+        let Some(task) = self.tasks.get_mut(&run).filter(|t| t.phase == Phase::Preparing) else { return };
+        truncate(&mut text, PROGRESS_LEN);
+        match &mut task.work {
+            Work::Single(single) => single.progress = Some((permille.min(1000), text)),
+            Work::Part(part) => part.fetching = Some(text),
+        }
+        self.dirty.insert(run);
+    }
+
     /// What runs have used so far. Each has a slot of its own, so it cannot speak of more than it has slots.
     fn usage(&mut self, now: Time, id: &ExecutorId, runs: &[(Run, Usage)]) {
         let slots = self.pool.executors.get(id).map_or(0, |e| e.slots.len());

@@ -5,9 +5,7 @@
 //! rules. Deliberately absent: which tasks run where (the core's), and everything between a socket's two ends: no byte of a task
 //! passes through the agent.
 
-mod address;
 mod broker;
-mod lookup;
 mod policy;
 mod ports;
 
@@ -15,11 +13,11 @@ pub use broker::Broker;
 pub use policy::{Policy, PolicyError};
 
 use crate::prepare::Failure;
-use address::effective;
 use anyhow::Context;
-use lookup::look_up;
-use policy::Protected;
 use smalti_executor_protocol::v1;
+use smalti_fetch::lookup::{self, look_up};
+use smalti_fetch::protected;
+use smalti_types::connect::Protected;
 use smalti_types::{Endpoint, PortSet, Reason, Role};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -85,7 +83,7 @@ impl Network {
         }
         let (mut endpoints, mut names) = (Vec::new(), BTreeMap::new());
         if !connect.is_empty() {
-            let protected = self.protected().await?;
+            let protected = protected(&self.services).await.map_err(|what| Failure::new(Reason::LaunchFailed, what))?;
             for endpoint in connect {
                 let addresses = self.addresses(role, endpoint, &protected).await?;
                 endpoints.extend(addresses.iter().map(|a| SocketAddr::new(*a, endpoint.port)));
@@ -155,42 +153,6 @@ impl Network {
         }
         Ok(allowed)
     }
-
-    /// What belongs to the cluster: this machine's addresses as they are now, and where its services are.
-    async fn protected(&self) -> Result<Protected, Failure> {
-        let failed = |what: String| Failure::new(Reason::LaunchFailed, what);
-        let mut protected = Protected {
-            hosts: own_addresses().map_err(|e| failed(format!("this machine's addresses cannot be listed: {e}")))?,
-            ..Protected::default()
-        };
-        for service in &self.services {
-            let (host, port) = service
-                .rsplit_once(':')
-                .and_then(|(h, p)| Some((h, p.parse().ok()?)))
-                .ok_or_else(|| failed(format!("{service:?} is no address of a service")))?;
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            let addresses = look_up(host)
-                .await
-                .map_err(|why| failed(format!("the address of {service}, which tasks must not reach, is not known: {why}")))?;
-            for address in addresses.into_iter().map(effective) {
-                protected.services.push(SocketAddr::new(address, port));
-                protected.hosts.push(address);
-            }
-        }
-        Ok(protected)
-    }
-}
-
-/// Every address of this machine's interfaces.
-fn own_addresses() -> nix::Result<Vec<IpAddr>> {
-    let mut all = Vec::new();
-    for interface in nix::ifaddrs::getifaddrs()? {
-        let Some(address) = interface.address else { continue };
-        let four = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        let six = address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
-        all.extend(four.or(six).map(effective));
-    }
-    Ok(all)
 }
 
 impl Grants {

@@ -1,29 +1,30 @@
 //! Bundles from digest to compiled code: warm in memory, else compiled on disk, else compiled now, else fetched first.
 //!
-//! Owns `bundles/`, `compiled/` and `unpacked/`. One download per (digest, URI) and one compilation per (digest, fuel) at a
-//! time. Code is loaded only from files that this agent wrote and nobody else can, and only if they are what was written.
+//! Owns `bundles/`, `compiled/` and `unpacked/`. One download per digest and one compilation per (digest, fuel) at a time,
+//! and for each role only what that has fetched itself. Code is loaded only from files that this agent wrote and nobody else can, and only if they are what was written.
 
 use super::archive::{self, ASSETS_DIR, GUEST_DIR};
 use super::cache::{Cache, Dirs, PARTIAL_PREFIX, Pin, size_of};
-use super::download::{FetchError, Fetched, Fetcher, Wanted};
+use super::download::{Fetched, Fetcher, Keep, candidates};
 use super::flight::Flights;
 use super::refused::Refused;
+use super::rights::Rights;
 use super::service::Shares;
-use super::source::{Location, clean_name};
 use super::turns::Waiting;
 use super::{Failure, Options};
 use crate::compiler::{Compiler, CompilerOptions};
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
-use smalti_types::{BundleRef, Digest, FrameworkId, Reason};
+use smalti_fetch::{Failed, Location, Wanted, clean_name};
+use smalti_types::{BundleRef, Digest, FrameworkId, Reason, Role};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Seek};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 /// Format of [`Meta`]; raised on every change.
 const META_FORMAT: u32 = 2;
@@ -65,6 +66,9 @@ struct Stored {
     _pin: Pin,
 }
 
+/// How long somebody waits for another's download of the same bytes, who named another place: that one may be as slow as its owner likes.
+const OTHERS_DOWNLOAD: Duration = Duration::from_secs(30);
+
 /// Digest and whether the code counts fuel.
 type Key = (Digest, bool);
 
@@ -78,7 +82,10 @@ pub(crate) struct Bundles {
     cache: Arc<Cache>,
     warm: Mutex<HashMap<Key, Arc<Bundle>>>,
     loads: Flights<Key, Option<Arc<Bundle>>>,
-    fetches: Flights<BundleRef, Stored>,
+    fetches: Flights<(BundleRef, Role), Stored>,
+    /// Digests that are being downloaded.
+    downloads: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    rights: Rights,
     compiles: Flights<Key, Arc<Bundle>>,
     refused: Refused<Key>,
 }
@@ -107,23 +114,38 @@ impl Bundles {
             warm: Mutex::default(),
             loads: Flights::new(shares.disk.clone()),
             fetches: Flights::new(shares.transfers.clone()),
+            downloads: Mutex::default(),
+            rights: Rights::new(&dirs.bundles),
             compiles: Flights::new(shares.compiles.clone()),
             refused: Refused::default(),
         }
     }
 
-    /// The hot path: a bundle that is ready in memory.
-    pub(crate) fn warm(&self, digest: Digest, fuel: bool) -> Option<Arc<Bundle>> {
+    /// The hot path: a bundle that is ready in memory, and that the role may use.
+    pub(crate) fn warm(&self, digest: Digest, fuel: bool, role: &Role) -> Option<Arc<Bundle>> {
+        if self.rights.has(digest, role) { self.ready((digest, fuel)) } else { None }
+    }
+
+    fn ready(&self, key: Key) -> Option<Arc<Bundle>> {
         let warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
-        let bundle = warm.get(&(digest, fuel))?;
+        let bundle = warm.get(&key)?;
         bundle.used.store(self.cache.now(), Ordering::Relaxed);
         Some(bundle.clone())
     }
 
-    /// Makes a bundle ready, by whatever is the shortest way. Each step that costs something waits for its turn.
-    pub(crate) async fn get(self: &Arc<Self>, reference: &BundleRef, fuel: bool, tenant: &FrameworkId) -> Result<Arc<Bundle>, Failure> {
+    /// Makes a bundle ready, by whatever is the shortest way. Each step that costs something waits for its turn. A role that has not fetched
+    /// it yet does so first, whatever is in the cache.
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        (reference, fuel): (&BundleRef, bool),
+        role: &Role,
+        tenant: &FrameworkId,
+    ) -> Result<Arc<Bundle>, Failure> {
         let key = (reference.digest, fuel);
-        if let Some(bundle) = self.warm(key.0, key.1) {
+        let (this, asks) = (self.clone(), role.clone());
+        let is_entitled = blocking(move || Ok(this.rights.recalls(key.0, &asks))).await?;
+        let shown = if is_entitled { None } else { Some(self.bring(reference, role, tenant).await?) };
+        if let Some(bundle) = self.ready(key) {
             return Ok(bundle);
         }
         if let Some(failure) = self.refused.get(key, Instant::now()) {
@@ -143,11 +165,19 @@ impl Bundles {
         if let Some(bundle) = self.loads.join(key, tenant, load).await? {
             return Ok(bundle);
         }
-        let (this, from, asked) = (self.clone(), reference.clone(), tenant.clone());
-        let fetch = move |waiting: Waiting| async move { this.fetch(from, waiting, asked).await }.boxed();
-        let stored = self.fetches.join(reference.clone(), tenant, fetch).await?;
+        let stored = match shown {
+            Some(stored) => stored,
+            None => self.bring(reference, role, tenant).await?,
+        };
         let this = self.clone();
         self.compiles.join(key, tenant, move |waiting| async move { this.compile(key, stored, waiting).await }.boxed()).await
+    }
+
+    /// The bundle's bytes, shown to be the role's to use.
+    async fn bring(self: &Arc<Self>, reference: &BundleRef, role: &Role, tenant: &FrameworkId) -> Result<Stored, Failure> {
+        let (this, from, asks, asked) = (self.clone(), reference.clone(), role.clone(), tenant.clone());
+        let fetch = move |waiting: Waiting| async move { this.fetch(from, asks, waiting, asked).await }.boxed();
+        self.fetches.join((reference.clone(), role.clone()), tenant, fetch).await
     }
 
     /// Forgets warm bundles that no ticket and no task uses, so that the cache may remove their files.
@@ -172,7 +202,7 @@ impl Bundles {
 
     /// Loads what was compiled before, if it is there and unharmed.
     fn load(&self, key: Key) -> Option<Arc<Bundle>> {
-        if let Some(bundle) = self.warm(key.0, key.1) {
+        if let Some(bundle) = self.ready(key) {
             return Some(bundle);
         }
         let dir = self.compiled_dir(key);
@@ -222,20 +252,34 @@ impl Bundles {
         bundle
     }
 
-    /// The bundle's bytes: on disk from before, or fetched now.
-    async fn fetch(self: Arc<Self>, reference: BundleRef, waiting: Waiting, asked: FrameworkId) -> Result<Stored, Failure> {
+    /// The bundle's bytes: on disk from before if that is the role's to use, or fetched now.
+    async fn fetch(self: Arc<Self>, reference: BundleRef, role: Role, waiting: Waiting, asked: FrameworkId) -> Result<Stored, Failure> {
         let digest = reference.digest;
         let location = Location::parse(reference.uri.as_deref(), Some(digest)).map_err(|e| bundle_failure(&e.into()))?;
         let path = self.dirs.bundles.join(digest.to_hex());
         let turn = waiting.turn().await;
+        let alone = self.alone(digest).await;
+        // Of what the store has, its word is enough; elsewhere only the bytes themselves tell that the role can have them.
+        let is_entitled = self.rights.recalls(digest, &role)
+            || (location == Location::Store(digest) && path.exists() && self.fetcher.sources.head(&role, &location).await.is_ok());
         let this = self.clone();
-        if let Some(stored) = blocking(move || Ok(this.stored(digest))).await? {
+        if is_entitled && let Some(stored) = blocking(move || Ok(this.stored(digest))).await? {
+            self.grant(digest, role).await?;
             return Ok(stored);
         }
-        let wanted = Wanted { location, digest: Some(digest), length: None, etag: None, limit: self.limit };
-        let fetched = self.fetcher.fetch(&wanted, &self.dirs.bundles, &turn.tenant(&asked)).await.map_err(|e| bundle_failure(&e))?;
-        let Fetched { file, length, name } = fetched;
-        file.persist(&path).map_err(|e| ours("move the bundle to", &path, e.error))?;
+        let wanted = candidates(location, Some(digest)).into_iter().map(|location| Wanted {
+            role: role.clone(),
+            location,
+            digest: Some(digest),
+            sha256: None,
+            length: None,
+            etag: None,
+            limit: self.limit,
+        });
+        let keep = if alone.is_some() { Keep::Bundle } else { Keep::Nothing };
+        let fetched = self.fetcher.fetch(&wanted.collect::<Vec<_>>(), keep, &turn.tenant(&asked)).await;
+        let Fetched { file, name, .. } = fetched.map_err(|e| bundle_failure(&e))?;
+        let pin = file.persist(&path).map_err(|e| ours("move the bundle to", &path, e))?;
         if let Some(name) = &name {
             // Only a nicer args[0]; without it the digest stands in.
             let named = name_path(&path);
@@ -243,8 +287,32 @@ impl Bundles {
                 self.cache.add(&named, name.len() as u64);
             }
         }
-        let pin = self.cache.add(&path, length);
+        self.grant(digest, role).await?;
         Ok(Stored { path, name, _pin: pin })
+    }
+
+    async fn grant(self: &Arc<Self>, digest: Digest, role: Role) -> Result<(), Failure> {
+        let this = self.clone();
+        blocking(move || {
+            this.rights.grant(digest, &role, &this.cache);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until nobody else downloads the same bytes, but not for ever; `None` when somebody still does.
+    async fn alone(&self, digest: Digest) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let download = {
+            let mut all = self.downloads.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, download| download.strong_count() > 0);
+            let under_way = all.get(&digest).and_then(Weak::upgrade);
+            under_way.unwrap_or_else(|| {
+                let download = Arc::default();
+                all.insert(digest, Arc::downgrade(&download));
+                download
+            })
+        };
+        tokio::time::timeout(OTHERS_DOWNLOAD, download.lock_owned()).await.ok()
     }
 
     /// The bytes that an earlier task left, hashed again: they become code now.
@@ -276,7 +344,7 @@ impl Bundles {
 
     async fn compile_now(self: &Arc<Self>, key: Key, stored: &Stored, compiler_us: &mut Option<u64>) -> Result<Arc<Bundle>, Failure> {
         // Somebody may have been quicker between two flights.
-        if let Some(bundle) = self.warm(key.0, key.1) {
+        if let Some(bundle) = self.ready(key) {
             return Ok(bundle);
         }
         let (this, path) = (self.clone(), stored.path.clone());
@@ -352,11 +420,27 @@ impl Bundles {
     }
 }
 
-fn bundle_failure(error: &FetchError) -> Failure {
+fn bundle_failure(error: &Failed) -> Failure {
     match error {
-        FetchError::Digest { .. } => Failure::new(Reason::DigestMismatch, format!("the bundle {error}")),
+        Failed::Digest { .. } => Failure::new(Reason::DigestMismatch, format!("the bundle {error}")),
+        // This agent's trouble and nobody else's: another one may have room.
+        Failed::Disk { full, .. } => Failure::new(Reason::LaunchFailed, format!("the bundle cannot be kept: {error}{}", room(*full))),
         _ => Failure::new(Reason::FetchFailed, format!("the bundle cannot be fetched: {error}")),
     }
+}
+
+/// What helps against a full disk.
+pub(super) fn room(full: bool) -> &'static str {
+    if full { "; this agent's disk is full: make room, or lower its --cache-budget" } else { "" }
+}
+
+/// Writes a small file so that it is there as a whole or not at all.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir)?;
+    io::Write::write_all(&mut file, bytes)?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
 }
 
 fn micros(began: Instant) -> u64 {

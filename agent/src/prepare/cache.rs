@@ -1,6 +1,6 @@
 //! What the caches hold, how large it is and when it was last used; and what to remove when they exceed their budget.
 //!
-//! Owns the book-keeping over `bundles/`, `compiled/`, `unpacked/` and `inputs/`. Removes least recently used entries
+//! Owns the book-keeping over `bundles/`, `compiled/`, `unpacked/`, `inputs/` and `partial/`. Removes least recently used entries
 //! first and never one that is pinned. Deliberately absent: any knowledge of what an entry means.
 
 use std::collections::HashMap;
@@ -25,16 +25,18 @@ pub(crate) struct Dirs {
     pub(crate) unpacked: PathBuf,
     /// Inputs, by digest or by what else pins them.
     pub(crate) inputs: PathBuf,
+    /// What is not whole yet.
+    pub(crate) partial: PathBuf,
 }
 
 impl Dirs {
     pub(crate) fn below(data: &Path) -> Self {
         let at = |name| data.join(name);
-        Self { bundles: at("bundles"), compiled: at("compiled"), unpacked: at("unpacked"), inputs: at("inputs") }
+        Self { bundles: at("bundles"), compiled: at("compiled"), unpacked: at("unpacked"), inputs: at("inputs"), partial: at("partial") }
     }
 
-    pub(crate) fn all(&self) -> [&Path; 4] {
-        [&self.bundles, &self.compiled, &self.unpacked, &self.inputs]
+    pub(crate) fn all(&self) -> [&Path; 5] {
+        [&self.bundles, &self.compiled, &self.unpacked, &self.inputs, &self.partial]
     }
 }
 
@@ -124,6 +126,26 @@ impl Cache {
         let alive = entry.pins.upgrade().unwrap_or_default();
         entry.pins = Arc::downgrade(&alive);
         Some(Pin { _alive: alive })
+    }
+
+    /// Moves an entry to another name, whole or not at all, and pins it there.
+    pub(crate) fn moved(&self, from: &Path, to: &Path, size: u64) -> io::Result<Pin> {
+        // Under the lock, so that nobody removes it in between.
+        let mut inner = self.lock();
+        fs::rename(from, to)?;
+        if let Some(entry) = inner.entries.remove(from) {
+            inner.total -= entry.size;
+        }
+        drop(inner);
+        Ok(self.add(to, size))
+    }
+
+    /// Takes an entry out of the books and leaves its file alone.
+    pub(crate) fn forget(&self, path: &Path) {
+        let mut inner = self.lock();
+        if let Some(entry) = inner.entries.remove(path) {
+            inner.total -= entry.size;
+        }
     }
 
     /// Removes one entry, whoever uses it: its bytes were found to be wrong.

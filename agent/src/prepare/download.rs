@@ -1,187 +1,209 @@
-//! One transfer: into a partial file, hashed as it streams, bounded, resumed and retried; the caller moves it into place.
+//! Brings one object to the disk: from the first of its places that has it, into a partial file that outlives broken connections, cancelled
+//! tasks and this process; the caller moves it into place.
 //!
-//! Whoever asks holds a turn among the transfers; what arrives is hashed and written in turns of its own, counted in bytes, so
-//! that a tenant with large inputs takes no more of the agent than one with small ones. Decides what is worth a retry; never
-//! what a digest means.
+//! Whoever asks holds a turn among the transfers; what arrives is hashed and written in turns of its own, counted in bytes, so that a tenant
+//! with large inputs takes no more of the agent than one with small ones. Owns which failure ends the search, and what stays of a partial
+//! file after it. How one place is read, and what is worth a retry, is `smalti-fetch`'s; never decides what a digest means.
 
-use super::cache::PARTIAL_PREFIX;
-use super::source::{Location, Opened, SourceError, Sources};
+use super::Error;
+use super::cache::{Cache, Dirs, PARTIAL_PREFIX};
+use super::meters::{Meter, Meters};
+use super::partial::Partial;
 use super::turns::Turns;
-use super::{Error, Options};
-use futures::StreamExt;
+use smalti_fetch::{Failed, Location, Setup, SourceError, Sources, Transfer, Wanted};
 use smalti_types::{Digest, FrameworkId};
-use std::path::Path;
-use std::time::Duration;
-use tempfile::NamedTempFile;
-use tokio::io::{AsyncSeekExt, AsyncWriteExt};
-
-/// The longest pause between two tries.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// Why a transfer failed for good.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum FetchError {
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    #[error("{at} is larger than the limit of {limit}")]
-    TooLarge { at: String, limit: smalti_types::Bytes },
-    #[error("{at} changed since the task was submitted: it had {expected} bytes and has {found} now")]
-    Length { at: String, expected: u64, found: u64 },
-    #[error("{at} has the digest {found}, but {expected} was asked for")]
-    Digest { at: String, expected: Digest, found: Digest },
-    #[error("cannot write {path}: {why}")]
-    Disk { path: String, why: String },
-}
-
-/// What to fetch and what it must be.
-#[derive(Debug, Clone)]
-pub(crate) struct Wanted {
-    pub(crate) location: Location,
-    /// Its digest, where it is known.
-    pub(crate) digest: Option<Digest>,
-    /// Its length, where it is known.
-    pub(crate) length: Option<u64>,
-    /// Its entity tag, where it is known.
-    pub(crate) etag: Option<String>,
-    /// Most bytes.
-    pub(crate) limit: smalti_types::Bytes,
-}
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A finished transfer, verified and on disk, under a temporary name.
-#[derive(Debug)]
 pub(crate) struct Fetched {
-    pub(crate) file: NamedTempFile,
+    pub(crate) file: Partial,
     pub(crate) length: u64,
     pub(crate) name: Option<String>,
+}
+
+/// What may go on with a part that is left: only one at a time may write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The next fetch of the bundle.
+    Bundle,
+    /// The next fetch of the input.
+    Input,
+    /// Nobody.
+    Nothing,
 }
 
 /// Fetches.
 pub(crate) struct Fetcher {
     pub(crate) sources: Sources,
+    cache: Arc<Cache>,
+    dir: PathBuf,
     /// For hashing and writing what arrives.
     chunks: Turns,
-    attempts: u32,
-    backoff: Duration,
-}
-
-/// How far a transfer has come.
-struct Progress {
-    file: tokio::fs::File,
-    hasher: blake3::Hasher,
-    done: u64,
-    etag: Option<String>,
-    name: Option<String>,
+    /// How far transfers are.
+    pub(crate) meters: Meters,
+    /// Names what no other try may go on with.
+    unpinned: AtomicU64,
+    /// Partial files that are being written.
+    files: Mutex<HashMap<PathBuf, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Fetcher {
     /// `chunks` is counted in bytes.
-    pub(crate) fn new(options: &Options, chunks: Turns) -> Result<Self, Error> {
-        Ok(Self { sources: Sources::new(options)?, chunks, attempts: options.fetch_attempts.max(1), backoff: options.fetch_backoff })
+    pub(crate) fn new(setup: Setup, dirs: &Dirs, cache: Arc<Cache>, chunks: Turns) -> Result<Self, Error> {
+        let sources = Sources::new(setup).map_err(Error::Fetch)?;
+        Ok(Self {
+            sources,
+            cache,
+            dir: dirs.partial.clone(),
+            chunks,
+            meters: Meters::default(),
+            unpinned: AtomicU64::new(0),
+            files: Mutex::default(),
+        })
     }
 
-    /// Fetches `wanted` into a partial file in `dir`, and checks its length and digest.
-    pub(crate) async fn fetch(&self, wanted: &Wanted, dir: &Path, tenant: &FrameworkId) -> Result<Fetched, FetchError> {
-        let disk = |e: std::io::Error| FetchError::Disk { path: dir.display().to_string(), why: e.to_string() };
-        let file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir).map_err(disk)?;
-        let handle = tokio::fs::File::from_std(file.as_file().try_clone().map_err(disk)?);
-        let mut progress = Progress { file: handle, hasher: blake3::Hasher::new(), done: 0, etag: wanted.etag.clone(), name: None };
-        let mut pause = self.backoff;
-        for attempt in 1.. {
-            match self.transfer(wanted, &mut progress, tenant).await {
-                Ok(()) => break,
-                Err(FetchError::Source(e)) if e.is_transient() && attempt < self.attempts => {
-                    tracing::debug!(error = %e, attempt, done = progress.done, "transfer broke, trying again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+    /// Fetches an object from the first of these places that has it, and checks its length and digest.
+    ///
+    /// They are the same object: `wanted` differ in their locations only. What one place began another goes on with, where a digest tells
+    /// whether that fits.
+    pub(crate) async fn fetch(&self, wanted: &[Wanted], keep: Keep, tenant: &FrameworkId) -> Result<Fetched, Failed> {
+        let Some(first) = wanted.first() else { return Err(nowhere()) };
+        let meter = Arc::new(Meter::default());
+        let _shown = self.meters.show(wanted.iter().map(|w| w.location.clone()), &meter);
+        let path = self.dir.join(self.name(first, keep));
+        let alone = self.alone(&path).await;
+        let opened = Partial::open(path, alone, self.cache.clone(), (self.chunks.clone(), tenant.clone()), meter).await;
+        let mut file = opened.map_err(|e| Failed::disk(self.dir.display().to_string(), &e))?;
+        let mut failures: Vec<Failed> = Vec::new();
+        for wanted in wanted {
+            file.comes_from(&wanted.location);
+            match (Transfer { sources: &self.sources, wanted }).run(&mut file).await {
+                Ok(facts) => {
+                    // Before the rename: after a crash of the machine a file under its final name must be whole.
+                    let length = file.close().await.map_err(|e| Failed::disk(file.path().display().to_string(), &e))?;
+                    return Ok(Fetched { file, length, name: facts.name });
                 }
-                Err(e) => return Err(e),
+                Err(failed) => {
+                    let goes_on = may_be_elsewhere(&failed);
+                    failures.push(failed);
+                    if !goes_on {
+                        break;
+                    }
+                }
             }
         }
-        self.check(wanted, &progress)?;
-        // Before the rename: after a crash of the machine a file under its final name must be whole.
-        progress.file.sync_data().await.map_err(disk)?;
-        Ok(Fetched { file, length: progress.done, name: progress.name })
+        if !failures.iter().any(is_of_use_later) {
+            file.discard();
+        }
+        Err(summary(failures))
     }
 
-    /// One try, from where the last one broke off where the server can do that.
-    async fn transfer(&self, wanted: &Wanted, progress: &mut Progress, tenant: &FrameworkId) -> Result<(), FetchError> {
-        let at = || self.sources.describe(&wanted.location);
-        let opened = self.sources.open(&wanted.location, progress.done, progress.etag.as_deref()).await?;
-        self.admit(wanted, &opened)?;
-        if opened.offset != progress.done {
-            progress.rewind(opened.offset).await.map_err(|e| FetchError::Disk { path: at(), why: e.to_string() })?;
-        }
-        progress.etag = progress.etag.take().or(opened.etag);
-        progress.name = progress.name.take().or(opened.name);
-        let total = opened.length;
-        let mut stream = opened.stream;
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk?;
-            progress.done += chunk.len() as u64;
-            if progress.done > wanted.limit.0 {
-                return Err(FetchError::TooLarge { at: at(), limit: wanted.limit });
-            }
-            if let Some(expected) = wanted.length.filter(|l| progress.done > *l) {
-                return Err(FetchError::Length { at: at(), expected, found: total.unwrap_or(progress.done) });
-            }
-            let mut turn = self.chunks.take(tenant).await;
-            turn.charge(chunk.len() as u64);
-            progress.hasher.update(&chunk);
-            progress.file.write_all(&chunk).await.map_err(|e| FetchError::Disk { path: at(), why: e.to_string() })?;
-        }
-        progress.file.flush().await.map_err(|e| FetchError::Disk { path: at(), why: e.to_string() })?;
-        match total.filter(|t| progress.done < *t) {
-            Some(total) => {
-                let why = format!("the transfer ended after {} of {total} bytes", progress.done);
-                Err(SourceError::Transient { at: at(), why }.into())
-            }
-            None => Ok(()),
-        }
+    /// Waits until nobody writes this file any more.
+    async fn alone(&self, path: &Path) -> tokio::sync::OwnedMutexGuard<()> {
+        let file = {
+            let mut all = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|_, file| file.strong_count() > 0);
+            let open = all.get(path).and_then(Weak::upgrade);
+            open.unwrap_or_else(|| {
+                let file = Arc::default();
+                all.insert(path.to_owned(), Arc::downgrade(&file));
+                file
+            })
+        };
+        file.lock_owned().await
     }
 
-    /// Refuses by what the server says before a byte is taken.
-    fn admit(&self, wanted: &Wanted, opened: &Opened) -> Result<(), FetchError> {
-        let at = || self.sources.describe(&wanted.location);
-        if let (Some(found), Some(expected)) = (&opened.etag, &wanted.etag)
-            && found.trim_start_matches("W/") != expected.trim_start_matches("W/")
-        {
-            let why = format!("its version was {expected} and is {found} now");
-            return Err(SourceError::Changed { at: at(), why }.into());
-        }
-        let Some(found) = opened.length else { return Ok(()) };
-        if found > wanted.limit.0 {
-            return Err(FetchError::TooLarge { at: at(), limit: wanted.limit });
-        }
-        match wanted.length {
-            Some(expected) if expected != found => Err(FetchError::Length { at: at(), expected, found }),
-            _ => Ok(()),
-        }
-    }
-
-    fn check(&self, wanted: &Wanted, progress: &Progress) -> Result<(), FetchError> {
-        let at = || self.sources.describe(&wanted.location);
-        if let Some(expected) = wanted.length.filter(|l| *l != progress.done) {
-            return Err(FetchError::Length { at: at(), expected, found: progress.done });
-        }
-        let found = Digest::from(progress.hasher.finalize());
-        match wanted.digest.filter(|d| *d != found) {
-            Some(expected) => Err(FetchError::Digest { at: at(), expected, found }),
-            None => Ok(()),
+    /// What the partial file is called: the same for whoever may go on with it.
+    fn name(&self, wanted: &Wanted, keep: Keep) -> String {
+        let role = wanted.role.as_str();
+        let (kind, digest, etag) = match keep {
+            Keep::Bundle => ("b", wanted.digest, wanted.etag.as_ref()),
+            Keep::Input => ("i", wanted.digest, wanted.etag.as_ref()),
+            Keep::Nothing => ("", None, None),
+        };
+        match (digest, etag) {
+            (Some(digest), _) => format!("{kind}{}-{}", digest.to_hex(), &Digest::of(role.as_bytes()).to_hex()[..16]),
+            (None, Some(etag)) => {
+                let pinned = format!("{role}\0{:?}\0{etag}\0{}", wanted.location, wanted.length.unwrap_or_default());
+                format!("u{}", Digest::of(pinned.as_bytes()).to_hex())
+            }
+            // Nothing tells whether it is still the same.
+            (None, None) => format!("{PARTIAL_PREFIX}{}", self.unpinned.fetch_add(1, Ordering::Relaxed)),
         }
     }
 }
 
-impl Progress {
-    /// Begins again: the server cannot go on where the last try broke off. (No server answers with a later offset than
-    /// it was asked for; one that does gets its bytes refused by the digest.)
-    async fn rewind(&mut self, offset: u64) -> std::io::Result<()> {
-        if offset != 0 {
-            return Err(std::io::Error::other("the server answers with another range than it was asked for"));
+fn nowhere() -> Failed {
+    SourceError::NotFound { at: "object".into(), why: "no place is named".into() }.into()
+}
+
+/// Whether the next place may do better. Wrong bytes are told and not glossed over, and who may not fetch here is not helped around it.
+fn may_be_elsewhere(failed: &Failed) -> bool {
+    matches!(
+        failed,
+        Failed::Source(
+            SourceError::NotFound { .. } | SourceError::Transient { .. } | SourceError::Discontinued { .. } | SourceError::Permanent { .. }
+        )
+    )
+}
+
+/// Whether what is there may be gone on with.
+fn is_of_use_later(failed: &Failed) -> bool {
+    matches!(failed, Failed::Source(SourceError::Transient { .. }))
+}
+
+/// One failure for all: the one that ended the search if it did, else the first, with what the others said.
+fn summary(mut failures: Vec<Failed>) -> Failed {
+    if let Some(last) = failures.pop_if(|f| !may_be_elsewhere(f)) {
+        return last;
+    }
+    let others: Vec<String> = failures.iter().skip(1).map(ToString::to_string).collect();
+    let Some(first) = failures.into_iter().next() else { return nowhere() };
+    match first {
+        Failed::Source(SourceError::NotFound { at, why }) if !others.is_empty() => {
+            SourceError::NotFound { at, why: format!("{why}; and {}", others.join("; ")) }.into()
         }
-        self.file.seek(std::io::SeekFrom::Start(0)).await?;
-        self.file.set_len(0).await?;
-        self.hasher.reset();
-        self.done = 0;
-        Ok(())
+        Failed::Source(SourceError::Transient { at, why, wait }) if !others.is_empty() => {
+            SourceError::Transient { at, why: format!("{why}; and {}", others.join("; ")), wait }.into()
+        }
+        Failed::Source(SourceError::Permanent { at, why }) if !others.is_empty() => {
+            SourceError::Permanent { at, why: format!("{why}; and {}", others.join("; ")) }.into()
+        }
+        other => other,
+    }
+}
+
+/// The places of an object: the one that is named, and the cluster's store where a digest says what it would have to be.
+pub(crate) fn candidates(location: Location, digest: Option<Digest>) -> Vec<Location> {
+    let store = digest.map(Location::Store).filter(|store| *store != location);
+    std::iter::once(location).chain(store).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn not_found(at: &str) -> Failed {
+        SourceError::NotFound { at: at.into(), why: "404".into() }.into()
+    }
+
+    #[test]
+    fn a_failure_tells_of_all_places_unless_one_ended_the_search() {
+        let all = summary(vec![not_found("a"), not_found("b")]).to_string();
+        assert!(all.contains("no a: 404") && all.contains("no b: 404"), "{all}");
+        let wrong = Failed::Digest { at: "b".into(), expected: "x".into(), found: "y".into() };
+        assert!(matches!(summary(vec![not_found("a"), wrong]), Failed::Digest { .. }));
+        assert!(!may_be_elsewhere(&SourceError::Refused { at: "a".into(), why: String::new() }.into()));
+    }
+
+    #[test]
+    fn the_store_is_a_place_of_what_has_a_digest() {
+        let (digest, named) = (Digest::of(b"x"), Location::File("/x".into()));
+        assert_eq!(candidates(named.clone(), Some(digest)), [named.clone(), Location::Store(digest)]);
+        assert_eq!(candidates(named.clone(), None), [named]);
+        assert_eq!(candidates(Location::Store(digest), Some(digest)), [Location::Store(digest)]);
     }
 }

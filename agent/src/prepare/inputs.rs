@@ -3,16 +3,16 @@
 //! Owns `inputs/`. An input is kept under what pins it: its digest, or URI, entity tag and length. What nothing pins is
 //! fetched anew for each task, because nobody could tell whether it changed.
 
-use super::bundles::blocking;
+use super::bundles::{blocking, room};
 use super::cache::{Cache, Dirs, Pin};
-use super::download::{FetchError, Fetched, Fetcher, Wanted};
+use super::download::{Fetched, Fetcher, Keep, candidates};
 use super::flight::Flights;
 use super::service::Shares;
-use super::source::Location;
 use super::turns::{Turns, Waiting};
 use super::{Failure, ReadyDir};
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use smalti_types::{Bytes, Digest, FrameworkId, Input, Reason};
+use smalti_fetch::{Failed, Location, Wanted};
+use smalti_types::{Bytes, Digest, FrameworkId, Input, Reason, Role};
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -35,16 +35,19 @@ pub(crate) struct Fresh {
     pub(crate) file: Arc<File>,
     pub(crate) length: u64,
     path: PathBuf,
-    _keep: Keep,
+    _kept: Kept,
 }
 
 /// What keeps the file there while it is being linked.
 #[derive(Debug, Clone)]
-enum Keep {
+enum Kept {
     Cached(#[expect(dead_code, reason = "held, never read")] Pin),
     /// Not pinned by anything: removed with the last user.
     Once(#[expect(dead_code, reason = "held, never read")] Arc<tempfile::TempPath>),
 }
+
+/// In which role an input is fetched, and on whose account.
+pub(crate) type Whose<'a> = (&'a Role, &'a FrameworkId);
 
 /// All inputs of this agent.
 pub(crate) struct Inputs {
@@ -57,8 +60,11 @@ pub(crate) struct Inputs {
     disk: Turns,
 }
 
-fn failed(error: &FetchError) -> Failure {
-    Failure::new(Reason::InputFailed, format!("an input cannot be used: {error}"))
+fn failed(error: &Failed) -> Failure {
+    match error {
+        Failed::Disk { full, .. } => Failure::new(Reason::LaunchFailed, format!("an input cannot be kept: {error}{}", room(*full))),
+        _ => Failure::new(Reason::InputFailed, format!("an input cannot be used: {error}")),
+    }
 }
 
 fn ours(what: &str, path: &Path, e: impl std::fmt::Display) -> Failure {
@@ -71,67 +77,76 @@ impl Inputs {
         Self { dir: dirs.inputs.clone(), limit, fetcher, cache, flights, disk: shares.disk.clone() }
     }
 
-    /// Fetches an input, or finds it.
-    pub(crate) async fn get(self: &Arc<Self>, input: &Input, tenant: &FrameworkId) -> Result<Fresh, Failure> {
+    /// Fetches an input, or finds what the same role fetched before.
+    pub(crate) async fn get(self: &Arc<Self>, input: &Input, (role, tenant): Whose<'_>) -> Result<Fresh, Failure> {
         let location = Location::parse(input.uri.as_deref(), input.digest).map_err(|e| failed(&e.into()))?;
-        let kept_under = key(input, &location);
+        let kept_under = key(input, &location, role);
         // Unpinned inputs share a flight too: those who ask at the same time may have the same bytes.
-        let flight_key = kept_under.clone().unwrap_or_else(|| format!("{}#{}", self.fetcher.sources.describe(&location), input.length));
-        let wanted = Wanted { location, digest: input.digest, length: Some(input.length), etag: input.etag.clone(), limit: self.limit };
-        let (this, asked) = (self.clone(), tenant.clone());
-        self.flights
-            .join(flight_key, tenant, move |waiting| async move { this.fetch(wanted, kept_under, waiting, asked).await }.boxed())
-            .await
+        let flight_key = kept_under.clone().unwrap_or_else(|| format!("{role} {location:?}#{}", input.length));
+        let wanted = candidates(location, input.digest).into_iter().map(|location| Wanted {
+            role: role.clone(),
+            // A tag is one server's own.
+            etag: input.etag.clone().filter(|_| !matches!(location, Location::Store(_))),
+            location,
+            digest: input.digest,
+            sha256: None,
+            length: Some(input.length),
+            limit: self.limit,
+        });
+        let (this, wanted, asked, length) = (self.clone(), wanted.collect::<Vec<_>>(), tenant.clone(), input.length);
+        let fetch = move |waiting| async move { this.fetch((wanted, length), kept_under, waiting, asked).await }.boxed();
+        self.flights.join(flight_key, tenant, fetch).await
     }
 
-    async fn fetch(self: Arc<Self>, wanted: Wanted, key: Option<String>, waiting: Waiting, asked: FrameworkId) -> Result<Fresh, Failure> {
-        let length = wanted.length.unwrap_or_default();
+    async fn fetch(
+        self: Arc<Self>,
+        (wanted, length): (Vec<Wanted>, u64),
+        key: Option<String>,
+        waiting: Waiting,
+        asked: FrameworkId,
+    ) -> Result<Fresh, Failure> {
         let path = key.map(|key| self.dir.join(key));
         if let Some(path) = &path
             && let Some(pin) = self.cache.pin(path)
         {
             match File::open(path).and_then(|f| f.metadata().map(|m| (f, m.len()))) {
                 Ok((file, found)) if found == length => {
-                    return Ok(Fresh { file: Arc::new(file), length, path: path.clone(), _keep: Keep::Cached(pin) });
+                    return Ok(Fresh { file: Arc::new(file), length, path: path.clone(), _kept: Kept::Cached(pin) });
                 }
                 _ => self.cache.discard(path),
             }
         }
         let turn = waiting.turn().await;
-        let Fetched { file, length, .. } = self.fetcher.fetch(&wanted, &self.dir, &turn.tenant(&asked)).await.map_err(|e| failed(&e))?;
+        let keep = if path.is_some() { Keep::Input } else { Keep::Nothing };
+        let fetched = self.fetcher.fetch(&wanted, keep, &turn.tenant(&asked)).await;
+        let Fetched { file, length, .. } = fetched.map_err(|e| failed(&e))?;
         drop(turn);
         // Readable by the executor's user, who reaches it only through the directory that was opened for it.
         fs::set_permissions(file.path(), Permissions::from_mode(0o444)).map_err(|e| ours("open up", file.path(), e))?;
         let (path, keep) = match path {
             Some(path) => {
-                file.persist(&path).map_err(|e| ours("move an input to", &path, e.error))?;
-                let pin = self.cache.add(&path, length);
-                (path, Keep::Cached(pin))
+                let pin = file.persist(&path).map_err(|e| ours("move an input to", &path, e))?;
+                (path, Kept::Cached(pin))
             }
             None => {
-                let temp = file.into_temp_path();
-                (temp.to_path_buf(), Keep::Once(Arc::new(temp)))
+                let temp = file.release().map_err(|e| ours("take over an input in", &self.dir, e))?;
+                (temp.to_path_buf(), Kept::Once(Arc::new(temp)))
             }
         };
         let file = File::open(&path).map_err(|e| ours("open", &path, e))?;
-        Ok(Fresh { file: Arc::new(file), length, path, _keep: keep })
+        Ok(Fresh { file: Arc::new(file), length, path, _kept: keep })
     }
 
     /// Fetches all inputs that are files of the guest and lays them out below `directory`, one directory per distinct
     /// parent of their guest paths.
-    pub(crate) async fn lay_out(
-        self: &Arc<Self>,
-        inputs: &[Input],
-        directory: &Path,
-        tenant: &FrameworkId,
-    ) -> Result<Vec<ReadyDir>, Failure> {
+    pub(crate) async fn lay_out(self: &Arc<Self>, inputs: &[Input], directory: &Path, whose: Whose<'_>) -> Result<Vec<ReadyDir>, Failure> {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }
         let places = places(inputs)?;
-        let fresh = futures::future::try_join_all(inputs.iter().map(|i| self.get(i, tenant))).await?;
+        let fresh = futures::future::try_join_all(inputs.iter().map(|i| self.get(i, whose))).await?;
         let base = directory.join(INPUTS_DIR);
-        let _turn = self.disk.take(tenant).await;
+        let _turn = self.disk.take(whose.1).await;
         blocking(move || {
             // What an earlier life of the agent left.
             let _ = fs::remove_dir_all(&base);
@@ -158,7 +173,7 @@ impl Inputs {
         self: &Arc<Self>,
         inputs: &[Input],
         directory: &Path,
-        tenant: &FrameworkId,
+        whose: Whose<'_>,
     ) -> Result<Option<Arc<File>>, Failure> {
         if inputs.is_empty() {
             return Ok(None);
@@ -176,8 +191,8 @@ impl Inputs {
         futures::stream::iter(wanted.into_iter().map(|(at, input)| {
             let this = self.clone();
             async move {
-                let fresh = this.get(&input, tenant).await?;
-                let _turn = this.disk.take(tenant).await;
+                let fresh = this.get(&input, whose).await?;
+                let _turn = this.disk.take(whose.1).await;
                 blocking(move || place(&fresh.path, &at)).await
             }
         }))
@@ -224,10 +239,10 @@ fn places(inputs: &[Input]) -> Result<Places, Failure> {
     Ok(places)
 }
 
-/// The name under which an input is kept; `None` when nothing pins its content.
-fn key(input: &Input, location: &Location) -> Option<String> {
+/// The name under which an input is kept, for this role; `None` when nothing pins its content.
+fn key(input: &Input, location: &Location, role: &Role) -> Option<String> {
     if let Some(digest) = input.digest {
-        return Some(digest.to_hex());
+        return Some(Digest::of(format!("{role}\0{digest}").as_bytes()).to_hex());
     }
     let version = match location {
         // The file's own identity on this agent; a pin from another machine says nothing about it.
@@ -237,7 +252,7 @@ fn key(input: &Input, location: &Location) -> Option<String> {
         }
         _ => input.etag.clone()?,
     };
-    let pinned = format!("{}\0{version}\0{}", input.uri.as_deref().unwrap_or_default(), input.length);
+    let pinned = format!("{role}\0{}\0{version}\0{}", input.uri.as_deref().unwrap_or_default(), input.length);
     Some(format!("u{}", Digest::of(pinned.as_bytes()).to_hex()))
 }
 
@@ -268,11 +283,15 @@ mod tests {
     fn only_what_pins_the_content_makes_a_key() {
         let plain = at("/x");
         let location = Location::parse(plain.uri.as_deref(), None).unwrap();
+        let role = Role::default();
+        let key = |input: &Input, location: &Location| super::key(input, location, &role);
         assert_eq!(key(&plain, &location), None);
         let tagged = Input { etag: Some("\"1\"".into()), ..plain.clone() };
         let other = Input { etag: Some("\"2\"".into()), ..plain.clone() };
         assert_ne!(key(&tagged, &location).unwrap(), key(&other, &location).unwrap());
         let digest = Digest::of(b"x");
-        assert_eq!(key(&Input { digest: Some(digest), ..plain }, &location), Some(digest.to_hex()));
+        let pinned = Input { digest: Some(digest), ..plain };
+        assert!(key(&pinned, &location).is_some());
+        assert_ne!(key(&pinned, &location), super::key(&pinned, &location, &Role::new("other").unwrap()), "each role fetches for itself");
     }
 }

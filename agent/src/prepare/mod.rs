@@ -1,7 +1,7 @@
 //! Makes ready what a task needs before it starts: its bundle fetched, verified and compiled, its inputs and its standard
 //! input in files, all of it as open descriptors that can be handed to an executor.
 //!
-//! Owns: `bundles/`, `compiled/`, `unpacked/` and `inputs/` below the data directory, with one budget over all of them.
+//! Owns: `bundles/`, `compiled/`, `unpacked/`, `inputs/` and `partial/` below the data directory, with one budget over all of them.
 //! One download per digest and one compilation per digest at a time, however many tickets wait; a ticket whose bundle is
 //! compiled already costs a map look-up. Whatever arrives is hostile until its digest is checked.
 //!
@@ -14,9 +14,11 @@ mod cache;
 mod download;
 mod flight;
 mod inputs;
+mod meters;
+mod partial;
 mod refused;
+mod rights;
 mod service;
-mod source;
 mod stdin;
 #[cfg(test)]
 mod tests;
@@ -26,7 +28,7 @@ pub use service::{Handle, Preparer};
 pub use smalti_agent_core::Failure;
 
 use crate::cgroup::Cgroups;
-use smalti_types::{Bytes, Digest, FrameworkId, Input, TaskSpec};
+use smalti_types::{Bytes, Digest, FrameworkId, Input, Role, TaskSpec};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
@@ -45,15 +47,10 @@ pub(crate) const LEAST_COMPILERS: usize = 2;
 pub struct Options {
     /// The agent's data directory; the caches are made below it.
     pub data_dir: PathBuf,
-    /// `host:port` of the master, whose store has the bundles that name no URI.
-    pub master: String,
     /// Program and first arguments of the compiler process, for example `["/usr/bin/smalti", "compiler"]`.
     pub compile_command: Vec<OsString>,
-    /// Directories below which `file://` may read. Empty: `file://` is refused. `["/"]`: every file.
-    pub allowed_file_roots: Vec<PathBuf>,
-    /// Settings of S3 by the names of their environment variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …). They are the
-    /// cluster's; a task cannot bring its own.
-    pub s3: Vec<(String, String)>,
+    /// From where, for whom and how things are fetched.
+    pub fetch: smalti_fetch::Setup,
     /// Bundles that tasks of an earlier life still run: their files stay until [`Handle::release`].
     pub in_use: BTreeSet<Digest>,
     /// Most bytes that all caches take together. What is in use is never removed, so they may exceed it for a while.
@@ -75,31 +72,20 @@ pub struct Options {
     pub compile_parallel: usize,
     /// Most downloads at a time for one framework, and in all.
     pub downloads: (usize, usize),
-    /// How often a transfer is tried in all.
-    pub fetch_attempts: u32,
-    /// The pause before the second try; doubled for each further one.
-    pub fetch_backoff: Duration,
-    /// A transfer on which nothing arrives for this long has failed.
-    pub fetch_stall: Duration,
     /// Most tickets in preparation at a time for one framework, and in all; more are refused.
     pub max_tickets: (usize, usize),
 }
 
 impl Options {
-    /// The defaults: 10 GiB of cache, one compiler per two cpus and at least two, 1 GiB per compilation and no groups, no `file://`, S3 as this
-    /// process's environment says.
+    /// The defaults: 10 GiB of cache, one compiler per two cpus and at least two, 1 GiB per compilation and no groups, fetching as
+    /// [`smalti_fetch::Setup::new`] has it.
     #[must_use]
     pub fn new(data_dir: PathBuf, master: impl Into<String>, compile_command: Vec<OsString>) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         Self {
             data_dir,
-            master: master.into(),
             compile_command,
-            allowed_file_roots: Vec::new(),
-            s3: std::env::vars_os()
-                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-                .filter(|(name, _)| name.starts_with("AWS_"))
-                .collect(),
+            fetch: smalti_fetch::Setup::new(master),
             in_use: BTreeSet::new(),
             cache_budget: Bytes::gib(10),
             max_bundle: Bytes::mib(512),
@@ -110,19 +96,15 @@ impl Options {
             groups: Cgroups::none(),
             compile_parallel: (cpus / 2).max(LEAST_COMPILERS),
             downloads: (8, 64),
-            // About six seconds in all: as long as a master needs to restart.
-            fetch_attempts: 7,
-            fetch_backoff: Duration::from_millis(100),
-            fetch_stall: Duration::from_secs(30),
             max_tickets: (2_048, 16_384),
         }
     }
 }
 
 impl std::fmt::Debug for Options {
-    /// Without the S3 settings: there are credentials among them.
+    /// The most telling ones.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Options").field("data_dir", &self.data_dir).field("master", &self.master).finish_non_exhaustive()
+        f.debug_struct("Options").field("data_dir", &self.data_dir).field("fetch", &self.fetch).finish_non_exhaustive()
     }
 }
 
@@ -139,9 +121,9 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
-    /// No HTTP client, for example because the system's certificates cannot be read.
-    #[error("cannot set up the HTTP client: {0}")]
-    Http(#[source] reqwest::Error),
+    /// Fetching cannot be set up, for example because a certificate cannot be read.
+    #[error(transparent)]
+    Fetch(smalti_fetch::SetupError),
     /// No threads.
     #[error("cannot start threads for preparing: {0}")]
     Threads(#[source] std::io::Error),
@@ -172,6 +154,8 @@ pub struct Request {
     pub ticket: u64,
     /// Whose task it is: outputs are read in its name.
     pub framework: FrameworkId,
+    /// Its role: the operator says what that may fetch.
+    pub role: Role,
     /// The task's (or array template's) description.
     pub spec: TaskSpec,
     /// Objects that the splits of an array cut up; empty for single tasks.

@@ -7,17 +7,18 @@ use super::bundles::{Bundle, Bundles, blocking};
 use super::cache::{Cache, Dirs, Pin};
 use super::download::Fetcher;
 use super::inputs::{ASSETS_PATH, Inputs};
-use super::source::Location;
 use super::stdin::OutputReader;
 use super::turns::{Places, Turns};
 use super::{Error, Failure, Options, Prepared, Ready, ReadyDir, Request};
 use futures::FutureExt;
+use smalti_fetch::Location;
 use smalti_types::{Digest, FrameworkId, Reason, Stdin, TaskSpec};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::AbortHandle;
@@ -61,6 +62,18 @@ impl Shares {
     }
 }
 
+/// How often people are told how far a transfer is.
+const TOLD_EVERY: Duration = Duration::from_millis(500);
+/// Places of one ticket that are looked at for that.
+const PLACES_SHOWN: usize = 64;
+
+/// What people were told last.
+#[derive(Debug, Default)]
+struct Told {
+    at: Option<Instant>,
+    words: HashMap<u64, String>,
+}
+
 /// Starts the service.
 #[derive(Debug)]
 pub struct Preparer;
@@ -68,12 +81,14 @@ pub struct Preparer;
 struct Service {
     bundles: Arc<Bundles>,
     inputs: Arc<Inputs>,
+    fetcher: Arc<Fetcher>,
     outputs: OutputReader,
     cache: Arc<Cache>,
     /// Files of archives that tasks of an earlier life of the agent see; everything else they have open or linked.
     earlier: Mutex<BTreeMap<Digest, Pin>>,
     results: mpsc::Sender<Prepared>,
     tickets: Mutex<Tickets>,
+    told: Mutex<Told>,
     max_tickets: (usize, usize),
     background: Background,
 }
@@ -82,12 +97,15 @@ struct Service {
 #[derive(Default)]
 struct Tickets {
     tasks: HashMap<u64, (FrameworkId, AbortHandle)>,
+    /// What they may be waiting for.
+    places: HashMap<u64, Vec<Location>>,
     by_tenant: HashMap<FrameworkId, usize>,
 }
 
 impl Tickets {
     fn remove(&mut self, ticket: u64) -> Option<AbortHandle> {
         let (tenant, task) = self.tasks.remove(&ticket)?;
+        self.places.remove(&ticket);
         if let Some(n) = self.by_tenant.get_mut(&tenant) {
             *n -= 1;
             if *n == 0 {
@@ -97,7 +115,8 @@ impl Tickets {
         Some(task)
     }
 
-    fn insert(&mut self, ticket: u64, tenant: FrameworkId, task: AbortHandle) {
+    fn insert(&mut self, ticket: u64, tenant: FrameworkId, task: AbortHandle, places: Vec<Location>) {
+        self.places.insert(ticket, places);
         *self.by_tenant.entry(tenant.clone()).or_default() += 1;
         self.tasks.insert(ticket, (tenant, task));
     }
@@ -146,15 +165,16 @@ impl Preparer {
         let earlier = options.in_use.iter().filter_map(pin).collect();
         cache.evict();
         let shares = Shares::new(&options);
-        let fetcher = Arc::new(Fetcher::new(&options, shares.chunks.clone())?);
+        let fetcher = Arc::new(Fetcher::new(options.fetch.clone(), &dirs, cache.clone(), shares.chunks.clone())?);
         let (results, receiver) = mpsc::channel(RESULTS);
         let service = Service {
             bundles: Arc::new(Bundles::new(&options, &dirs, fetcher.clone(), cache.clone(), &shares)),
-            inputs: Arc::new(Inputs::new(&dirs, options.max_input, fetcher, cache.clone(), &shares)),
+            inputs: Arc::new(Inputs::new(&dirs, options.max_input, fetcher.clone(), cache.clone(), &shares)),
+            fetcher,
             outputs: OutputReader {
-                master: options.master.clone(),
-                attempts: options.fetch_attempts,
-                backoff: options.fetch_backoff,
+                master: options.fetch.master.clone(),
+                attempts: options.fetch.retries.attempts,
+                backoff: options.fetch.retries.backoff,
                 limit: options.max_input,
                 transfers: shares.transfers.clone(),
             },
@@ -162,6 +182,7 @@ impl Preparer {
             earlier: Mutex::new(earlier),
             results,
             tickets: Mutex::default(),
+            told: Mutex::default(),
             max_tickets: options.max_tickets,
             background: Background::start(options.compile_parallel, options.groups.clone()).map_err(Error::Threads)?,
         };
@@ -180,10 +201,13 @@ impl Handle {
             return match self.0.results.try_send(answer) {
                 Ok(()) => Ok(()),
                 Err(TrySendError::Closed(_)) => Err(Error::Closed),
-                Err(TrySendError::Full(answer)) => self.spawn(answer.ticket, request.framework, move |_| async move { answer.result }),
+                Err(TrySendError::Full(answer)) => {
+                    self.spawn(answer.ticket, request.framework, Vec::new(), move |_| async move { answer.result })
+                }
             };
         }
-        self.spawn(request.ticket, request.framework.clone(), move |service| async move { service.run(request).await })
+        let places = places(&request);
+        self.spawn(request.ticket, request.framework.clone(), places, move |service| async move { service.run(request).await })
     }
 
     /// Of the bundles that tasks of an earlier life ran, only these are still in use.
@@ -199,7 +223,26 @@ impl Handle {
         }
     }
 
-    fn spawn<F>(&self, ticket: u64, tenant: FrameworkId, work: impl FnOnce(Arc<Service>) -> F) -> Result<(), Error>
+    /// How far the transfers of tickets are, where that is news: ticket, thousandths, words.
+    pub fn progress(&self) -> Vec<(u64, u16, String)> {
+        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if self.0.fetcher.meters.is_empty() || told.at.is_some_and(|at| now.saturating_duration_since(at) < TOLD_EVERY) {
+            return Vec::new();
+        }
+        told.at = Some(now);
+        let tickets = self.0.tickets();
+        told.words.retain(|ticket, _| tickets.tasks.contains_key(ticket));
+        let read = |(ticket, places): (&u64, &Vec<Location>)| {
+            let (permille, words) = self.0.fetcher.meters.read(places)?;
+            Some((*ticket, permille, words))
+        };
+        let mut news: Vec<_> = tickets.places.iter().filter_map(read).collect();
+        news.retain(|(ticket, _, words)| told.words.insert(*ticket, words.clone()).as_ref() != Some(words));
+        news
+    }
+
+    fn spawn<F>(&self, ticket: u64, tenant: FrameworkId, places: Vec<Location>, work: impl FnOnce(Arc<Service>) -> F) -> Result<(), Error>
     where
         F: Future<Output = Result<Ready, Failure>> + Send + 'static,
     {
@@ -220,7 +263,7 @@ impl Handle {
             place.send(Prepared { ticket, result });
             service.tidy().await;
         });
-        tickets.insert(ticket, tenant, task.abort_handle());
+        tickets.insert(ticket, tenant, task.abort_handle(), places);
         Ok(())
     }
 }
@@ -237,15 +280,16 @@ impl Service {
         if !plain {
             return None;
         }
-        Some(ready(&*self.bundles.warm(spec.bundle.digest, request.fuel)?, spec))
+        Some(ready(&*self.bundles.warm(spec.bundle.digest, request.fuel, &request.role)?, spec))
     }
 
     async fn run(&self, request: Request) -> Result<Ready, Failure> {
-        let Request { framework, spec, split_inputs, directory, fuel, .. } = &request;
-        let bundle = self.bundles.get(&spec.bundle, *fuel, framework);
-        let inputs = self.inputs.lay_out(&spec.inputs, directory, framework);
-        let splits = self.inputs.lay_out_splits(split_inputs, directory, framework);
-        let stdin = self.outputs.prepare(&spec.stdin, framework, directory, &self.inputs);
+        let Request { framework, role, spec, split_inputs, directory, fuel, .. } = &request;
+        let whose = (role, framework);
+        let bundle = self.bundles.get((&spec.bundle, *fuel), role, framework);
+        let inputs = self.inputs.lay_out(&spec.inputs, directory, whose);
+        let splits = self.inputs.lay_out_splits(split_inputs, directory, whose);
+        let stdin = self.outputs.prepare(&spec.stdin, whose, directory, &self.inputs);
         let (bundle, dirs, splits, stdin) = tokio::try_join!(bundle, inputs, splits, stdin)?;
         let mut ready = ready(&bundle, spec);
         ready.dirs.extend(dirs);
@@ -266,6 +310,15 @@ impl Service {
             .await;
         }
     }
+}
+
+/// Where what a ticket needs comes from, as far as people are told.
+fn places(request: &Request) -> Vec<Location> {
+    let spec = &request.spec;
+    let stdin = if let Stdin::Object(input) = &spec.stdin { Some(input) } else { None };
+    let inputs = spec.inputs.iter().chain(stdin).chain(&request.split_inputs).map(|i| (i.uri.as_deref(), i.digest));
+    let all = std::iter::once((spec.bundle.uri.as_deref(), Some(spec.bundle.digest))).chain(inputs);
+    all.filter_map(|(uri, digest)| Location::parse(uri, digest).ok()).take(PLACES_SHOWN).collect()
 }
 
 /// What the bundle alone gives.

@@ -1,6 +1,6 @@
 //! A task's standard input as a part of a file: one object, or the outputs of earlier array items merged in item order.
 
-use super::inputs::Inputs;
+use super::inputs::{Inputs, Whose};
 use super::turns::Turns;
 use super::{Failure, ReadyStdin};
 use futures::StreamExt;
@@ -39,19 +39,19 @@ impl OutputReader {
     pub(crate) async fn prepare(
         &self,
         stdin: &Stdin,
-        framework: &FrameworkId,
+        whose: Whose<'_>,
         directory: &Path,
         inputs: &Arc<Inputs>,
     ) -> Result<Option<ReadyStdin>, Failure> {
         match stdin {
             Stdin::Empty | Stdin::Split => Ok(None),
             Stdin::Object(input) => {
-                let fresh = inputs.get(input, framework).await?;
+                let fresh = inputs.get(input, whose).await?;
                 Ok(Some(ReadyStdin { file: fresh.file, offset: 0, length: fresh.length }))
             }
             Stdin::Outputs(sources) => {
-                let _turn = self.transfers.take(framework).await;
-                self.merge(framework, sources, directory).await.map(Some)
+                let _turn = self.transfers.take(whose.1).await;
+                self.merge(whose.1, sources, directory).await.map(Some)
             }
         }
     }

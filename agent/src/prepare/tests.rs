@@ -1,6 +1,7 @@
 //! The whole service against a fake origin that counts, stalls, breaks off and lies.
 
 mod fair;
+mod fetching;
 
 use super::archive::tests::tar;
 use super::*;
@@ -23,6 +24,8 @@ enum Answer {
     BusyOnce(Vec<u8>),
     /// The first request breaks off in the middle; later ones may ask for a range.
     BreaksOnce(Vec<u8>),
+    /// Sends half of it, then nothing.
+    HalfThenStalls(Vec<u8>),
     /// Sends a byte, then nothing, until the client leaves; says so.
     Stalls(mpsc::UnboundedSender<&'static str>),
     /// Answers when told.
@@ -75,6 +78,11 @@ async fn serve(State(origin): State<Shared>, request: HttpRequest) -> Response {
             let content = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
             (StatusCode::PARTIAL_CONTENT, [(header::CONTENT_RANGE, content)], bytes[from..].to_vec()).into_response()
         }
+        Some(Answer::HalfThenStalls(bytes)) => {
+            let half = bytes[..bytes.len() / 2].to_vec();
+            let parts = futures::stream::iter([Ok::<_, std::io::Error>(half)]).chain(futures::stream::pending());
+            ([(header::CONTENT_LENGTH, bytes.len().to_string())], Body::from_stream(parts)).into_response()
+        }
         Some(Answer::Stalls(tell)) => {
             let _ = tell.send("asked");
             let leaves = Leaves(tell);
@@ -119,7 +127,9 @@ impl Bed {
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         let data = tempfile::tempdir().unwrap();
         let mut options = Options::new(data.path().to_owned(), &address, crate::compiler::tests::command());
-        options.fetch_backoff = Duration::from_millis(1);
+        options.fetch.retries.backoff = Duration::from_millis(1);
+        // The origin is the master, too, so that its address has to be named.
+        options.fetch.policy = format!("[default]\naddresses = [\"{address}\"]").parse().unwrap();
         change(&mut options);
         let (handle, results) = Preparer::start(options.clone()).unwrap();
         Self { data, origin, address, handle, results, options }
@@ -147,7 +157,15 @@ impl Bed {
     fn request(&self, ticket: u64, bundle: BundleRef) -> Request {
         let spec = TaskSpec::new(bundle);
         let directory = self.data.path().join(format!("task-{ticket}"));
-        Request { ticket, framework: FrameworkId::new("F1-1").unwrap(), spec, split_inputs: vec![], directory, fuel: false }
+        Request {
+            ticket,
+            framework: FrameworkId::new("F1-1").unwrap(),
+            role: Role::default(),
+            spec,
+            split_inputs: vec![],
+            directory,
+            fuel: false,
+        }
     }
 
     async fn answer(&mut self, request: Request) -> Result<Ready, Failure> {
@@ -192,7 +210,7 @@ async fn a_bundle_of_the_store_is_fetched_and_compiled_once_and_then_warm() {
     let ready = bed.answer(bed.request(1, bundle.clone())).await.unwrap();
     assert!(!ready.component && is_code(&ready.code) && ready.dirs.is_empty() && ready.stdin.is_none());
     assert_eq!(ready.name, format!("{}.wasm", &bundle.digest.to_hex()[..12]));
-    assert_eq!((bed.requests(), bed.count("bundles"), bed.count("compiled")), (1, 1, 1));
+    assert_eq!((bed.requests(), bed.count("bundles"), bed.count("compiled")), (1, 2, 1), "the bundle, and whose it is");
     // Warm: answered inside the call, even when the disk has nothing any more.
     for dir in ["bundles", "compiled"] {
         std::fs::remove_dir_all(bed.data.path().join(dir)).unwrap();
@@ -329,7 +347,7 @@ async fn transfers_are_retried_and_resumed_but_a_404_is_final() {
     let failure = bed.failure(BundleRef { digest: Digest::of(b"x"), uri: gone }).await;
     assert_eq!(failure.reason, Reason::FetchFailed);
     assert!(failure.message.contains("/gone") && failure.message.contains("404"), "{failure}");
-    assert_eq!(bed.requests(), before + 1);
+    assert_eq!(bed.requests(), before + 2, "there, and in the store");
 }
 
 #[tokio::test]
@@ -343,7 +361,7 @@ async fn s3_is_read_with_the_clusters_credentials() {
     };
     let s3 = Bed::new().await;
     s3.put("/bucket/dir/guest.wasm", Answer::Bytes(wasm(), Some("\"7\"")));
-    let mut bed = Bed::with(|o| o.s3 = settings(&s3.address)).await;
+    let mut bed = Bed::with(|o| o.fetch.s3 = settings(&s3.address)).await;
     let named = |key: &str| BundleRef { digest: Digest::of(&wasm()), uri: Some(format!("s3://bucket/{key}")) };
     let ready = bed.answer(bed.request(1, named("dir/guest.wasm"))).await.unwrap();
     assert_eq!((ready.name.as_str(), s3.requests()), ("guest.wasm", 1));
@@ -356,7 +374,7 @@ async fn s3_is_read_with_the_clusters_credentials() {
     request.spec.inputs = vec![Input { etag: Some("\"6\"".into()), ..input("/in/x", "s3://bucket/dir/guest.wasm".into(), &wasm()) }];
     let failure = bed.answer(request).await.unwrap_err();
     assert!(failure.reason == Reason::InputFailed && failure.message.contains("changed"), "{failure}");
-    let mut bed = Bed::with(|o| o.s3 = settings(&endpoint.to_string())).await;
+    let mut bed = Bed::with(|o| o.fetch.s3 = settings(&endpoint.to_string())).await;
     let failure = bed.failure(named("dir/guest.wasm")).await;
     assert!(failure.reason == Reason::FetchFailed && failure.message.contains("s3://bucket/dir/guest.wasm"), "{failure}");
 }
@@ -365,11 +383,11 @@ async fn s3_is_read_with_the_clusters_credentials() {
 async fn a_master_that_is_not_there_and_a_place_that_is_none_are_named() {
     let nobody = smalti_test_ports::take_one();
     let port = nobody.address();
-    let mut bed = Bed::with(|o| o.master = port.to_string()).await;
+    let mut bed = Bed::with(|o| o.fetch.master = port.to_string()).await;
     let failure = bed.failure(BundleRef { digest: Digest::of(b"x"), uri: None }).await;
     assert_eq!(failure.reason, Reason::FetchFailed);
     assert!(failure.message.contains(&port.to_string()) && failure.message.contains("refused"), "{failure}");
-    for bad in ["gopher://x/y", "http://[::", "http://h:99999/x"] {
+    for bad in ["gopher://x/y", "http://[::", "http://h:99999/x", "s3://b", "oci://h"] {
         let failure = bed.failure(BundleRef { digest: Digest::of(b"x"), uri: Some(bad.into()) }).await;
         assert_eq!(failure.reason, Reason::FetchFailed, "{failure}");
         assert!(failure.message.contains(bad), "{failure}");
@@ -441,8 +459,8 @@ async fn files_are_read_only_below_allowed_directories() {
     std::os::unix::fs::symlink(outside.path().join("secret"), root.join("link")).unwrap();
     let named = |path: &std::path::Path| BundleRef { digest: Digest::of(&wasm()), uri: Some(format!("file://{}", path.display())) };
     let mut closed = Bed::new().await;
-    assert!(closed.failure(named(&root.join("g.wasm"))).await.message.contains("allows no file://"));
-    let mut bed = Bed::with(|o| o.allowed_file_roots = vec![root.clone()]).await;
+    assert!(closed.failure(named(&root.join("g.wasm"))).await.message.contains("no file:// paths are allowed"));
+    let mut bed = Bed::with(|o| o.fetch.file_roots = vec![root.clone()]).await;
     for bad in [root.join("link"), root.join("../secret"), outside.path().join("secret")] {
         let failure = bed.failure(named(&bad)).await;
         assert!(failure.reason == Reason::FetchFailed && failure.message.contains("not below"), "{failure}");

@@ -62,6 +62,8 @@ pub(crate) struct Inspection {
     pub(crate) custom_sections: Vec<Section>,
     /// By field (`language`, `processed-by`, `sdk`): name and version of each.
     pub(crate) producers: BTreeMap<String, Vec<String>>,
+    /// What it would need on an agent, in words.
+    pub(crate) needs: Vec<String>,
     /// Archives only: the file that is run.
     pub(crate) guest: Option<String>,
     /// Archives only.
@@ -82,8 +84,39 @@ pub(crate) fn inspect(name: &str, bytes: &[u8]) -> Result<Inspection> {
         Kind::Archive(compression) => read_archive(bytes, compression, &mut found),
     };
     read.map_err(bad)?;
+    found.needs.splice(0..0, needs(&found));
     found.digest = Digest::of(bytes).to_string();
     Ok(found)
+}
+
+/// What a task of this bundle has to ask for, as far as the bundle says.
+fn needs(found: &Inspection) -> Vec<String> {
+    let mut needs = Vec::new();
+    let name = |e: &Extern| e.module.clone().unwrap_or_else(|| e.name.clone());
+    let uses = |what: &str| found.imports.iter().any(|e| name(e).starts_with(what));
+    if uses("wasi_snapshot_preview1") {
+        needs.push("WASI preview 1".to_owned());
+    }
+    let mut interfaces: Vec<String> = found.imports.iter().map(name).filter(|n| n.starts_with("wasi:")).collect();
+    interfaces.sort();
+    interfaces.dedup();
+    if !interfaces.is_empty() {
+        needs.push(format!("WASI 0.2: {}", interfaces.join(", ")));
+    }
+    let memory: u64 = found.memory.iter().map(|m| m.initial).sum();
+    if memory > 0 {
+        needs.push(format!("memory: more than {} (--mem)", smalti_types::Bytes(memory)));
+    }
+    if found.memory.iter().any(|m| m.shared) {
+        needs.push("shared memory, which no agent has: threads do not run".to_owned());
+    }
+    let sockets = found.imports.iter().any(|e| e.name.starts_with("sock_"));
+    if uses("wasi:sockets/") {
+        needs.push("network, if it uses it: --connect HOST:PORT, --ports N".to_owned());
+    } else if sockets {
+        needs.push("network, if it uses it: --ports N".to_owned());
+    }
+    needs
 }
 
 fn read_wasm(bytes: &[u8], found: &mut Inspection) -> std::result::Result<(), String> {
@@ -97,6 +130,10 @@ fn read_wasm(bytes: &[u8], found: &mut Inspection) -> std::result::Result<(), St
             other if depth == 1 => describe(other, found).map_err(|e| format!("it is damaged Wasm: {e}"))?,
             _ => {}
         }
+    }
+    // The agents' own word.
+    if let Err(refusal) = smalti_agent::compiler::inspect(bytes) {
+        found.needs.push(format!("no agent can run it: {}", refusal.message));
     }
     Ok(())
 }
@@ -247,6 +284,7 @@ mod tests {
         assert_eq!(found.imports, [Extern { module: Some("wasi_snapshot_preview1".into()), name: "proc_exit".into(), kind: "func" }]);
         assert_eq!(found.exports.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["memory", "_start"]);
         assert_eq!(found.memory, [Memory { initial: 131_072, maximum: Some(196_608), imported: false, shared: false }]);
+        assert_eq!(found.needs, ["WASI preview 1", "memory: more than 128KiB (--mem)"]);
         assert_eq!(inspect("d", WAT.as_bytes()).unwrap().kind, "text");
     }
 

@@ -4,6 +4,7 @@ use super::kind::{HEAD, Kind};
 use super::{Source, store};
 use crate::cluster::Bundles;
 use crate::failure::{BAD_BUNDLE, Failure, NO_BUNDLE, Result};
+use smalti_fetch::Pin;
 use smalti_proto::v1::{BundleRef, Input};
 use smalti_types::Digest;
 use std::fs::File;
@@ -29,8 +30,8 @@ pub(crate) async fn resolve(bundles: &Bundles, source: &Source) -> Result<Bundle
             None => Err(not_stored(*digest)),
         },
         Source::Uri { uri, pin } => {
-            let digest = pin.map_or_else(|| UNRESOLVED.to_vec().into(), bytes);
-            Ok(BundleRef { digest, uri: Some(uri.clone()) })
+            let (uri, digest) = named(uri, *pin);
+            Ok(BundleRef { digest: digest.map_or_else(|| UNRESOLVED.to_vec().into(), bytes), uri: Some(uri) })
         }
     }
 }
@@ -54,7 +55,19 @@ pub(crate) async fn resolve_input(bundles: &Bundles, source: &Source, guest_path
             Some(length) => Ok(input(None, Some(*digest), length)),
             None => Err(Failure::new(format!("the input {digest} is not in the bundle store; `smalti bundle push FILE` puts it there"))),
         },
-        Source::Uri { uri, pin } => Ok(input(Some(uri), *pin, 0)),
+        Source::Uri { uri, pin } => {
+            let (uri, digest) = named(uri, *pin);
+            Ok(input(Some(&uri), digest, 0))
+        }
+    }
+}
+
+/// A URI as the scheduler gets it: a BLAKE3 has a place of its own, a SHA-256 stays with it for the scheduler to check.
+fn named(uri: &str, pin: Option<Pin>) -> (String, Option<Digest>) {
+    match pin {
+        Some(Pin::Blake3(digest)) => (uri.to_owned(), Some(digest)),
+        Some(sha256) => (format!("{uri}{}", sha256.suffix()), None),
+        None => (uri.to_owned(), None),
     }
 }
 

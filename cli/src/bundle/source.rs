@@ -1,14 +1,13 @@
 //! What the user named as a bundle or input: a file of the client, a digest, or a URI.
 
-use crate::failure::{BAD_BUNDLE, Failure, NO_BUNDLE, Result};
+use crate::failure::{Failure, NO_BUNDLE, Result};
+use smalti_fetch::{Pin, shown};
 use smalti_types::Digest;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
 /// Schemes that agents fetch from.
-const SCHEMES: [&str; 4] = ["http", "https", "s3", "file"];
-/// Between a URI and the digest that pins it.
-const PIN: &str = "#blake3=";
+const SCHEMES: [&str; 5] = ["http", "https", "s3", "oci", "file"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -16,8 +15,8 @@ pub(crate) enum Source {
     File(PathBuf),
     /// Something that the cluster's store has.
     Stored(Digest),
-    /// Passed on as it is. Without a pin it is resolved once, when the job is submitted, and not here.
-    Uri { uri: String, pin: Option<Digest> },
+    /// Passed on as it is. Without a BLAKE3 it is resolved once, when the job is submitted, and not here.
+    Uri { uri: String, pin: Option<Pin> },
 }
 
 /// Whether `text` begins with a scheme that agents fetch from.
@@ -46,20 +45,14 @@ impl Source {
         if !SCHEMES.contains(&scheme) {
             return Err(Failure::with_code(
                 NO_BUNDLE,
-                format!("{utf8}: the scheme `{scheme}` is not known; use a path, blake3:<hex>, or http://, https://, s3://, file://"),
+                format!(
+                    "{}: the scheme `{scheme}` is not known; use a path, blake3:<hex>, or http://, https://, s3://, oci://, file://",
+                    shown(utf8)
+                ),
             ));
         }
-        let Some((uri, hex)) = utf8.split_once(PIN) else {
-            return Ok(Self::Uri { uri: utf8.to_owned(), pin: None });
-        };
-        let pin = Digest::from_hex(hex).map_err(|_| {
-            Failure::with_code(NO_BUNDLE, format!("{utf8}: `{hex}` is not a BLAKE3 digest; a pin is #blake3= and 64 hexadecimal digits"))
-        })?;
-        // On the wire zeros mean "not pinned": nothing may turn a pin into that.
-        if pin.as_bytes().iter().all(|b| *b == 0) {
-            return Err(Failure::with_code(BAD_BUNDLE, format!("{utf8}: nothing has a digest of only zeros")));
-        }
-        Ok(Self::Uri { uri: uri.to_owned(), pin: Some(pin) })
+        let (uri, pin) = Pin::split(utf8).map_err(|e| Failure::with_code(NO_BUNDLE, e.to_string()))?;
+        Ok(Self::Uri { uri: uri.to_owned(), pin })
     }
 
     /// Last part of a path or URI: what the guest file or the job is called.
@@ -89,19 +82,21 @@ mod tests {
         assert_eq!(parse(&digest.to_string()).unwrap(), Source::Stored(digest));
         assert_eq!(parse("s3://b/k").unwrap(), Source::Uri { uri: "s3://b/k".into(), pin: None });
         let pinned = parse(&format!("https://h/x.wasm?v=1#blake3={}", digest.to_hex())).unwrap();
-        assert_eq!(pinned, Source::Uri { uri: "https://h/x.wasm?v=1".into(), pin: Some(digest) });
+        assert_eq!(pinned, Source::Uri { uri: "https://h/x.wasm?v=1".into(), pin: Some(Pin::Blake3(digest)) });
         assert_eq!(pinned.base_name(), "x.wasm");
+        let sha256 = format!("oci://h/x:v1#sha256={}", digest.to_hex());
+        assert_eq!(parse(&sha256).unwrap(), Source::Uri { uri: "oci://h/x:v1".into(), pin: Some(Pin::Sha256(*digest.as_bytes())) });
         assert!(is_uri("file:///x") && !is_uri("ftp://x") && !is_uri("/x"));
     }
 
     #[test]
     fn a_pin_of_zeros_is_not_taken_for_no_pin() {
-        assert_eq!(parse(&format!("file:///x#blake3={}", "0".repeat(64))).unwrap_err().code, BAD_BUNDLE);
+        assert_eq!(parse(&format!("file:///x#blake3={}", "0".repeat(64))).unwrap_err().code, NO_BUNDLE);
     }
 
     #[test]
     fn what_names_nothing_exits_with_127() {
-        for bad in ["blake3:12", "ftp://h/x", "http://h/x#blake3=zz"] {
+        for bad in ["blake3:12", "ftp://h/x", "http://h/x#blake3=zz", "http://h/x#sha256=12"] {
             assert_eq!(parse(bad).unwrap_err().code, NO_BUNDLE, "{bad}");
         }
     }

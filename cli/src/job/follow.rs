@@ -11,7 +11,7 @@ use crate::terminal;
 use crate::views::JobJson;
 use indicatif::ProgressBar;
 use serde::Serialize;
-use smalti_proto::v1::{JobRef, JobView, KillRequest, OutputRequest, OutputStream, SubmitRequest};
+use smalti_proto::v1::{JobRef, JobView, KillRequest, OutputRequest, OutputStream, SubmitRequest, TaskState, TaskView};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -41,7 +41,7 @@ pub(crate) async fn submit_and_follow(mut link: Link, request: SubmitRequest, op
         let followed = follow(link, &job, Capture::default(), ProgressBar::hidden(), interrupts).await?;
         return print_captured(followed);
     }
-    let bar = if is_map { terminal::bar(0, "{msg} {wide_bar} {pos}/{len} {eta}") } else { ProgressBar::hidden() };
+    let bar = if is_map { terminal::bar(0, "{msg} {wide_bar} {pos}/{len} {eta}") } else { terminal::quiet_bar() };
     let followed = follow(link, &job, PassThrough::new(bar.clone()), bar, interrupts).await?;
     Ok(conclude(&followed.end, followed.lost.as_ref()))
 }
@@ -201,7 +201,19 @@ pub(crate) async fn watch(mut link: Link, job: &str, seen: impl Fn(&JobView)) ->
     }
 }
 
+/// Of a single task: how far its agent is with what it fetches. Once it runs, the terminal is the guest's.
+fn show_fetching(bar: &ProgressBar, view: &JobView) {
+    let staging = |task: &&TaskView| task.state == i32::from(TaskState::Staging);
+    match view.tasks.iter().find(staging).and_then(|task| task.progress.as_ref()) {
+        Some(progress) => terminal::show(bar, progress.permille.into(), &crate::output::printable(&progress.text)),
+        None => terminal::hide(bar),
+    }
+}
+
 fn show(bar: &ProgressBar, view: &JobView) {
+    if view.kind == "run" {
+        return show_fetching(bar, view);
+    }
     bar.set_length(view.items_total);
     bar.set_position(view.items_finished + view.items_failed);
     let failed = if view.items_failed > 0 { format!(", {} failed", view.items_failed) } else { String::new() };

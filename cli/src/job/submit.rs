@@ -6,6 +6,7 @@ use crate::bundle::{Source, resolve};
 use crate::cluster::Bundles;
 use crate::failure::{Failure, NO_BUNDLE, Result};
 use clap::Args;
+use smalti_fetch::{Location, Pin, shown};
 use smalti_proto::v1::{self, SubmitRequest, submit_request};
 use smalti_types::Bytes;
 use std::ffi::{OsStr, OsString};
@@ -169,7 +170,7 @@ pub(crate) async fn send(link: &mut Link, request: SubmitRequest) -> Result<Stri
 
 /// Whether a refusal of the scheduler speaks of a bundle's URI, and not of an input's.
 fn is_no_bundle(request: &SubmitRequest, status: &tonic::Status) -> bool {
-    if !matches!(status.code(), tonic::Code::NotFound | tonic::Code::FailedPrecondition) {
+    if !matches!(status.code(), tonic::Code::NotFound | tonic::Code::FailedPrecondition | tonic::Code::PermissionDenied) {
         return false;
     }
     let specs = match &request.kind {
@@ -177,7 +178,13 @@ fn is_no_bundle(request: &SubmitRequest, status: &tonic::Status) -> bool {
         Some(submit_request::Kind::Map(job)) => [job.spec.as_ref(), job.reduce.as_ref().and_then(|r| r.spec.as_ref())],
         None => [None, None],
     };
-    specs.into_iter().flatten().filter_map(|s| s.bundle.as_ref()?.uri.as_deref()).any(|uri| status.message().contains(uri))
+    specs.into_iter().flatten().filter_map(|s| s.bundle.as_ref()?.uri.as_deref()).any(|uri| status.message().contains(&in_messages(uri)))
+}
+
+/// How messages call what is behind a URI.
+fn in_messages(uri: &str) -> String {
+    let plain = Pin::split(uri).map_or(uri, |(plain, _)| plain);
+    Location::parse(Some(plain), None).map_or_else(|_| shown(plain), |location| location.to_string())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `smalti bundle push|ls|inspect|rm`: the cluster's store.
 
-use crate::bundle::{Source, inspect, store};
+use crate::bundle::{Source, fetch, inspect, store};
 use crate::cluster::{Bundles, Cluster, ClusterOptions};
 use crate::failure::{Exit, Failure, NO_BUNDLE, Result, SUCCESS, io_text};
 use crate::output::{self, OutputOptions, or_dash};
@@ -44,14 +44,16 @@ enum BundleVerb {
         output: OutputOptions,
     },
     /// Show what is inside a bundle
-    #[command(after_help = "Examples:\n  smalti bundle inspect hello.wasm\n  smalti bundle inspect -o json blake3:<hex>")]
+    #[command(
+        after_help = "Examples:\n  smalti bundle inspect hello.wasm\n  smalti bundle inspect -o json blake3:<hex>\n  smalti bundle inspect https://example.org/tool.wasm#sha256=<hex>"
+    )]
     Inspect {
         #[command(flatten)]
         cluster: ClusterOptions,
         #[command(flatten)]
         output: OutputOptions,
-        /// A file of this machine, or a digest in the store
-        #[arg(value_name = "FILE|DIGEST")]
+        /// A file of this machine, a digest in the store, or a URI, which is fetched by this machine and with this environment's credentials
+        #[arg(value_name = "FILE|DIGEST|URI")]
         bundle: OsString,
     },
     /// Remove a bundle from the store
@@ -113,9 +115,9 @@ async fn inspect(cluster: &ClusterOptions, output: &OutputOptions, named: &OsStr
     let bytes = match Source::parse(named)? {
         Source::File(path) => read_file(&path)?,
         Source::Stored(digest) => download(&Cluster::connect(cluster).await?.bundles(), digest).await?,
-        Source::Uri { uri, .. } => return Err(Failure::not_yet(&format!("inspecting a URI ({uri})"), "name a file or a digest")),
+        Source::Uri { uri, pin } => fetch::read(&uri, pin, MAX_INSPECTED).await?,
     };
-    let found = inspect::inspect(&named.to_string_lossy(), &bytes)?;
+    let found = inspect::inspect(&smalti_fetch::shown(&named.to_string_lossy()), &bytes)?;
     if output.is_json() { output::json(&found) } else { output::line(&describe(&found)) }
 }
 
@@ -172,6 +174,7 @@ fn describe(found: &inspect::Inspection) -> String {
         ("memory", memory.collect()),
         ("custom sections", found.custom_sections.iter().map(|s| format!("{} ({})", s.name, Bytes(s.size as u64))).collect()),
         ("producers", producers.collect()),
+        ("needs", found.needs.clone()),
         ("files", found.files.iter().map(|f| format!("{} ({})", f.path, Bytes(f.size))).collect()),
     ];
     let is_archive = found.kind == "archive";

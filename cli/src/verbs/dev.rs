@@ -88,14 +88,21 @@ impl Dev {
         let dir = home.dir().to_owned();
         let files = self.file_root()?;
         let master = children.master.insert(Child::start(&plan::master(&self.listen, &dir), &log)?).ready().await?;
-        let scheduler = children.scheduler.insert(Child::start(&plan::scheduler(&master, &dir), &log)?).ready().await?;
-        let policy = dir.join(plan::POLICY_NAME);
-        // One that was kept may have been changed.
-        if !policy.exists() {
-            std::fs::write(&policy, plan::NETWORK_POLICY).map_err(|e| Failure::io("writing the network policy", &policy, &e))?;
+        let (policy, fetch_policy) = (dir.join(plan::POLICY_NAME), dir.join(plan::FETCH_POLICY_NAME));
+        for (path, text) in [(&policy, plan::NETWORK_POLICY), (&fetch_policy, plan::FETCH_POLICY)] {
+            // One that was kept may have been changed.
+            if !path.exists() {
+                std::fs::write(path, text).map_err(|e| Failure::io("writing the policy", path, &e))?;
+            }
         }
-        let own =
-            [("isolation", self.isolation_name().to_owned()), ("network-policy", policy.display().to_string()), ("protect", scheduler)];
+        let scheduler = plan::scheduler(&master, &dir, &files, &fetch_policy);
+        let scheduler = children.scheduler.insert(Child::start(&scheduler, &log)?).ready().await?;
+        let own = [
+            ("isolation", self.isolation_name().to_owned()),
+            ("network-policy", policy.display().to_string()),
+            ("fetch-policy", fetch_policy.display().to_string()),
+            ("protect", scheduler),
+        ];
         let further: Vec<_> = own.into_iter().chain(self.process.flags()).collect();
         for (i, share) in shares.iter().enumerate() {
             children.agents.push(Child::start(&plan::agent(i + 1, &master, &dir, share, &files, &further), &log)?);

@@ -130,6 +130,8 @@ impl TaskRun {
         }
         if update.state == TaskState::Running && self.started.is_none() {
             self.started = Some(update.time);
+            // What was told before was about fetching.
+            self.progress = None;
         }
         if update.progress.is_some() {
             self.progress.clone_from(&update.progress);

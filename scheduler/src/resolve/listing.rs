@@ -1,32 +1,41 @@
 //! What one input URI stands for: an object, the files below a directory, the keys below a prefix, or what a pattern matches.
 
-use super::object::{Object, Place, local, s3};
 use super::{MAX_OBJECTS, ResolveError};
 use futures::TryStreamExt;
 use object_store::ObjectStore;
 use object_store::path::Path as Key;
-use smalti_types::Input;
+use smalti_fetch::{Location, SourceError, Sources};
+use smalti_types::{Input, Role};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How deep directories are read.
 const MAX_DEPTH: usize = 64;
 
+/// Who asks, and whom.
+type Asking<'a> = (&'a Sources, &'a Role);
+
 /// The objects in the order of their names, each with length and version.
-pub(crate) async fn expand(uri: &str) -> Result<Vec<Input>, ResolveError> {
-    if let Some(rest) = uri.strip_prefix("file://") {
-        let path = local(rest).ok_or_else(|| ResolveError::Uri(uri.into()))?;
-        let (owned, shown) = (path, uri.to_owned());
+pub(crate) async fn expand(asking: Asking<'_>, uri: &str) -> Result<Vec<Input>, ResolveError> {
+    let (sources, role) = asking;
+    // A prefix is no object: its key may be empty.
+    if let Some((bucket, key)) = uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/'))
+        && (key.is_empty() || key.ends_with('/') || is_pattern(key))
+    {
+        return keys(asking, uri, bucket, key).await;
+    }
+    let location = Location::parse(Some(uri), None)?;
+    if let Location::File(path) = &location {
+        // As far as no wildcard is in it, it must be the role's to read; each file is checked again when it is.
+        let fixed = path.ancestors().find(|p| p.to_str().is_some_and(|t| !is_pattern(t)) || p.exists()).unwrap_or(path);
+        sources.local(role, fixed)?;
+        let (owned, shown) = (path.clone(), uri.to_owned());
         let files = tokio::task::spawn_blocking(move || files(&owned, &shown)).await;
         return files.map_err(|e| ResolveError::Read { uri: uri.into(), cause: e.to_string() })?;
     }
-    match uri.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
-        Some((bucket, key)) if key.is_empty() || key.ends_with('/') || is_pattern(key) => keys(uri, bucket, key).await,
-        _ => {
-            let (length, etag) = Object::parse(uri)?.head().await?;
-            Ok(vec![Input { guest_path: None, uri: Some(uri.into()), digest: None, length, etag }])
-        }
-    }
+    let location = sources.exact(role, &location).await?;
+    let (length, etag) = sources.head(role, &location).await?;
+    Ok(vec![Input { guest_path: None, uri: Some(super::named(&location, uri)), digest: None, length, etag }])
 }
 
 fn is_pattern(text: &str) -> bool {
@@ -34,13 +43,13 @@ fn is_pattern(text: &str) -> bool {
 }
 
 /// Keys below the part of the pattern that has no wildcard.
-async fn keys(uri: &str, bucket: &str, key: &str) -> Result<Vec<Input>, ResolveError> {
-    let store = s3(uri, bucket)?;
-    let object = Object { uri: uri.into(), place: Place::Remote(store.clone(), Key::default()) };
-    let pattern = is_pattern(key).then(|| glob::Pattern::new(key)).transpose().map_err(|e| object.failed(e.to_string()))?;
+async fn keys((sources, role): Asking<'_>, uri: &str, bucket: &str, key: &str) -> Result<Vec<Input>, ResolveError> {
+    let pattern = is_pattern(key).then(|| glob::Pattern::new(key)).transpose();
+    let pattern = pattern.map_err(|e| ResolveError::Read { uri: uri.into(), cause: e.to_string() })?;
     let fixed = key.split(['*', '?', '[']).next().unwrap_or_default();
     let prefix = fixed.rsplit_once('/').map_or("", |(prefix, _)| prefix);
-    let mut inputs = list(&object, store, prefix).await?;
+    let store = sources.bucket(role, bucket, prefix)?;
+    let mut inputs = list(uri, store, prefix).await?;
     let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
     inputs.retain(|(name, _)| pattern.as_ref().is_none_or(|p| p.matches_with(name, options)));
     if inputs.is_empty() {
@@ -51,15 +60,15 @@ async fn keys(uri: &str, bucket: &str, key: &str) -> Result<Vec<Input>, ResolveE
     Ok(inputs.into_iter().map(named).collect())
 }
 
-async fn list(object: &Object, store: Arc<dyn ObjectStore>, prefix: &str) -> Result<Vec<(String, Input)>, ResolveError> {
-    let prefix = Key::parse(prefix).map_err(|e| object.failed(e.to_string()))?;
+async fn list(uri: &str, store: Arc<dyn ObjectStore>, prefix: &str) -> Result<Vec<(String, Input)>, ResolveError> {
+    let prefix = Key::parse(prefix).map_err(|e| SourceError::Uri { uri: uri.into(), why: e.to_string() })?;
     let mut stream = store.list((!prefix.as_ref().is_empty()).then_some(&prefix));
     let mut found = Vec::new();
-    while let Some(meta) = stream.try_next().await.map_err(|e| object.remote(&e))? {
+    while let Some(meta) = stream.try_next().await.map_err(|e| smalti_fetch::from_store(uri, &e))? {
         let input = Input { guest_path: None, uri: None, digest: None, length: meta.size, etag: meta.e_tag };
         found.push((meta.location.to_string(), input));
         if found.len() > MAX_OBJECTS {
-            return Err(ResolveError::TooMany { uri: object.uri.clone() });
+            return Err(ResolveError::TooMany { uri: uri.into() });
         }
     }
     Ok(found)
@@ -132,6 +141,8 @@ mod tests {
             std::fs::write(dir.path().join(name), name).unwrap();
         }
         let root = dir.path().to_str().unwrap();
+        let (sources, role) = (crate::resolve::object::everything(), Role::default());
+        let expand = async |uri: &str| expand((&sources, &role), uri).await;
         let names = |found: Vec<Input>| -> Vec<String> {
             found.into_iter().map(|i| i.uri.unwrap().strip_prefix(&format!("file://{root}/")).unwrap().to_owned()).collect()
         };
@@ -139,7 +150,7 @@ mod tests {
         assert_eq!(names(expand(&format!("file://{root}/?.txt")).await.unwrap()), ["a.txt", "b.txt"]);
         let one = expand(&format!("file://{root}/sub/c.txt")).await.unwrap();
         assert_eq!((one.len(), one[0].length), (1, 9));
-        assert!(matches!(expand(&format!("file://{root}/none")).await, Err(ResolveError::NotFound { .. })));
-        assert!(matches!(expand("ftp://x/y").await, Err(ResolveError::Uri(_))));
+        assert!(matches!(expand(&format!("file://{root}/none")).await, Err(ResolveError::Source(SourceError::NotFound { .. }))));
+        assert!(matches!(expand("ftp://x/y").await, Err(ResolveError::Source(SourceError::Uri { .. }))));
     }
 }

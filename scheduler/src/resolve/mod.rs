@@ -1,7 +1,7 @@
 //! Everything that a job names is resolved once, when it is submitted: globs and prefixes become objects, objects get their
 //! length and ETag, bundles their digest, inputs are cut into splits. All tasks of the job then see the same bytes.
 //!
-//! Uses the cluster's credentials (the environment of this process), never the client's.
+//! Uses the cluster's credentials (the environment of this process), never the client's, and goes only where the job's role may.
 
 mod listing;
 mod object;
@@ -9,29 +9,35 @@ mod splits;
 
 use crate::cluster::Cluster;
 use object::Object;
-use smalti_types::{BundleRef, Digest, Input, Split};
+use smalti_fetch::{Failed, Hashing, Location, Pin, PinError, Sink, SourceError, Sources, Transfer, Wanted};
+use smalti_types::{BundleRef, Bytes, Digest, Input, Role, Split};
+use std::sync::Arc;
 use tonic::{Code, Status};
 
 /// Stands for a digest that the client does not know.
 const UNRESOLVED: [u8; 32] = [0; 32];
 /// Most objects that one job's inputs may stand for.
 pub(crate) const MAX_OBJECTS: usize = 200_000;
-/// Largest bundle that is fetched to learn its digest, in bytes.
-const MAX_BUNDLE: u64 = 1 << 30;
+/// Largest bundle that is fetched to learn its digest.
+const MAX_BUNDLE: Bytes = Bytes::gib(1);
+/// Largest input that is fetched to compare its SHA-256.
+const MAX_INPUT: Bytes = Bytes::gib(64);
 
 /// Why something cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
-    #[error("`{0}` is not a URI that the cluster can read: use http://, https://, s3://bucket/key or file:///path")]
-    Uri(String),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Fetch(Failed),
+    #[error(transparent)]
+    Pin(#[from] PinError),
     #[error("{uri}: {problem}")]
     Unsupported { uri: String, problem: &'static str },
     #[error("nothing at {uri}")]
     NotFound { uri: String },
     #[error("cannot read {uri}: {cause}")]
     Read { uri: String, cause: String },
-    #[error("{uri} is larger than {limit} bytes, the limit for a bundle")]
-    TooLarge { uri: String, limit: u64 },
     #[error("{uri} stands for more than {MAX_OBJECTS} objects")]
     TooMany { uri: String },
     #[error("an input without a URI needs a digest")]
@@ -48,41 +54,81 @@ pub(crate) enum ResolveError {
 #[derive(Debug)]
 pub(crate) struct Resolver {
     cluster: Cluster,
+    sources: Arc<Sources>,
+    role: Role,
+}
+
+impl From<Failed> for ResolveError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Source(e) => Self::Source(e),
+            other => Self::Fetch(other),
+        }
+    }
 }
 
 impl Resolver {
-    pub(crate) fn new(cluster: Cluster) -> Self {
-        Self { cluster }
+    pub(crate) fn new(cluster: Cluster, sources: Arc<Sources>, role: Role) -> Self {
+        Self { cluster, sources, role }
     }
 
     /// A bundle with its digest; what is said to be in the store must be there.
     pub(crate) async fn bundle(&self, bundle: BundleRef) -> Result<BundleRef, ResolveError> {
-        match &bundle.uri {
-            Some(uri) if *bundle.digest.as_bytes() == UNRESOLVED => {
-                let digest = Object::parse(uri)?.digest(MAX_BUNDLE).await?;
-                Ok(BundleRef { digest, uri: bundle.uri })
-            }
-            Some(uri) => {
-                Object::parse(uri)?;
-                Ok(bundle)
-            }
+        let known = Some(bundle.digest).filter(|d| *d.as_bytes() != UNRESOLVED);
+        let Some(uri) = &bundle.uri else {
+            self.stored(bundle.digest).await?;
+            return Ok(bundle);
+        };
+        let (location, pin) = self.place(uri, known)?;
+        match known.or(if let Some(Pin::Blake3(digest)) = pin { Some(digest) } else { None }) {
+            Some(digest) => Ok(BundleRef { digest, uri: Some(named(&location, uri)) }),
             None => {
-                self.stored(bundle.digest).await?;
-                Ok(bundle)
+                // What a tag points to may be another thing for the agents.
+                let location = self.sources.exact(&self.role, &location).await?;
+                let (digest, _) = self.hash(&location, pin, MAX_BUNDLE).await?;
+                Ok(BundleRef { digest, uri: Some(named(&location, uri)) })
             }
         }
     }
 
-    /// An input that names one object, with its length and version.
+    /// An input that names one object, with its length and version; with its digest, where somebody gave one.
     pub(crate) async fn pin(&self, input: Input) -> Result<Input, ResolveError> {
-        match (&input.uri, input.digest) {
-            (Some(uri), _) => {
-                let (length, etag) = Object::parse(uri)?.head().await?;
-                Ok(Input { length, etag, ..input })
+        let Some(uri) = &input.uri else {
+            let digest = input.digest.ok_or(ResolveError::NoDigest)?;
+            return Ok(Input { length: self.stored(digest).await?, ..input });
+        };
+        let (location, pin) = self.place(uri, input.digest)?;
+        let location = self.sources.exact(&self.role, &location).await?;
+        let uri = Some(named(&location, uri));
+        match pin {
+            Some(Pin::Sha256(_)) => {
+                let (digest, length) = self.hash(&location, pin, MAX_INPUT).await?;
+                Ok(Input { uri, digest: Some(digest), length, ..input })
             }
-            (None, Some(digest)) => Ok(Input { length: self.stored(digest).await?, ..input }),
-            (None, None) => Err(ResolveError::NoDigest),
+            Some(Pin::Blake3(_)) | None => {
+                let digest = if let Some(Pin::Blake3(digest)) = pin { Some(digest) } else { input.digest };
+                let (length, etag) = self.sources.head(&self.role, &location).await?;
+                Ok(Input { uri, digest, length, etag, ..input })
+            }
         }
+    }
+
+    /// What a URI means, if the role may fetch from there; with the pin that stands behind it.
+    fn place(&self, uri: &str, digest: Option<Digest>) -> Result<(Location, Option<Pin>), ResolveError> {
+        let (plain, pin) = Pin::split(uri)?;
+        let location = Location::parse(Some(plain), digest)?;
+        self.sources.setup().policy.check(&self.role, &location)?;
+        Ok((location, pin))
+    }
+
+    /// The digest of an object that is what its pin says, and its length.
+    async fn hash(&self, location: &Location, pin: Option<Pin>, limit: Bytes) -> Result<(Digest, u64), ResolveError> {
+        let sha256 = if let Some(Pin::Sha256(sum)) = pin { Some(sum) } else { None };
+        let (role, location) = (self.role.clone(), location.clone());
+        let wanted = Wanted { role, location, digest: None, sha256, length: None, etag: None, limit };
+        let mut hashing = Hashing::default();
+        Transfer { sources: &self.sources, wanted: &wanted }.run(&mut hashing).await?;
+        Ok((hashing.digests().0, hashing.bytes()))
     }
 
     /// Inputs of a map: each object that they stand for, in order, pinned.
@@ -90,7 +136,8 @@ impl Resolver {
         let mut all = Vec::new();
         for input in inputs {
             match &input.uri {
-                Some(uri) => all.extend(listing::expand(uri).await?),
+                Some(uri) if Pin::split(uri)?.1.is_some() || input.digest.is_some() => all.push(self.pin(input).await?),
+                Some(uri) => all.extend(listing::expand((&self.sources, &self.role), uri).await?),
                 None => all.push(self.pin(input).await?),
             }
             if all.len() > MAX_OBJECTS {
@@ -132,10 +179,15 @@ impl Resolver {
     }
 
     fn object(&self, input: &Input) -> Result<Object, ResolveError> {
-        match (&input.uri, input.digest) {
-            (Some(uri), _) => Object::parse(uri),
-            (None, Some(digest)) => Object::parse(&format!("http://{}/v1/bundles/{}", self.cluster.master(), digest.to_hex())),
-            (None, None) => Err(ResolveError::NoDigest),
-        }
+        let location = Location::parse(input.uri.as_deref(), input.digest)?;
+        Ok(Object { sources: self.sources.clone(), role: self.role.clone(), location })
+    }
+}
+
+/// The URI that agents are given: as it was written where that says it all, without its pin.
+fn named(location: &Location, uri: &str) -> String {
+    match location {
+        Location::Oci(_) => location.to_string(),
+        _ => Pin::split(uri).map_or(uri, |(plain, _)| plain).to_owned(),
     }
 }

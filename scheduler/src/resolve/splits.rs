@@ -55,7 +55,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         std::fs::write(&path, text).unwrap();
-        let object = Object::parse(&format!("file://{}", path.display())).unwrap();
+        let location = smalti_fetch::Location::File(path);
+        let object = Object { sources: crate::resolve::object::everything(), role: smalti_types::Role::default(), location };
         let mut from = 0;
         let mut out = Vec::new();
         for end in ends(&object, text.len() as u64, size).await.unwrap() {

@@ -11,11 +11,13 @@ use crate::cluster::Cluster;
 use crate::event_loop::{Full, Handle, Stopping, now};
 use crate::explain::Facts;
 use crate::submit;
+use smalti_fetch::Sources;
 use smalti_proto::v1::jobs_server::Jobs;
 use smalti_proto::v1::{self, ReadReply};
 use smalti_scheduler_core::{Event, Target};
 use smalti_types::{DurationMs, Role};
 use std::pin::Pin;
+use std::sync::Arc;
 use tokio_stream::wrappers::{ReceiverStream, WatchStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -27,6 +29,7 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct JobService {
     handle: Handle,
     cluster: Cluster,
+    sources: Arc<Sources>,
     role: Role,
 }
 
@@ -43,8 +46,8 @@ impl From<Full> for Status {
 }
 
 impl JobService {
-    pub(crate) fn new(handle: Handle, cluster: Cluster, role: Role) -> Self {
-        Self { handle, cluster, role }
+    pub(crate) fn new(handle: Handle, cluster: Cluster, sources: Arc<Sources>, role: Role) -> Self {
+        Self { handle, cluster, sources, role }
     }
 
     /// What a client named, if it exists.
@@ -66,7 +69,7 @@ fn no_job(target: &Target) -> Status {
 #[tonic::async_trait]
 impl Jobs for JobService {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitReply>, Status> {
-        let job = submit::job(request.into_inner(), &self.role, &self.cluster).await?;
+        let job = submit::job(request.into_inner(), &self.role, (&self.cluster, &self.sources)).await?;
         let id = self.handle.submit(job).await??;
         Ok(Response::new(v1::SubmitReply { job: id.to_string() }))
     }

@@ -72,8 +72,36 @@ fn digests_that_do_not_match() -> Result {
     });
     let wrong = "1".repeat(64);
     one_clear_error(&c.smalti(&["run", &format!("{url}#blake3={wrong}")])?, 126, &[&wrong, "blake3:"]);
+    // That is found at submission, where what is not pinned by BLAKE3 is resolved.
+    one_clear_error(&c.smalti(&["run", &format!("{url}?token=hush#sha256={wrong}")])?, 127, &[&wrong, "sha256:"]);
+    one_clear_error(&c.smalti(&["run", &format!("{url}#sha256=zz")])?, 127, &["zz", "64 hexadecimal digits"]);
+    assert_eq!(c.smalti(&["bundle", "inspect", &format!("{url}#sha256={wrong}")])?.code, 127);
+    assert!(c.ok(&["bundle", "inspect", &url])?.contains("module"));
+    for process in std::iter::once(&c.master).chain(&c.scheduler).chain(&c.agents) {
+        assert!(!process.log().contains("hush"), "no log has what may be secret");
+    }
     one_clear_error(&c.smalti(&["run", &format!("blake3:{wrong}")])?, 127, &[&wrong]);
     one_clear_error(&c.smalti(&["run", "blake3:xyz"])?, 127, &["xyz"]);
+    Ok(())
+}
+
+#[test]
+fn places_that_are_none_or_not_for_us() -> Result {
+    let c = one_agent("1")?;
+    for (uri, says) in [
+        ("gopher://h/x.wasm", "gopher"),
+        ("s3://bucket", "s3://bucket/key"),
+        ("oci://registry", "oci://registry/repository"),
+        ("http://169.254.169.254/latest/meta-data/", "metadata"),
+        ("http://[::ffff:10.0.0.1]/x.wasm", "private"),
+        ("file:///etc", "directory"),
+        ("file:///no/such \"file's\" \u{fc}.wasm", "no such file"),
+    ] {
+        one_clear_error(&c.smalti(&["run", uri])?, 127, &[says]);
+    }
+    // The cluster's own services are nobody's origin, on loopback or not.
+    let master = format!("http://{}/v1/bundles/{}", c.address, "1".repeat(64));
+    one_clear_error(&c.smalti(&["run", &master])?, 127, &["service of the cluster"]);
     Ok(())
 }
 

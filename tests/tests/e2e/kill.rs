@@ -69,6 +69,9 @@ fn a_task_that_is_still_being_fetched_can_be_killed() -> Result {
     let job = c.ok(&["submit", &format!("{url}#{}", digest.replace("blake3:", "blake3="))])?;
     let job = job.trim();
     eventually("the task is being fetched", || Ok(state(&c, job)? == "STAGING"))?;
+    // People see what it waits for.
+    eventually("explain says how far it is", || Ok(c.ok(&["explain", job])?.contains(&format!("fetching {url}"))))?;
+    eventually("ps says how far it is", || Ok(c.ok(&["ps"])?.contains("fetching")))?;
     kill_and_check(&c, job, &[])?;
     Ok(())
 }

@@ -65,6 +65,25 @@ fn progress_that_nobody_was_told_comes_with_the_end() {
 }
 
 #[test]
+fn how_far_a_transfer_is_is_told_until_it_is_there() {
+    let fetching = |permille| Event::Fetching { run: crate::Run(1), permille, text: "fetching it".into() };
+    let mut w = World::new(parameters());
+    w.event(launch(1, "a"));
+    w.next();
+    w.event(fetching(250));
+    let update = w.update();
+    assert_eq!((update.state, update.progress), (TaskState::Staging, Some((250, "fetching it".into()))));
+    // What nobody was told by then is of no interest any more, and nobody listens later.
+    w.event(fetching(900));
+    w.event(prepared(1));
+    w.event(fetching(1_000));
+    w.event(Event::Fetching { run: crate::Run(7), permille: 0, text: String::new() });
+    assert!(matches!(w.next(), Message::StartExecutor { .. }));
+    w.after_ms(2_000);
+    w.silent();
+}
+
+#[test]
 fn what_cannot_be_prepared_fails_with_its_reason() {
     for (reason, state) in [(Reason::DigestMismatch, TaskState::Failed), (Reason::LaunchFailed, TaskState::Dropped)] {
         let mut w = World::new(parameters());

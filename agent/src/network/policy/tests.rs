@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use smalti_types::address::{Scope, scope};
 
 fn role(name: &str) -> Role {
     Role::new(name).unwrap()

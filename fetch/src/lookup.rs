@@ -13,7 +13,7 @@ const WITHIN: Duration = Duration::from_secs(10);
 
 /// Why there are no addresses.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Error {
+pub enum Error {
     /// Whoever is asked says that there are none: asking again does not help.
     #[error("there is no such name ({0})")]
     NoSuchName(String),
@@ -26,7 +26,7 @@ pub(super) enum Error {
 ///
 /// # Errors
 /// As [`Error`] says.
-pub(super) async fn look_up(host: &str) -> Result<Vec<IpAddr>, Error> {
+pub async fn look_up(host: &str) -> Result<Vec<IpAddr>, Error> {
     if let Ok(address) = host.parse() {
         return Ok(vec![address]);
     }

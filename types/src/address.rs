@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Kinds of addresses, from harmless to never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Scope {
+pub enum Scope {
     /// Reachable from anywhere.
     Public,
     /// Of somebody's own network.
@@ -24,9 +24,11 @@ pub(crate) enum Scope {
 
 /// A block of addresses: all that share the first `prefix` bits with `first`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Block {
-    pub(crate) first: IpAddr,
-    pub(crate) prefix: u8,
+pub struct Block {
+    /// Its first address.
+    pub first: IpAddr,
+    /// How many bits its addresses share.
+    pub prefix: u8,
 }
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Block {
@@ -80,7 +82,8 @@ const BLOCKS: &[(Block, Scope)] = &[
 
 impl Block {
     /// Whether `address`, which has to be in its own form, is in this block.
-    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
         let (mine, other, width) = match (self.first, address) {
             (IpAddr::V4(mine), IpAddr::V4(other)) => (u128::from(mine.to_bits()), u128::from(other.to_bits()), 32),
             (IpAddr::V6(mine), IpAddr::V6(other)) => (mine.to_bits(), other.to_bits(), 128),
@@ -91,7 +94,8 @@ impl Block {
     }
 
     /// Whether it names one address.
-    pub(crate) const fn is_host(&self) -> bool {
+    #[must_use]
+    pub const fn is_host(&self) -> bool {
         match self.first {
             IpAddr::V4(_) => self.prefix == 32,
             IpAddr::V6(_) => self.prefix == 128,
@@ -99,14 +103,16 @@ impl Block {
     }
 
     /// The kind of all its addresses but those that need a name of their own; `Public` for blocks that hold several kinds.
-    pub(crate) fn scope(&self) -> Scope {
+    #[must_use]
+    pub fn scope(&self) -> Scope {
         let covering = BLOCKS.iter().find(|(block, _)| block.prefix <= self.prefix && block.contains(self.first));
         covering.map_or(Scope::Public, |(_, scope)| *scope)
     }
 }
 
 /// The address that one stands for: IPv4 written as IPv6, through a translator (NAT64) or a tunnel (6to4).
-pub(crate) fn effective(address: IpAddr) -> IpAddr {
+#[must_use]
+pub fn effective(address: IpAddr) -> IpAddr {
     let IpAddr::V6(six) = address else { return address };
     if let Some(four) = six.to_ipv4_mapped() {
         return four.into();
@@ -123,7 +129,8 @@ pub(crate) fn effective(address: IpAddr) -> IpAddr {
 }
 
 /// What an address is, whatever it is written as.
-pub(crate) fn scope(address: IpAddr) -> Scope {
+#[must_use]
+pub fn scope(address: IpAddr) -> Scope {
     let address = effective(address);
     BLOCKS.iter().find(|(block, _)| block.contains(address)).map_or(Scope::Never, |(_, scope)| *scope)
 }

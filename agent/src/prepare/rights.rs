@@ -1,0 +1,97 @@
+//! Which roles may use which bundle of this agent's cache.
+//!
+//! A digest alone opens nothing: a role may use what it has fetched itself, from a place that it may fetch from, whatever others have left in
+//! the cache. Owns a small file beside each bundle with the roles, which goes when the cache needs the room; the right is then shown again by
+//! fetching. Deliberately absent: what a role may fetch (the policy), and the store's own word on its digests.
+
+use super::cache::Cache;
+use smalti_types::{Digest, Role};
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Digests whose roles are kept in memory.
+const MOST: usize = 65_536;
+
+/// The roles by digest.
+pub(crate) struct Rights {
+    dir: PathBuf,
+    known: Mutex<HashMap<Digest, BTreeSet<Role>>>,
+}
+
+impl Rights {
+    pub(crate) fn new(bundles: &Path) -> Self {
+        Self { dir: bundles.to_owned(), known: Mutex::default() }
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.dir.join(format!("{}.roles", digest.to_hex()))
+    }
+
+    /// Whether `role` has shown its right, as far as memory goes: for the hot path.
+    pub(crate) fn has(&self, digest: Digest, role: &Role) -> bool {
+        self.lock().get(&digest).is_some_and(|roles| roles.contains(role))
+    }
+
+    /// The same with a look at the disk.
+    pub(crate) fn recalls(&self, digest: Digest, role: &Role) -> bool {
+        if self.has(digest, role) {
+            return true;
+        }
+        let Ok(text) = std::fs::read_to_string(self.path(digest)) else { return false };
+        let roles = text.lines().filter_map(|line| Role::new(line.strip_prefix('=')?).ok());
+        let mut known = self.lock();
+        let entry = known.entry(digest).or_default();
+        entry.extend(roles);
+        entry.contains(role)
+    }
+
+    /// The role has fetched it.
+    pub(crate) fn grant(&self, digest: Digest, role: &Role, cache: &Cache) {
+        if self.recalls(digest, role) {
+            return;
+        }
+        let text = {
+            let mut known = self.lock();
+            if known.len() >= MOST {
+                known.clear();
+            }
+            let roles = known.entry(digest).or_default();
+            roles.insert(role.clone());
+            // A role may be the empty text: each line has a mark.
+            roles.iter().map(|role| format!("={}\n", role.as_str())).collect::<String>()
+        };
+        let path = self.path(digest);
+        // Without the file the right is shown again after a restart.
+        if super::bundles::write_whole(&path, text.as_bytes()).is_ok() {
+            drop(cache.add(&path, text.len() as u64));
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, BTreeSet<Role>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cache::Dirs;
+    use super::*;
+
+    #[test]
+    fn a_right_is_one_roles_own_and_outlives_the_agent() {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs = Dirs::below(temp.path());
+        for dir in dirs.all() {
+            std::fs::create_dir(dir).unwrap();
+        }
+        let cache = Cache::open(&dirs, 1 << 20).unwrap();
+        let (digest, a, b) = (Digest::of(b"x"), Role::new("a").unwrap(), Role::new("b").unwrap());
+        let rights = Rights::new(&dirs.bundles);
+        rights.grant(digest, &a, &cache);
+        rights.grant(digest, &Role::default(), &cache);
+        assert!(rights.has(digest, &a) && rights.has(digest, &Role::default()) && !rights.recalls(digest, &b));
+        let later = Rights::new(&dirs.bundles);
+        assert!(!later.has(digest, &a) && later.recalls(digest, &a) && later.has(digest, &Role::default()) && !later.recalls(digest, &b));
+    }
+}

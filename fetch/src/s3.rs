@@ -1,0 +1,234 @@
+//! `s3://`: Amazon's, and every server that speaks the same.
+//!
+//! Owns a client a bucket; endpoint, region and credentials are the cluster's, so no address of theirs is checked. The words of failures are
+//! taken out of what the server says, never the whole of it: such answers repeat signatures and key ids.
+
+use crate::clients::CONNECT_TIMEOUT;
+use crate::error::{SourceError, root_cause};
+use crate::hosts::Hosts;
+use crate::location::Location;
+use crate::options::Setup;
+use crate::source::{Ask, Opened, Source, boxed};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::StreamExt;
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::path::Path as Key;
+use object_store::{Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use smalti_types::Role;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Buckets whose clients are kept.
+const MAX_BUCKETS: usize = 64;
+/// Longest part of a server's words in a message.
+const MOST_WORDS: usize = 200;
+/// What a server calls a refusal, whatever status it comes with.
+const REFUSALS: [&str; 12] = [
+    "AccessDenied",
+    "AuthorizationHeaderMalformed",
+    "AuthorizationQueryParametersError",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "NotSignedUp",
+    "PermanentRedirect",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "UnauthorizedAccess",
+];
+
+/// All buckets.
+pub(crate) struct S3 {
+    setup: Arc<Setup>,
+    hosts: Arc<Hosts>,
+    buckets: Mutex<HashMap<String, Arc<AmazonS3>>>,
+}
+
+impl S3 {
+    pub(crate) fn new(setup: Arc<Setup>, hosts: Arc<Hosts>) -> Self {
+        Self { setup, hosts, buckets: Mutex::default() }
+    }
+
+    /// The client of a bucket.
+    pub(crate) fn bucket(&self, bucket: &str, at: &str) -> Result<Arc<AmazonS3>, SourceError> {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = buckets.get(bucket) {
+            return Ok(store.clone());
+        }
+        let store = Arc::new(self.build(bucket).map_err(|e| from_store(at, &e))?);
+        if buckets.len() >= MAX_BUCKETS {
+            buckets.clear();
+        }
+        buckets.insert(bucket.to_owned(), store.clone());
+        Ok(store)
+    }
+
+    fn build(&self, bucket: &str) -> object_store::Result<AmazonS3> {
+        let setup = &self.setup;
+        // An endpoint that is written with http:// is meant so.
+        let plain = setup.s3.iter().any(|(name, value)| name.starts_with("AWS_ENDPOINT") && value.starts_with("http://"));
+        let mut client = ClientOptions::new()
+            .with_allow_http(plain)
+            .with_timeout_disabled()
+            .with_read_timeout(setup.stall)
+            .with_connect_timeout(CONNECT_TIMEOUT);
+        for pem in &setup.ca {
+            for certificate in Certificate::from_pem_bundle(pem)? {
+                client = client.with_root_certificate(certificate);
+            }
+        }
+        if let Some(proxy) = &setup.proxy {
+            client = client.with_proxy_url(proxy);
+            if let Some(except) = &setup.no_proxy {
+                client = client.with_proxy_excludes(except);
+            }
+        }
+        // Tries are counted in one place, which is not here; a few go to where credentials come from.
+        let retry = RetryConfig { max_retries: 1, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() };
+        let mut builder = AmazonS3Builder::new().with_client_options(client);
+        for (name, value) in &setup.s3 {
+            // What is not for S3 is not known here.
+            if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
+                builder = builder.with_config(key, value);
+            }
+        }
+        builder.with_bucket_name(bucket).with_retry(retry).build()
+    }
+
+    fn object(&self, location: &Location) -> Result<(Arc<AmazonS3>, Key, String), SourceError> {
+        let at = location.to_string();
+        let Location::S3 { bucket, key } = location else { return Err(SourceError::permanent(&at, "it is not in a bucket")) };
+        let path = Key::parse(key).map_err(|e| SourceError::Uri { uri: at.clone(), why: format!("the key is not usable: {e}") })?;
+        Ok((self.bucket(bucket, &at)?, path, at))
+    }
+
+    fn host(location: &Location) -> String {
+        match location {
+            Location::S3 { bucket, .. } => format!("s3://{bucket}"),
+            other => other.to_string(),
+        }
+    }
+}
+
+impl Source for S3 {
+    fn open<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Opened, SourceError>> {
+        boxed(async move {
+            let (store, path, at) = self.object(ask.location)?;
+            let place = self.hosts.place(&Self::host(ask.location)).await;
+            let request = ask.have.request(ask.digest_is_known);
+            let goes_on = request.from() > 0;
+            let options = GetOptions {
+                if_match: ask.version.map(str::to_owned).or_else(|| ask.have.etag.clone().filter(|_| goes_on)),
+                range: goes_on.then_some(GetRange::Offset(request.from())),
+                ..GetOptions::default()
+            };
+            let result = store.get_opts(&path, options).await.map_err(|e| match (from_store(&at, &e), ask.version) {
+                // Not what was promised, but what we have the beginning of.
+                (SourceError::Changed { at, why }, None) => SourceError::Discontinued { at, why },
+                (other, _) => other,
+            })?;
+            let (from, total, etag) = (result.range.start, result.meta.size, result.meta.e_tag.clone());
+            let stream = result.into_stream().map(move |chunk| {
+                let _place = &place;
+                chunk.map_err(|e| from_store(&at, &e))
+            });
+            let stream = stream.boxed();
+            Ok(Opened { stream, from, total: Some(total), etag, name: None, sha256: None })
+        })
+    }
+
+    fn head<'a>(&'a self, _: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>> {
+        boxed(async move {
+            let (store, path, at) = self.object(location)?;
+            let meta = store.head(&path).await.map_err(|e| from_store(&at, &e))?;
+            Ok((meta.size, meta.e_tag))
+        })
+    }
+
+    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+        boxed(async move {
+            let (store, path, at) = self.object(location)?;
+            store.get_range(&path, range).await.map_err(|e| from_store(&at, &e))
+        })
+    }
+}
+
+/// What a server of S3 says, without what it repeats of the request.
+fn words(text: &str) -> String {
+    let between = |tag: &str| {
+        let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+        Some(rest.split_once(&format!("</{tag}>"))?.0.trim().to_owned())
+    };
+    let cut = |text: &str| text.chars().take(MOST_WORDS).collect::<String>();
+    match (between("Code"), between("Message")) {
+        (Some(code), Some(message)) if !message.is_empty() => cut(&format!("{code}: {message}")),
+        (Some(code), _) => cut(&code),
+        // A status, or words of a library; whatever follows a status is a server's page.
+        (None, _) => match text.split_once("status code: ") {
+            Some((_, status)) => cut(&format!("the server says {}", status.split(": ").next().unwrap_or_default())),
+            None => cut(text),
+        },
+    }
+}
+
+/// The status in the words of the client.
+fn status(text: &str) -> Option<u16> {
+    text.split_once("status code: ")?.1.get(..3)?.parse().ok()
+}
+
+/// What a failure of a bucket's client means.
+#[must_use]
+pub fn from_store(at: &str, error: &object_store::Error) -> SourceError {
+    use object_store::Error as E;
+    let cause = root_cause(error);
+    let (at, why) = (at.to_owned(), words(&cause));
+    if REFUSALS.iter().any(|code| why == *code || why.starts_with(&format!("{code}: "))) {
+        return SourceError::Refused { at, why };
+    }
+    match error {
+        E::NotFound { .. } => SourceError::NotFound { at, why },
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => SourceError::Refused { at, why },
+        E::Precondition { .. } | E::NotModified { .. } => SourceError::Changed { at, why },
+        // Without a status it is a connection that broke, or could not be made.
+        E::Generic { .. } => match status(&cause).map(crate::retry::meaning) {
+            None | Some(crate::retry::Meaning::Transient) => SourceError::Transient { at, why, wait: None },
+            Some(_) => SourceError::Permanent { at, why },
+        },
+        _ => SourceError::Permanent { at, why },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generic(text: &str) -> SourceError {
+        from_store("s3://b/k", &object_store::Error::Generic { store: "S3", source: text.to_owned().into() })
+    }
+
+    #[test]
+    fn a_servers_words_are_told_without_what_it_repeats() {
+        let said = "Server returned non-2xx status code: 403 Forbidden: <?xml?><Error><Code>SignatureDoesNotMatch</Code><Message>No.</Message>\
+                    <AWSAccessKeyId>AKIAHUSH</AWSAccessKeyId><StringToSign>hush</StringToSign></Error>";
+        assert_eq!(words(said), "SignatureDoesNotMatch: No.");
+        assert_eq!(words("Server returned non-2xx status code: 404 Not Found: <html>hush"), "the server says 404 Not Found");
+        assert_eq!(words("connection refused"), "connection refused");
+    }
+
+    #[test]
+    fn what_may_pass_is_told_from_what_stays() {
+        let with = |status: &str, code: &str| {
+            generic(&format!("Server returned non-2xx status code: {status}: <Error><Code>{code}</Code></Error>"))
+        };
+        assert!(matches!(with("400 Bad Request", "ExpiredToken"), SourceError::Refused { .. }));
+        assert!(matches!(with("400 Bad Request", "InvalidRequest"), SourceError::Permanent { .. }));
+        assert!(matches!(with("301 Moved", "PermanentRedirect"), SourceError::Refused { .. }));
+        assert!(matches!(with("503 Slow Down", "SlowDown"), SourceError::Transient { .. }));
+        assert!(matches!(with("500 Internal", "InternalError"), SourceError::Transient { .. }));
+        assert!(matches!(generic("connection refused"), SourceError::Transient { .. }));
+    }
+}

@@ -1,0 +1,65 @@
+//! The cluster's own store, at the master.
+//!
+//! The master is named by address, never behind a proxy, and what it sends is checked against the digest like everything else.
+
+use crate::error::SourceError;
+use crate::http::{Http, from_reqwest, text, usable};
+use crate::location::Location;
+use crate::source::{Ask, Opened, Source, boxed, collect};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use reqwest::header::{CONTENT_LENGTH, RANGE};
+use smalti_types::{Digest, Role};
+use std::ops::Range;
+
+/// The master's store.
+pub(crate) struct Store {
+    pub(crate) http: Http,
+    pub(crate) client: reqwest::Client,
+    pub(crate) master: String,
+}
+
+impl Store {
+    fn url(&self, location: &Location) -> Result<(String, String), SourceError> {
+        match location {
+            Location::Store(digest) => Ok((self.of(digest), format!("{location} ({})", self.of(digest)))),
+            other => Err(SourceError::permanent(&other.to_string(), "it is not in the cluster's store")),
+        }
+    }
+
+    fn of(&self, digest: &Digest) -> String {
+        format!("http://{}/v1/bundles/{}", self.master, digest.to_hex())
+    }
+}
+
+impl Source for Store {
+    fn open<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Opened, SourceError>> {
+        boxed(async move {
+            let (url, at) = self.url(ask.location)?;
+            self.http.open_with(&self.client, &url, &ask, at).await
+        })
+    }
+
+    fn head<'a>(&'a self, _: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>> {
+        boxed(async move {
+            let (url, at) = self.url(location)?;
+            let response = usable(self.client.head(url).send().await.map_err(|e| from_reqwest(&at, &e))?, &at)?;
+            let length = text(response.headers(), &CONTENT_LENGTH).and_then(|l| l.parse().ok());
+            Ok((length.ok_or_else(|| SourceError::permanent(&at, "the master does not say how long it is"))?, None))
+        })
+    }
+
+    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+        boxed(async move {
+            let (url, at) = self.url(location)?;
+            let most = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+            if most == 0 {
+                return Ok(Bytes::new());
+            }
+            let request = self.client.get(url).header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+            let response = usable(request.send().await.map_err(|e| from_reqwest(&at, &e))?, &at)?;
+            let skip = if response.status().as_u16() == 206 { 0 } else { range.start };
+            collect(crate::http::stream(response, None, at.clone()), (skip, most), &at).await
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! A server of S3 that checks signatures, in this process.
+
+use super::*;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use smalti_fetch::range::Have;
+use smalti_fetch::{Ask, SourceError};
+
+/// Keys that somebody has to encode.
+const KEYS: [&str; 6] = ["plain.wasm", "dir/with space.wasm", "dir/it's \"quoted\".wasm", "ümlaut/文.wasm", "a+b&c=d;e.wasm", "q?x#y.wasm"];
+const SECRET: &str = "wJalrXUtnFEMI";
+
+struct S3 {
+    address: String,
+    root: tempfile::TempDir,
+}
+
+impl S3 {
+    async fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("bucket")).unwrap();
+        let service = {
+            let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(root.path()).unwrap());
+            builder.set_auth(SimpleAuth::from_single("AKIATEST", SECRET));
+            builder.build()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service.clone();
+                tokio::spawn(async move {
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, root }
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) {
+        let path = self.root.path().join("bucket").join(key);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    /// Its operator's settings, with these changes.
+    fn setup(&self, changes: &[(&str, &str)]) -> Setup {
+        let endpoint = format!("http://{}", self.address);
+        let all = [
+            ("AWS_ENDPOINT_URL", endpoint.as_str()),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "AKIATEST"),
+            ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ];
+        let s3 = all.iter().filter(|(n, _)| changes.iter().all(|(c, _)| c != n)).chain(changes);
+        // No address needs to be listed: the endpoint is the operator's own word.
+        Setup { s3: s3.map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(), policy: smalti_fetch::Policy::default(), ..setup("x:1") }
+    }
+}
+
+#[tokio::test]
+async fn objects_of_any_name_are_read_with_a_signature() {
+    let s3 = S3::start().await;
+    for (n, key) in KEYS.iter().enumerate() {
+        let bytes = format!("content {n}").into_bytes();
+        s3.put(key, &bytes);
+        let place = wanted(&format!("s3://bucket/{key}"));
+        let (digest, facts) = fetch_with(s3.setup(&[]), &place).await.unwrap_or_else(|e| panic!("{key}: {e}"));
+        assert_eq!((digest, facts.total), (Digest::of(&bytes), Some(bytes.len() as u64)), "{key}");
+        let sources = Sources::new(s3.setup(&[])).unwrap();
+        let role = Role::default();
+        assert_eq!(sources.head(&role, &place.location).await.unwrap().0, bytes.len() as u64);
+        assert_eq!(sources.range(&role, &place.location, 2..5).await.unwrap(), &bytes[2..5]);
+        let have = Have { bytes: 4, etag: None, total: None };
+        let ask = Ask { role: &role, location: &place.location, have: &have, version: None, digest_is_known: true };
+        let opened = sources.open(ask).await.unwrap();
+        assert_eq!((opened.from, opened.total), (4, Some(bytes.len() as u64)));
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_refuses_is_told_once_and_without_secrets() {
+    let s3 = S3::start().await;
+    s3.put("x", b"content");
+    type Changes = &'static [(&'static str, &'static str)];
+    let cases: [(&str, Changes, &str); 5] = [
+        ("s3://bucket/x", &[("AWS_SECRET_ACCESS_KEY", "wrong-hush")], "SignatureDoesNotMatch"),
+        ("s3://bucket/x", &[("AWS_ACCESS_KEY_ID", "AKIAHUSH")], "refused"),
+        ("s3://bucket/x", &[("AWS_SKIP_SIGNATURE", "true")], "AccessDenied"),
+        ("s3://bucket/none", &[], "there is no s3://bucket/none"),
+        ("s3://nothing/x", &[], "there is no s3://nothing/x"),
+    ];
+    for (uri, changes, says) in cases {
+        let said = fetch_with(s3.setup(changes), &wanted(uri)).await.expect_err(says);
+        assert!(said.to_string().contains(says), "{said}");
+        assert!(matches!(said, Failed::Source(SourceError::Refused { .. } | SourceError::NotFound { .. })), "nobody tries again: {said:?}");
+        for secret in ["hush", "HUSH", SECRET, "Signature="] {
+            assert!(!format!("{said:?}").contains(secret), "{said:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn buckets_and_prefixes_are_a_roles_own() {
+    let s3 = S3::start().await;
+    s3.put("team-a/x", b"a");
+    s3.put("team-b/x", b"b");
+    let mut setup = s3.setup(&[]);
+    setup.policy = "[role.\"a\"]\nallow = [\"s3://bucket/team-a/\"]\n[role.\"b\"]\nallow = [\"s3://bucket/team-b/\"]\n".parse().unwrap();
+    for (role, key, may) in [("a", "team-a/x", true), ("a", "team-b/x", false), ("b", "team-b/x", true), ("b", "team-a/../team-b/x", false)]
+    {
+        let asked = Wanted { role: Role::new(role).unwrap(), ..wanted(&format!("s3://bucket/{key}")) };
+        assert_eq!(fetch_with(setup.clone(), &asked).await.is_ok(), may, "{role} {key}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_changed_is_not_what_was_pinned() {
+    let s3 = S3::start().await;
+    s3.put("x", b"content");
+    let sources = Sources::new(s3.setup(&[])).unwrap();
+    let place = wanted("s3://bucket/x");
+    let (length, etag) = sources.head(&Role::default(), &place.location).await.unwrap();
+    let pinned = Wanted { length: Some(length), etag, ..place };
+    assert!(fetch_with(s3.setup(&[]), &pinned).await.is_ok());
+    s3.put("x", b"another content");
+    let said = fetch_with(s3.setup(&[]), &pinned).await.unwrap_err().to_string();
+    assert!(said.contains("changed since the task was submitted"), "{said}");
+}
