@@ -159,11 +159,19 @@ impl World {
     }
 
     async fn update(&mut self) -> StatusUpdate {
+        let until = tokio::time::Instant::now() + LIMIT;
         loop {
-            if let Seen::Update(update) = self.next().await {
-                self.command(AgentCommand::Acknowledge(update.key.clone())).await;
-                return *update;
+            match self.next().await {
+                Seen::Update(update) => {
+                    self.command(AgentCommand::Acknowledge(update.key.clone())).await;
+                    return *update;
+                }
+                // It has lost this master for a moment, and says again what was not acknowledged.
+                Seen::Connected(to, _) => self.to = to,
+                _ => {}
             }
+            // It beats on, whatever else it does.
+            assert!(tokio::time::Instant::now() < until, "no update in time");
         }
     }
 
@@ -188,12 +196,22 @@ impl World {
         self.reads += 1;
         let read = v1::SandboxRead { task: Some(key(name).into()), agent: String::new(), what: Some(what) };
         let message = master_to_agent::Message::Read(v1::ReadRequest { read_id: self.reads, read: Some(read) });
-        self.to.send(Ok(v1::MasterToAgent { message: Some(message) })).await.unwrap();
+        self.to.send(Ok(v1::MasterToAgent { message: Some(message.clone()) })).await.unwrap();
+        let until = tokio::time::Instant::now() + LIMIT;
         loop {
-            if let Seen::Read(id, data, error) = self.next().await {
-                assert_eq!(id, self.reads);
-                return error.map_or(Ok(data), Err);
+            match self.next().await {
+                Seen::Read(id, data, error) => {
+                    assert_eq!(id, self.reads);
+                    return error.map_or(Ok(data), Err);
+                }
+                // What was asked on a connection that is gone, nobody answers.
+                Seen::Connected(to, _) => {
+                    self.to = to;
+                    self.to.send(Ok(v1::MasterToAgent { message: Some(message.clone()) })).await.unwrap();
+                }
+                _ => {}
             }
+            assert!(tokio::time::Instant::now() < until, "no answer in time");
         }
     }
 
