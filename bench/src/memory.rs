@@ -9,7 +9,7 @@ use smalti_tests::{AgentConfig, Cluster, Config};
 use smalti_types::{Bytes, DurationMs, Filters, Launch, MilliCpus, Operation, Resources, TaskId, TaskSpec, TaskState};
 use std::time::{Duration, Instant};
 
-/// Bytes in a page of `/proc/PID/statm` are the machine's; what the kernel prints in kB is not.
+/// Bytes of memory that are a process's own, and its part of what it shares.
 fn resident(pid: u32) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).with_context(|| format!("reading the memory of {pid}"))?;
     let kib = |key: &str| {
@@ -28,7 +28,7 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(ticks / 100.0)
 }
 
-/// The executors' workers of a cluster: children of the supervisors whose directories are in it. Nobody's children are those themselves.
+/// The executors' workers of a cluster: children of the supervisors whose directories are in it. Supervisors are nobody's children, so that they outlive agents.
 fn workers(cluster: &Cluster) -> Vec<u32> {
     let dir = cluster.dir().display().to_string();
     let is_supervisor = |pid: &u32| {

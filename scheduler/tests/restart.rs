@@ -6,7 +6,6 @@ mod fake_master;
 use fake_master::FakeMaster;
 use smalti_proto::v1::jobs_client::JobsClient;
 use smalti_proto::v1::{self, map_job, submit_request};
-use smalti_scheduler::Options;
 use smalti_types::protocol::{FrameworkEvent, REMOVED_FRAMEWORK};
 use smalti_types::{AgentId, ArrayDelta, Digest, FrameworkId, ItemSet, Reason, StatusUpdate, TaskId, TaskKey, TaskState, Time};
 use std::time::Duration;
@@ -38,13 +37,7 @@ async fn until(mut condition: impl FnMut() -> bool) {
 impl Life {
     async fn begin(master: &str, fake: &FakeMaster, dir: &std::path::Path) -> Self {
         let before = fake.state.lock().unwrap().announced.len();
-        let options = Options {
-            master: master.into(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            data_dir: dir.into(),
-            file_root: vec!["/".into()],
-            ..Options::default()
-        };
+        let options = fake_master::options(master, dir);
         let (stop, stopped) = oneshot::channel::<()>();
         let ended = tokio::spawn(smalti_scheduler::run(options, async move {
             let _ = stopped.await;

@@ -24,13 +24,7 @@ impl Running {
     /// Waits until it has subscribed: by then it listens.
     async fn start(master: &str, fake: &FakeMaster, dir: &std::path::Path) -> Self {
         let before = fake.state.lock().unwrap().announced.len();
-        let options = Options {
-            master: master.into(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            data_dir: dir.into(),
-            file_root: vec!["/".into()],
-            ..Options::default()
-        };
+        let options = fake_master::options(master, dir);
         let (stop, stopped) = oneshot::channel::<()>();
         let ended = tokio::spawn(smalti_scheduler::run(options, async move {
             let _ = stopped.await;

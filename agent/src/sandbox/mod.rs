@@ -2,7 +2,7 @@
 //!
 //! Owns `sandboxes/<framework>/` below the data directory: segments with the outputs of single tasks (`segments`), a directory
 //! `<task>.<attempt>/` for each array part with its slots' files, and such a directory for what is laid out for a guest. Executors get
-//! files as descriptors and never see a path. What has ended is kept up to a budget, the oldest goes first (`collect`). Whoever reads
+//! files as descriptors and never see a path. What has ended is kept up to a budget (`collect`). Whoever reads
 //! opens beneath the directory without following links.
 //! Deliberately absent: what the files mean (see `outputs`).
 

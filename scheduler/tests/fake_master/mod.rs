@@ -12,6 +12,17 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
+/// A scheduler of this master that listens on a free port and may read every file.
+pub(crate) fn options(master: &str, dir: &std::path::Path) -> smalti_scheduler::Options {
+    smalti_scheduler::Options {
+        master: master.into(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        data_dir: dir.into(),
+        file_root: vec!["/".into()],
+        ..smalti_scheduler::Options::default()
+    }
+}
+
 type Stream<T> = ReceiverStream<Result<T, Status>>;
 
 /// What tests look at and set.
