@@ -46,7 +46,13 @@ impl World {
     }
 
     fn spec(&self) -> ExecutorSpec {
-        ExecutorSpec { id: ExecutorId::new("e1").unwrap(), kind: ExecutorKind::Shared, slots: 3, max_memory: Bytes::mib(512) }
+        ExecutorSpec {
+            id: ExecutorId::new("e1").unwrap(),
+            kind: ExecutorKind::Shared,
+            slots: 3,
+            max_memory: Bytes::mib(512),
+            memory: Bytes::mib(512),
+        }
     }
 
     /// Groups are removed behind the exit: waits until the agent's own can be.
