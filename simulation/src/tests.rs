@@ -70,8 +70,9 @@ fn seeds_that_failed_once_do_not_fail_again() {
     // 592, 2995, 3295, 3692: a part of an agent that was lost before its master had heard of the part waited for ever. 821, 9292: so did
     // one that was closed, when that was lost with a restart of its framework. 9995: so did one that came back after its end, when the
     // master's word on it was lost. 787, 7719: two attempts of an exclusive task at once, after a restart of the master.
-    // 16233: a dead scheduler's subscription was heard after that of its next life.
-    for seed in [1, 4, 7, 12, 19, 354, 592, 681, 787, 821, 1325, 2995, 3295, 3692, 7719, 9292, 9995, 16_233] {
+    // 16233: a dead scheduler's subscription was heard after that of its next life. 24611, 49505: ready executors that nobody wanted any more
+    // were all that may be alive, and tasks with ports waited for ever.
+    for seed in [1, 4, 7, 12, 19, 354, 592, 681, 787, 821, 1325, 2995, 3295, 3692, 7719, 9292, 9995, 16_233, 24_611, 49_505] {
         run(Seed(seed), &Config::default()).unwrap_or_else(|failure| panic!("{failure}"));
     }
 }

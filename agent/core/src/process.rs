@@ -329,13 +329,32 @@ impl Agent {
             return;
         }
         while self.pool.starting_once() < self.parameters.most_starting as usize
-            && self.pool.count(true) < self.parameters.most_processes as usize
             && let Some(next) = self.next_start()
         {
+            if self.pool.count(true) >= self.parameters.most_processes as usize {
+                if matches!(next, Next::Networked(_)) {
+                    self.end_a_ready_one(now, out);
+                }
+                return;
+            }
             match next {
                 Next::Networked(run) => self.start_networked(now, run, out),
                 Next::Pooled => self.start_process(Executor::new(ExecutorKind::Pooled, None, 1, 0, now), None, out),
             }
+        }
+    }
+
+    /// Ready executors that nobody waits for may be all that may be alive: whoever they were started for has gone. One of them ends, so
+    /// that one of another kind can be started.
+    fn end_a_ready_one(&mut self, now: Time, out: &mut Out) {
+        let waiting: usize = self.processes.pooled.iter().filter_map(|run| self.tasks.get(run)).map(wants).sum();
+        let ready = self.pool.count_fresh(ExecutorKind::Pooled);
+        let soon = self.pool.executors.values().any(|e| e.kind.is_used_once() && matches!(e.phase, ExecutorPhase::Stopping(_)));
+        if ready > waiting
+            && !soon
+            && let Some(id) = self.pool.fresh(ExecutorKind::Pooled, None)
+        {
+            self.discard(now, &id, out);
         }
     }
 

@@ -396,6 +396,36 @@ fn a_task_with_ports_gets_an_executor_that_is_started_for_it() {
 }
 
 #[test]
+fn ready_executors_that_nobody_wants_any_more_make_room_for_one_with_ports() {
+    let total = Resources { ports: "31000-31009".parse().unwrap(), ..parameters().total };
+    let mut w = World::new(Parameters { total, most_processes: 2, ..no_pool() });
+    for (run, name) in [(1, "a"), (2, "b")] {
+        w.launched_own(1, name, run);
+        w.starts(number(run), ExecutorKind::Pooled);
+    }
+    for name in ["a", "b"] {
+        w.event(kill(1, name));
+        w.ended(1, name);
+        w.update();
+    }
+    w.event(up(1));
+    w.event(up(2));
+    w.silent();
+    let wanted = Resources { ports: "31001".parse().unwrap(), ..Resources::new(MilliCpus(1_000), Bytes::mib(1)) };
+    w.event(launch_with(1, "server", wanted, spec()));
+    w.next();
+    w.event(prepared(3));
+    w.discarded(1);
+    // One is enough.
+    w.event(Event::Tick);
+    w.silent();
+    w.event(exited(1, "killed by signal 9"));
+    w.starts(3, ExecutorKind::Networked);
+    w.event(up(3));
+    w.bound(3, 1, "server", 3);
+}
+
+#[test]
 fn ports_that_other_programs_have_are_named_in_the_status() {
     let total = Resources { ports: "31000-31009".parse().unwrap(), ..parameters().total };
     let mut w = World::new(Parameters { total, ..no_pool() });
