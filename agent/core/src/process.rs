@@ -30,6 +30,10 @@ const PAUSE: DurationMs = DurationMs(2_000);
 /// How long after the queues were served in vain they are served again, where only time is missing. A tick comes later.
 const AGAIN: DurationMs = DurationMs(5);
 
+/// The pool is filled again when the task that took an executor has ended, or after this long: what starts beside a short task slows it
+/// down. Not if that was the last one.
+const AFTER_BIND: DurationMs = DurationMs(10);
+
 /// So much of a share may be used ahead, as with the kernel's quota: one period.
 const PERIOD_US: u64 = 100_000;
 /// So much may be started ahead: some tasks may come together.
@@ -64,6 +68,8 @@ pub(crate) struct Processes {
     warm: bool,
     /// Nothing is started before this.
     not_before: Time,
+    /// What was given to a task last, if that has not ended, and until when the pool waits for that.
+    lately: Option<(ExecutorId, Time)>,
     /// Whether something has changed since the queues were served.
     touched: bool,
     /// From when on they are served again even if nothing has.
@@ -88,6 +94,7 @@ impl Processes {
             start_ns: START_NS,
             warm,
             not_before: Time(0),
+            lately: None,
             touched: warm,
             again: None,
         }
@@ -154,6 +161,7 @@ impl Agent {
         self.discard_unwanted(now, out);
         self.start_missing(now, out);
         self.pay_debts(now);
+        self.processes.again = self.processes.lately.as_ref().map(|(_, until)| *until).filter(|until| now < *until);
         if self.processes.shares.holds_anybody_back() || self.processes.starts.holds_anybody_back() {
             self.processes.again = Some(now.after(AGAIN));
         }
@@ -297,6 +305,7 @@ impl Agent {
         executor.used = true;
         executor.framework = Some(task.key.framework.clone());
         let slots = executor.reserve(run, 1);
+        self.processes.lately = Some((id.clone(), now.after(AFTER_BIND)));
         self.pool.touched.insert(id.clone());
         self.dirty.insert(run);
         if !is_part {
@@ -329,7 +338,7 @@ impl Agent {
             return;
         }
         while self.pool.starting_once() < self.parameters.most_starting as usize
-            && let Some(next) = self.next_start()
+            && let Some(next) = self.next_start(now)
         {
             if self.pool.count(true) >= self.parameters.most_processes as usize {
                 if matches!(next, Next::Networked(_)) {
@@ -359,7 +368,7 @@ impl Agent {
     }
 
     /// What is missing most: for whoever's turn it is, and for the pool before those who had more than others.
-    fn next_start(&self) -> Option<Next> {
+    fn next_start(&self, now: Time) -> Option<Next> {
         let (held, turns) = (self.held_processes(), &self.processes.turns);
         // Ready executors are not to pile up for those who may not have them yet.
         let room = |framework| if self.starts_hold_back(framework) { 0 } else { self.room_of_one(&held, framework) };
@@ -375,12 +384,17 @@ impl Agent {
         }
         wanted.iter_mut().for_each(|(framework, n)| *n = (*n).min(room(framework)));
         let waiting: usize = wanted.values().sum();
-        let kept = if self.processes.warm { self.parameters.pool as usize } else { 0 };
+        let kept = if self.processes.warm && !self.refill_waits(now) { self.parameters.pool as usize } else { 0 };
         let coming = self.pool.coming(ExecutorKind::Pooled, None);
         let first = wanted.iter().filter(|(_, n)| **n > 0).map(|(framework, _)| turns.of(framework)).min();
         let turn = first.filter(|_| waiting > coming).unwrap_or_else(|| turns.of_nobody());
         let pooled = (waiting.saturating_add(kept) > coming).then_some((turn, Next::Pooled));
         networked.chain(pooled).min_by_key(|(turn, _)| *turn).map(|(_, next)| next)
+    }
+
+    /// Whether there is a ready one still, and a task that has just begun is not to be disturbed.
+    fn refill_waits(&self, now: Time) -> bool {
+        self.processes.lately.as_ref().is_some_and(|(_, until)| now < *until) && self.pool.count_fresh(ExecutorKind::Pooled) > 0
     }
 
     fn start_networked(&mut self, now: Time, run: Run, out: &mut Out) {
@@ -424,6 +438,7 @@ impl Agent {
     /// Ends an executor that is used, or that nobody wants. Its slot is nobody's from now on.
     pub(crate) fn discard(&mut self, now: Time, id: &ExecutorId, out: &mut Out) {
         let Some(executor) = self.pool.executors.get_mut(id).filter(|e| e.kind.is_used_once()) else { return };
+        self.processes.lately.take_if(|(of, _)| of == id);
         executor.used = true;
         let memory = executor.tasks_memory;
         executor.release(&[0], memory, now);
