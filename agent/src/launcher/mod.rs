@@ -64,6 +64,8 @@ pub struct Options {
     pub executors_dir: PathBuf,
     /// The agent's control groups.
     pub cgroups: Cgroups,
+    /// Longest file that an executor may make: the size of the file system that its tasks' outputs lie on. `None`: no limit of its own.
+    pub max_file_bytes: Option<u64>,
     /// An executor without an agent ends itself after this long.
     pub recovery_timeout: Duration,
     /// From the spawn to Hello: then it is killed and the start has failed.
@@ -84,6 +86,7 @@ impl Options {
     pub fn new(executor_path: PathBuf, executors_dir: PathBuf, cgroups: Cgroups) -> Self {
         Self {
             executor_path,
+            max_file_bytes: executors_dir.parent().and_then(room),
             executors_dir,
             cgroups,
             recovery_timeout: Duration::from_secs(15 * 60),
@@ -94,6 +97,11 @@ impl Options {
             probe: None,
         }
     }
+}
+
+/// Bytes of the file system that a directory lies on.
+pub(crate) fn room(directory: &Path) -> Option<u64> {
+    rustix::fs::statvfs(directory).ok().map(|s| s.f_blocks.saturating_mul(s.f_frsize))
 }
 
 /// One executor to start.

@@ -94,6 +94,9 @@ fn arguments(
         all.extend(["--uid".into(), user.number.to_string().into()]);
         all.extend(["--max-threads".into(), max_threads(spec.slots).to_string().into()]);
     }
+    if let Some(bytes) = options.max_file_bytes {
+        all.extend(["--max-file-bytes".into(), bytes.to_string().into()]);
+    }
     if !options.namespaces {
         all.push("--no-namespaces".into());
     }

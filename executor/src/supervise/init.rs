@@ -61,7 +61,7 @@ fn start(args: &Supervisor) -> Result<Supervised, Error> {
     blocked.thread_block().map_err(step("blocking signals"))?;
     umask(Mode::from_bits_truncate(0o077));
     let mut warnings = Vec::new();
-    rlimits::set(Limits { threads: args.max_threads, file_bytes: room(&args.directory) }, &mut warnings);
+    rlimits::set(Limits { threads: args.max_threads, file_bytes: args.max_file_bytes }, &mut warnings);
 
     let record = ExitRecord::create(&args.directory).map_err(step(format!("making the exit record in {}", args.directory.display())))?;
     let listener = bind(args)?;
@@ -91,11 +91,6 @@ fn start(args: &Supervisor) -> Result<Supervised, Error> {
     println!("{LISTENING}");
     std::io::stdout().flush().map_err(step("telling the launcher"))?;
     Ok(Supervised { worker, line, record, own_mounts })
-}
-
-/// Bytes of the file system that the executor's directory lies on.
-fn room(directory: &Path) -> Option<u64> {
-    rustix::fs::statvfs(directory).ok().map(|s| s.f_blocks.saturating_mul(s.f_frsize))
 }
 
 /// The worker's socket. A unix socket's address holds 108 bytes and a data directory may be longer: so from inside it.
