@@ -29,6 +29,8 @@ const LINK_QUEUE: usize = 8_192;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What one executor may have said that the event loop has not looked at yet: in units of a message and of a KiB.
 const CREDIT: u32 = 4_096;
+/// How long an executor that is discarded lives on, with nothing to do.
+const DISCARD_AFTER: Duration = Duration::from_millis(2);
 /// How long an executor may live after it closed its connection.
 const END_AFTER_CLOSE: Duration = Duration::from_secs(5);
 
@@ -249,10 +251,15 @@ impl Executors {
         }
     }
 
-    /// Ends one that has had its only task, or that nobody needs.
+    /// Ends one that has had its only task, or that nobody needs: in a moment, since a process that ends keeps the machine busy, and what
+    /// came of its task is on its way.
     pub(crate) fn discard(&self, id: &ExecutorId) {
         if let Some(executor) = self.up.get(id) {
-            executor.process.kill();
+            let process = executor.process.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(DISCARD_AFTER).await;
+                process.kill();
+            });
         }
     }
 

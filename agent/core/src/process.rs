@@ -30,8 +30,8 @@ const PAUSE: DurationMs = DurationMs(2_000);
 /// How long after the queues were served in vain they are served again, where only time is missing. A tick comes later.
 const AGAIN: DurationMs = DurationMs(5);
 
-/// The pool is filled again when the task that took an executor has ended, or after this long: what starts beside a short task slows it
-/// down. Not if that was the last one.
+/// The pool is filled again when the executor that a task took has ended, or after this long: what starts beside a short task, or beside
+/// the news of its end, slows that down. Not if that was the last one.
 const AFTER_BIND: DurationMs = DurationMs(10);
 
 /// So much of a share may be used ahead, as with the kernel's quota: one period.
@@ -68,7 +68,7 @@ pub(crate) struct Processes {
     warm: bool,
     /// Nothing is started before this.
     not_before: Time,
-    /// What was given to a task last, if that has not ended, and until when the pool waits for that.
+    /// What was given to a task last, and until when the pool waits for its end.
     lately: Option<(ExecutorId, Time)>,
     /// Whether something has changed since the queues were served.
     touched: bool,
@@ -394,7 +394,8 @@ impl Agent {
 
     /// Whether there is a ready one still, and a task that has just begun is not to be disturbed.
     fn refill_waits(&self, now: Time) -> bool {
-        self.processes.lately.as_ref().is_some_and(|(_, until)| now < *until) && self.pool.count_fresh(ExecutorKind::Pooled) > 0
+        let lives = |(of, until): &(ExecutorId, Time)| now < *until && self.pool.executors.contains_key(of);
+        self.processes.lately.as_ref().is_some_and(lives) && self.pool.count_fresh(ExecutorKind::Pooled) > 0
     }
 
     fn start_networked(&mut self, now: Time, run: Run, out: &mut Out) {
@@ -438,7 +439,6 @@ impl Agent {
     /// Ends an executor that is used, or that nobody wants. Its slot is nobody's from now on.
     pub(crate) fn discard(&mut self, now: Time, id: &ExecutorId, out: &mut Out) {
         let Some(executor) = self.pool.executors.get_mut(id).filter(|e| e.kind.is_used_once()) else { return };
-        self.processes.lately.take_if(|(of, _)| of == id);
         executor.used = true;
         let memory = executor.tasks_memory;
         executor.release(&[0], memory, now);

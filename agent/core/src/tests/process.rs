@@ -72,14 +72,15 @@ fn an_executor_is_ready_before_its_task_and_ends_with_it() {
     w.event(outcome(1, 1, Some(0), None));
     w.discarded(1);
     w.ended(1, "a");
-    w.starts(3, ExecutorKind::Pooled);
     assert_eq!(w.update().state, TaskState::Finished);
     // What it still says is nobody's, and nobody gets it again.
     w.event(outcome(1, 1, Some(0), None));
+    w.silent();
+    w.event(exited(1, "killed by signal 9"));
+    w.starts(3, ExecutorKind::Pooled);
     w.launched_own(2, "b", 2);
     w.bound(2, 2, "b", 2);
     w.starts(4, ExecutorKind::Pooled);
-    w.event(exited(1, "killed by signal 9"));
     w.silent();
 }
 
