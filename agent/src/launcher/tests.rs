@@ -163,7 +163,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
     let text = start("/bin/true").await;
     assert!(text.contains("executor _bin_true"), "{text}");
     let text = start("/bin/echo").await;
-    assert!(text.contains("its launcher said"), "{text}");
+    assert!(text.contains("starting /bin/echo"), "{text}");
     let spec = ExecutorSpec { slots: 0, ..world.spec() };
     assert!(matches!(world.launcher(|_| {}).start(spec).await, Err(Error::Implausible { .. })));
     // A directory that cannot be made.

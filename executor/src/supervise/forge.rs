@@ -19,9 +19,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-/// Runs the role; `args` is its command line, shown by `ps`.
+/// Runs the role; `args` is its command line, shown by `ps`: `forge --dir DIR [--no-namespaces]`, with the latter for all that it makes.
 pub(super) fn run(args: &[OsString]) -> Result<(), Error> {
     fork::set_title(args);
+    let namespaces = !args.iter().any(|a| a == "--no-namespaces");
     // Ctrl-C in the agent's terminal is the agent's business.
     let mut ignored = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
@@ -46,7 +47,7 @@ pub(super) fn run(args: &[OsString]) -> Result<(), Error> {
             let _ = signals.read_signal();
             reap();
         }
-        if asked && !serve()? {
+        if asked && !serve(namespaces)? {
             return Ok(());
         }
     }
@@ -58,14 +59,14 @@ fn reap() {
 }
 
 /// One request of the agent, from its packet to the word that the process is where it belongs. False: the agent is gone.
-fn serve() -> Result<bool, Error> {
+fn serve(namespaces: bool) -> Result<bool, Error> {
     let mut packet = vec![0; MAX_FORGE_BYTES];
     let agent = std::io::stdin();
     let chunk = blocking::receive(&agent, &mut packet).map_err(|e| step("listening to the agent")(std::io::Error::other(e)))?;
     if chunk.bytes == 0 {
         return Ok(false);
     }
-    let answer = match launcher(packet.get(..chunk.bytes).unwrap_or_default(), chunk.fds) {
+    let answer = match launcher(packet.get(..chunk.bytes).unwrap_or_default(), chunk.fds, namespaces) {
         Ok(pid) => Forged::Started { pid: pid.as_raw() },
         Err(e) => Forged::Failed { error: e.to_string() },
     };
@@ -80,12 +81,13 @@ fn serve() -> Result<bool, Error> {
 }
 
 /// A launcher with these arguments, each ended by a zero byte; its stdin and its stdout came along.
-fn launcher(packet: &[u8], fds: Vec<OwnedFd>) -> Result<Pid, Error> {
+fn launcher(packet: &[u8], fds: Vec<OwnedFd>, namespaces: bool) -> Result<Pid, Error> {
     let words = packet.split(|b| *b == 0).map(|w| OsStr::from_bytes(w).to_owned());
     let mut arguments: Vec<OsString> = words.collect();
     // Behind the last zero byte is nothing.
     arguments.pop();
-    let parsed = Supervisor::parse(arguments.clone())?;
+    let mut parsed = Supervisor::parse(arguments.clone())?;
+    parsed.namespaces &= namespaces;
     if parsed.verb != Verb::Launch || fds.len() != 2 {
         return Err(Error::Args(format!("the forge was asked for {:?} with {} descriptors", parsed.verb, fds.len())));
     }
