@@ -29,6 +29,8 @@ const LINK_QUEUE: usize = 8_192;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What one executor may have said that the event loop has not looked at yet: in units of a message and of a KiB.
 const CREDIT: u32 = 4_096;
+/// How long an executor that is discarded lives on, with nothing to do.
+const DISCARD_AFTER: Duration = Duration::from_millis(2);
 /// How long an executor may live after it closed its connection.
 const END_AFTER_CLOSE: Duration = Duration::from_secs(5);
 
@@ -37,8 +39,6 @@ const END_AFTER_CLOSE: Duration = Duration::from_secs(5);
 struct Starting {
     task: AbortHandle,
     kind: ExecutorKind,
-    /// Its memory limit; `None`: as it is.
-    memory: Option<Bytes>,
 }
 
 /// One that has said hello.
@@ -170,14 +170,14 @@ impl Executors {
     ///
     /// A networked one is started for its task: what that may reach is found out first.
     pub(crate) fn start(&mut self, id: ExecutorId, kind: ExecutorKind, grant: Option<Arc<Grant>>, slots: u32, memory: Bytes) {
-        let spec = ExecutorSpec { id: id.clone(), kind: launch_kind(kind), slots, max_memory: self.most_memory };
+        let spec = ExecutorSpec { id: id.clone(), kind: launch_kind(kind), slots, max_memory: self.most_memory, memory };
         let component = grant.as_ref().and_then(|g| self.ready.get(&g.run)).is_some_and(|kept| kept.ready.component);
         let (launcher, network, inbox, name) = (self.launcher.clone(), self.network.clone(), self.inbox.clone(), id.clone());
         let task = tokio::spawn(async move {
             let result = start(&launcher, spec, &network, grant.as_deref(), component).await;
             let _ = inbox.send(Input::Launched { executor: name, result }).await;
         });
-        self.starting.insert(id, Starting { task: task.abort_handle(), kind, memory: Some(memory) });
+        self.starting.insert(id, Starting { task: task.abort_handle(), kind });
     }
 
     /// Looks for one of an earlier life of this agent; the answer comes as [`Input::Adopted`].
@@ -187,7 +187,7 @@ impl Executors {
             let result = launcher.adopt(&name, confirmed).await.map(Box::new);
             let _ = inbox.send(Input::Adopted { executor: name, result }).await;
         });
-        self.starting.insert(id, Starting { task: task.abort_handle(), kind, memory: None });
+        self.starting.insert(id, Starting { task: task.abort_handle(), kind });
     }
 
     /// What it said up to this number need not be said again.
@@ -197,17 +197,12 @@ impl Executors {
 
     /// One is up: watches it, and returns its number of slots. `None`: nobody waits for it any more.
     pub(crate) fn launched(&mut self, id: &ExecutorId, running: Running) -> Option<u32> {
-        let Some(Starting { kind, memory, .. }) = self.starting.remove(id) else {
+        let Some(Starting { kind, .. }) = self.starting.remove(id) else {
             running.process.kill();
             return None;
         };
         for warning in &running.warnings {
             tracing::warn!(executor = %id, "{warning}");
-        }
-        if let Some(memory) = memory
-            && let Err(e) = running.group.set_memory(memory)
-        {
-            tracing::error!(executor = %id, "its memory limit is not in force: {e}");
         }
         let slots = u32::try_from(running.hello.slots.len()).unwrap_or(u32::MAX);
         tracing::info!(executor = %id, ?kind, slots, allocator = %running.hello.allocator, reset = %running.hello.reset, isolation = ?running.isolation, "started");
@@ -256,10 +251,15 @@ impl Executors {
         }
     }
 
-    /// Ends one that has had its only task, or that nobody needs.
+    /// Ends one that has had its only task, or that nobody needs: in a moment, since a process that ends keeps the machine busy, and what
+    /// came of its task is on its way.
     pub(crate) fn discard(&self, id: &ExecutorId) {
         if let Some(executor) = self.up.get(id) {
-            executor.process.kill();
+            let process = executor.process.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(DISCARD_AFTER).await;
+                process.kill();
+            });
         }
     }
 

@@ -15,6 +15,7 @@ mod executor_reports;
 mod executors;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod homes;
 pub mod identity;
 pub mod launcher;
 mod ledgers;
@@ -75,7 +76,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let identity = Identity::open(&options.data_dir, || options.name.clone().unwrap_or_else(identity::fresh_id))?;
     let id = options.name.clone().unwrap_or_else(|| identity.id.clone());
     let data_dir = std::fs::canonicalize(&options.data_dir).with_context(|| format!("resolving {}", options.data_dir.display()))?;
-    let executors_dir = data_dir.join("executors");
+    let executors_dir = homes::open(&data_dir);
     let (cgroups, mut isolation) = open_cgroups(&options, &id)?;
     let disks = Disks::open(options.disk_backend, &data_dir).context("making disks for tasks, as --disk-backend says")?;
     isolation.insert(disk::LAYER.to_owned(), disks.state());
@@ -135,6 +136,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
         users,
         required: options.isolation == cgroup::Mode::Required,
         recovery_timeout: options.recovery_timeout.to_std(),
+        max_file_bytes: launcher::room(&data_dir),
         ..launcher::Options::new(executor_path, executors_dir, cgroups.clone())
     });
     // What tasks may have together, and as much again for executors beside their tasks: the core sets the real, lower limits.
@@ -165,6 +167,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
         for groups in elsewhere.iter().chain([&cgroups]) {
             leftovers::close(groups, &[], CLEANUP_WITHIN).await;
         }
+        homes::close(&data_dir);
     }
     drop(identity);
     result

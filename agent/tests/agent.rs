@@ -164,7 +164,10 @@ impl World {
             match self.next().await {
                 Seen::Update(update) => {
                     self.command(AgentCommand::Acknowledge(update.key.clone())).await;
-                    return *update;
+                    // On a machine that is busy, a preparation says how far it is.
+                    if update.state != TaskState::Staging {
+                        return *update;
+                    }
                 }
                 // It has lost this master for a moment, and says again what was not acknowledged.
                 Seen::Connected(to, _) => self.to = to,

@@ -65,6 +65,17 @@ impl Engines {
         Ok(Self { plain, fuel, slots, facts })
     }
 
+    /// For an executor that runs one guest in its life: nothing is allocated beforehand.
+    ///
+    /// # Errors
+    /// When the machine has not what an engine needs.
+    pub(crate) fn for_one_guest() -> Result<Self, EngineError> {
+        let plan = Plan { pooling: false, pagemap_scan: false, warnings: Vec::new() };
+        let (plain, facts) = build(false, 1, &plan)?;
+        let (fuel, _) = build(true, 1, &plan)?;
+        Ok(Self { plain, fuel, slots: 1, facts })
+    }
+
     /// The engine that loads code compiled with or without fuel.
     pub(crate) const fn get(&self, fuel: bool) -> &Engine {
         if fuel { &self.fuel } else { &self.plain }

@@ -1,8 +1,8 @@
 //! `smalti-executor`: hosts Wasm instances of one framework, without a compiler.
 //!
-//! Three roles of one binary: `launch` and `init` make the walls and stand before the worker ([`supervise`]), `work` runs the
-//! guests ([`worker`]). Where a guest may have sockets, `launch` stays and makes them ([`broker`]). All are started by an agent,
-//! never by people. [`confine`] has the walls.
+//! Four roles of one binary: `forge` is started by an agent, never by people, and the others are copies of it, one of each for an
+//! executor. `launch` and `init` make the walls and stand before the worker ([`supervise`]), `work` runs the guests ([`worker`]).
+//! Where a guest may have sockets, `launch` stays and makes them ([`broker`]). [`confine`] has the walls.
 //!
 //! A library only so that `fuzz/` can link it: the program is [`main`].
 //!
@@ -35,6 +35,7 @@ mod modules;
 mod network;
 mod outbox;
 mod output;
+mod prepared;
 mod preview1;
 mod preview2;
 mod queue;
@@ -61,11 +62,10 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     match args.first().and_then(|verb| verb.to_str()) {
-        Some("launch" | "init") => supervise::main(args),
-        Some("work") => worker::main(args),
+        Some("forge") => supervise::main(&args),
         Some("floor") => floor::main(args),
         other => {
-            eprintln!("smalti-executor: {other:?} is not a role; an agent starts this program as `launch`, `init` or `work`");
+            eprintln!("smalti-executor: {other:?} is not a role; an agent starts this program as `forge`");
             ExitCode::FAILURE
         }
     }

@@ -65,6 +65,16 @@ pub(crate) struct Request {
 }
 
 impl Loader {
+    /// Ready for guests without sockets and without a fuel limit.
+    ///
+    /// # Errors
+    /// When host functions cannot be set up.
+    pub(crate) fn prepared(engines: &Engines) -> wasmtime::Result<Self> {
+        let engine = engines.get(false);
+        let plain = Linkers { core: Some(core_linker(engine, false)?), component: Some(component_linker(engine)?) };
+        Ok(Self { plain, fuel: Linkers::default() })
+    }
+
     /// Loads and links the code in `code`.
     ///
     /// # Errors

@@ -1,10 +1,13 @@
-//! The executor's supervisor: two small single-threaded roles of this binary in front of the worker.
+//! The executor's supervisor: two small single-threaded roles of this binary in front of the worker, and what they come from.
 //!
-//! `launch` is started by the agent, makes the namespaces and starts `init` in them; `init` is the worker's parent, survives the
-//! agent, and records how the worker ended. Neither knows what a worker does, and neither touches a cgroup: only the agent
-//! writes those.
+//! `forge` is started by the agent, once, and copies itself for each executor. Such a copy is `launch`: it makes the namespaces and
+//! starts `init` in them; `init` is the worker's parent, survives the agent, and records how the worker ended. All of them are copies
+//! of the forge's process ([`fork`]), so that no program is started for an executor. Neither knows what a worker does, and neither
+//! touches a cgroup: only the agent writes those.
 
 mod args;
+mod forge;
+mod fork;
 mod init;
 mod launch;
 
@@ -33,24 +36,14 @@ fn step<E: Into<std::io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> E
     move |e| Error::Step { step, source: e.into() }
 }
 
-/// A process of this same binary, with nothing in its environment. By its real path, so that `ps` shows its name.
-fn same_binary() -> std::process::Command {
-    let path = std::env::current_exe().ok().filter(|p| p.exists()).unwrap_or_else(|| "/proc/self/exe".into());
-    let mut command = std::process::Command::new(path);
-    std::os::unix::process::CommandExt::arg0(&mut command, "smalti-executor");
-    command.env_clear();
-    command
+/// Runs `smalti-executor forge …`; `args` begin with that verb.
+#[must_use]
+pub(crate) fn main(args: &[OsString]) -> ExitCode {
+    report_end(forge::run(args))
 }
 
-/// Runs `smalti-executor launch …` or `smalti-executor init …`; `args` begin with that verb.
-#[must_use]
-pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
-    let parsed = args::Supervisor::parse(args);
-    let result = match &parsed {
-        Ok(s) if s.verb == args::Verb::Launch => launch::run(s),
-        Ok(s) => init::run(s),
-        Err(e) => launch::report(&Err(Error::Args(e.to_string()))),
-    };
+/// A role's last words.
+fn report_end(result: Result<(), Error>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

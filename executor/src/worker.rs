@@ -8,10 +8,12 @@ use crate::accept;
 use crate::broken::BrokenPart;
 use crate::confine::probe;
 use crate::confine::walls::{Closed, Walls};
+use crate::engine::Engines;
 use crate::failure::Failure;
 use crate::link::Link;
 use crate::modules::{Loaded, Loader, Request};
 use crate::network;
+use crate::prepared::{self, Prepared};
 use crate::runs::Entry;
 use crate::slots::Slots;
 use crate::start::{self, Announced};
@@ -105,7 +107,7 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
 fn work(arguments: &Arguments) -> anyhow::Result<()> {
     let (listener, supervisor) = accept::inherited(arguments.listen_fd, arguments.supervisor_fd)?;
     let walls = Walls::new(supervisor, arguments.kind);
-    let mut worker = Worker { walls: Some(walls), ..Worker::new(arguments.swap_off) };
+    let mut worker = Worker { walls: Some(walls), kind: arguments.kind, ..Worker::new(arguments.swap_off) };
     while let Some(stream) = accept::accept(&listener, arguments.recovery)? {
         if worker.session(stream)? == SessionEnd::Shutdown {
             if let Some(name) = arguments.probe.clone() {
@@ -123,6 +125,7 @@ fn work(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// The worker process.
 pub(crate) struct Worker {
+    kind: ExecutorKind,
     swap_off: bool,
     link: Arc<Link>,
     slots: Option<Slots>,
@@ -141,6 +144,7 @@ impl Worker {
     /// Without walls. `swap_off`: the agent has seen to it that no page of this process is swapped out.
     pub(crate) fn new(swap_off: bool) -> Self {
         Self {
+            kind: ExecutorKind::Shared,
             swap_off,
             link: Arc::default(),
             slots: None,
@@ -247,7 +251,7 @@ impl Worker {
     /// The first one says how many slots there are; a later one comes from an agent that came back.
     fn welcome(&mut self, welcome: &v1::Welcome, stream: UnixStream) -> anyhow::Result<()> {
         if self.slots.is_none() {
-            let engines = Slots::engines(welcome.slots, self.swap_off)?;
+            let engines = self.engines(welcome.slots)?;
             let closed = self.walls.take().map(|walls| walls.close(engines.facts().reset)).transpose()?;
             self.closed = closed.unwrap_or_default();
             self.slots = Some(Slots::start(engines, welcome.max_memory_bytes, welcome.network, &self.link)?);
@@ -269,6 +273,21 @@ impl Worker {
         // Notifications once: an agent that comes back finds the broker at work.
         let hello = (hello, notifications.into_iter().collect());
         Ok(self.link.connect(stream, welcome.confirmed, hello, || holds(&self.modules, slots))?)
+    }
+
+    /// What runs this executor's guests.
+    fn engines(&mut self, slots: u32) -> anyhow::Result<Engines> {
+        match self.kind {
+            ExecutorKind::Shared => Slots::engines(slots, self.swap_off),
+            ExecutorKind::Pooled | ExecutorKind::Networked => {
+                anyhow::ensure!(slots == 1, "an executor of class `process` has one slot, not {slots}");
+                let Prepared { engines, loader } = prepared::take()?;
+                if self.kind == ExecutorKind::Pooled {
+                    self.loader = loader;
+                }
+                Ok(engines)
+            }
+        }
     }
 
     fn load(&mut self, load: &v1::LoadModule, fds: Vec<OwnedFd>) {

@@ -4,12 +4,14 @@
 //! Owns nothing that outlives it. Deliberately absent: running guests.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test's fixture: a panic is its end")]
 
-use smalti_executor_protocol::supervision::{Launched, SOCKET_NAME};
+use smalti_executor_protocol::supervision::{Forged, Launched, MAX_FORGE_BYTES, SOCKET_NAME};
 use smalti_executor_protocol::v1::{self, FromExecutor, ToExecutor, from_executor::Message as From, to_executor::Message as To};
 use smalti_executor_protocol::{PROTOCOL_VERSION, Reader, Writer, blocking};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,10 +29,30 @@ fn main() {
         }
     }
     match verb.as_ref().and_then(|v| v.to_str()) {
+        Some("forge") => forge(),
         Some("launch") => launch(&directory),
         Some("supervise") => supervise(&directory),
         Some("lie") => lie(),
         other => panic!("{other:?}"),
+    }
+}
+
+/// Starts a launcher for each request of the agent.
+fn forge() {
+    let agent = std::io::stdin();
+    let mut packet = vec![0; MAX_FORGE_BYTES];
+    loop {
+        let chunk = blocking::receive(&agent, &mut packet).unwrap();
+        if chunk.bytes == 0 {
+            return;
+        }
+        let words = packet[..chunk.bytes - 1].split(|b| *b == 0).map(OsStr::from_bytes);
+        let [stdin, stdout] = <[OwnedFd; 2]>::try_from(chunk.fds).unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap()).args(words).stdin(stdin).stdout(stdout).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        blocking::transmit(&agent, Forged::Started { pid }.to_line().as_bytes(), &[]).unwrap();
+        blocking::receive(&agent, &mut [0; 16]).unwrap();
+        std::thread::spawn(move || child.wait());
     }
 }
 

@@ -30,6 +30,10 @@ const PAUSE: DurationMs = DurationMs(2_000);
 /// How long after the queues were served in vain they are served again, where only time is missing. A tick comes later.
 const AGAIN: DurationMs = DurationMs(5);
 
+/// The pool is filled again when the executor that a task took has ended, or after this long: what starts beside a short task, or beside
+/// the news of its end, slows that down. Not if that was the last one.
+const AFTER_BIND: DurationMs = DurationMs(10);
+
 /// So much of a share may be used ahead, as with the kernel's quota: one period.
 const PERIOD_US: u64 = 100_000;
 /// So much may be started ahead: some tasks may come together.
@@ -64,6 +68,8 @@ pub(crate) struct Processes {
     warm: bool,
     /// Nothing is started before this.
     not_before: Time,
+    /// What was given to a task last, and until when the pool waits for its end.
+    lately: Option<(ExecutorId, Time)>,
     /// Whether something has changed since the queues were served.
     touched: bool,
     /// From when on they are served again even if nothing has.
@@ -88,6 +94,7 @@ impl Processes {
             start_ns: START_NS,
             warm,
             not_before: Time(0),
+            lately: None,
             touched: warm,
             again: None,
         }
@@ -154,6 +161,7 @@ impl Agent {
         self.discard_unwanted(now, out);
         self.start_missing(now, out);
         self.pay_debts(now);
+        self.processes.again = self.processes.lately.as_ref().map(|(_, until)| *until).filter(|until| now < *until);
         if self.processes.shares.holds_anybody_back() || self.processes.starts.holds_anybody_back() {
             self.processes.again = Some(now.after(AGAIN));
         }
@@ -297,6 +305,7 @@ impl Agent {
         executor.used = true;
         executor.framework = Some(task.key.framework.clone());
         let slots = executor.reserve(run, 1);
+        self.processes.lately = Some((id.clone(), now.after(AFTER_BIND)));
         self.pool.touched.insert(id.clone());
         self.dirty.insert(run);
         if !is_part {
@@ -329,7 +338,7 @@ impl Agent {
             return;
         }
         while self.pool.starting_once() < self.parameters.most_starting as usize
-            && let Some(next) = self.next_start()
+            && let Some(next) = self.next_start(now)
         {
             if self.pool.count(true) >= self.parameters.most_processes as usize {
                 if matches!(next, Next::Networked(_)) {
@@ -359,7 +368,7 @@ impl Agent {
     }
 
     /// What is missing most: for whoever's turn it is, and for the pool before those who had more than others.
-    fn next_start(&self) -> Option<Next> {
+    fn next_start(&self, now: Time) -> Option<Next> {
         let (held, turns) = (self.held_processes(), &self.processes.turns);
         // Ready executors are not to pile up for those who may not have them yet.
         let room = |framework| if self.starts_hold_back(framework) { 0 } else { self.room_of_one(&held, framework) };
@@ -375,12 +384,18 @@ impl Agent {
         }
         wanted.iter_mut().for_each(|(framework, n)| *n = (*n).min(room(framework)));
         let waiting: usize = wanted.values().sum();
-        let kept = if self.processes.warm { self.parameters.pool as usize } else { 0 };
+        let kept = if self.processes.warm && !self.refill_waits(now) { self.parameters.pool as usize } else { 0 };
         let coming = self.pool.coming(ExecutorKind::Pooled, None);
         let first = wanted.iter().filter(|(_, n)| **n > 0).map(|(framework, _)| turns.of(framework)).min();
         let turn = first.filter(|_| waiting > coming).unwrap_or_else(|| turns.of_nobody());
         let pooled = (waiting.saturating_add(kept) > coming).then_some((turn, Next::Pooled));
         networked.chain(pooled).min_by_key(|(turn, _)| *turn).map(|(_, next)| next)
+    }
+
+    /// Whether there is a ready one still, and a task that has just begun is not to be disturbed.
+    fn refill_waits(&self, now: Time) -> bool {
+        let lives = |(of, until): &(ExecutorId, Time)| now < *until && self.pool.executors.contains_key(of);
+        self.processes.lately.as_ref().is_some_and(lives) && self.pool.count_fresh(ExecutorKind::Pooled) > 0
     }
 
     fn start_networked(&mut self, now: Time, run: Run, out: &mut Out) {

@@ -290,7 +290,19 @@ impl ExecutorGroup {
             Error::File { source, .. } if source.raw_os_error() == Some(nix::libc::EBUSY) => Ok(false),
             e => Err(e),
         };
+        for slot in 0..self.quotas().slots() {
+            let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+            for dir in self.inner.shared.tree().slot_dirs(&self.inner.id, slot) {
+                if let Err(e) = files::remove_dir(&dir) {
+                    return busy(e);
+                }
+            }
+        }
         for dir in self.dirs() {
+            // Unknown ones of an earlier life may be in it.
+            if files::remove_dir(&dir).is_ok() {
+                continue;
+            }
             for (_, child) in files::children(&dir)? {
                 if let Err(e) = files::remove_dir(&child) {
                     return busy(e);
@@ -311,10 +323,11 @@ impl ExecutorGroup {
         let deadline = Instant::now() + within;
         let mut pause = Duration::from_millis(1);
         loop {
-            self.kill()?;
+            // Mostly nothing is left in it.
             if self.try_remove()? {
                 return Ok(());
             }
+            self.kill()?;
             if Instant::now() >= deadline {
                 let path = self.dirs().into_iter().next().unwrap_or_default();
                 return Err(files::error("removing", &path)(std::io::Error::other("processes are still in it")));
@@ -324,10 +337,12 @@ impl ExecutorGroup {
         }
     }
 
-    /// Whether a process is in this group, by what /proc says of it. True where there are no groups.
+    /// Whether a process is in this group: in that of one controller, as all of them are entered together. True where there are no
+    /// groups.
     #[must_use]
     pub fn contains(&self, pid: i32) -> bool {
-        !self.exists() || self.processes().is_ok_and(|all| all.contains(&pid))
+        let Some(dir) = self.dir(Controller::Pids).or_else(|| self.dirs().into_iter().next()) else { return true };
+        files::ids(&dir.join("cgroup.procs")).is_ok_and(|all| all.contains(&pid))
     }
 
     fn dir(&self, controller: Controller) -> Option<PathBuf> {

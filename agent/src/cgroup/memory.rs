@@ -15,7 +15,7 @@ const PAGE: u64 = 64 << 10;
 
 /// Sets the limit, swap included, and gives what is in force: more than `wanted` when more is in use.
 pub(super) fn set_limit(dir: &Path, v2: bool, wanted: Bytes) -> Result<Bytes, Error> {
-    let limit = wanted.0.max(working_set(dir, v2)?.saturating_add(MARGIN.0)).min(i64::MAX as u64 - PAGE);
+    let limit = wanted.0.max(least(dir, v2, wanted)?).min(i64::MAX as u64 - PAGE);
     let signed = i64::try_from(limit).unwrap_or(i64::MAX);
     let control = MemController::new(dir.to_owned(), v2);
     let set = || control.set_limit(signed).map_err(controller("setting the memory limit", dir));
@@ -67,9 +67,14 @@ pub(super) fn oom_kills(dir: &Path, v2: bool) -> Result<u64, Error> {
     Ok(files::field(&text, "oom_kill").unwrap_or_default())
 }
 
-/// What is in use less the file pages that the kernel drops first.
-fn working_set(dir: &Path, v2: bool) -> Result<u64, Error> {
+/// What a limit may not be below: what is in use less the file pages that the kernel drops first, and the margin. How much those are
+/// takes the kernel long to say, and is only asked where it matters.
+fn least(dir: &Path, v2: bool, wanted: Bytes) -> Result<u64, Error> {
+    let used = usage(dir, v2)?.0.saturating_add(MARGIN.0);
+    if used <= wanted.0 {
+        return Ok(used);
+    }
     let droppable = files::read(&dir.join("memory.stat"))?;
     let key = if v2 { "inactive_file" } else { "total_inactive_file" };
-    Ok(usage(dir, v2)?.0.saturating_sub(files::field(&droppable, key).unwrap_or_default()))
+    Ok(used.saturating_sub(files::field(&droppable, key).unwrap_or_default()))
 }

@@ -2,6 +2,7 @@
 
 use smalti_types::Attributes;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// Processor features worth choosing an agent by, under the names that /proc/cpuinfo uses. Not the whole flags line: every
 /// attribute of every agent is kept by the master and sent with every offer.
@@ -66,7 +67,8 @@ pub fn hostname() -> String {
 /// Changes when the machine is started again.
 #[must_use]
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()).clone()
 }
 
 /// Features of the first processor, sorted, separated by commas.

@@ -1,11 +1,12 @@
 //! Starts executors, limits them, and watches them end.
 //!
-//! One [`Launcher::start`] is: directories, groups, `smalti-executor launch` (no fork of the agent itself: the standard library
-//! uses posix_spawn), the launcher process into the groups, the go byte, the supervisor's pid, the socket, Welcome, Hello, the
-//! slots' threads into their groups. [`Launcher::adopt`] finds one again that an earlier life of the agent has started. Owns no
+//! One [`Launcher::start`] is: directories, groups, a launcher process (a copy of the forge, not of the agent) in the groups, the go
+//! byte, the supervisor's pid, the socket, Welcome, Hello, the slots' threads into their groups. What blocks is done on threads of its
+//! own: there may be a hundred starts a second, and tasks are not to wait for them. [`Launcher::adopt`] finds one again that an earlier life of the agent has started. Owns no
 //! executor afterwards: it hands back a [`Running`]. Deliberately absent: when to start or stop one, and what is said to it.
 
 mod adopt;
+mod forge;
 mod locate;
 mod process;
 mod record;
@@ -25,6 +26,7 @@ use crate::cgroup::{Cgroups, ExecutorGroup};
 use crate::executor_link::ExecutorLink;
 use crate::network::{Broker, Grants};
 use crate::uids::{UidRange, Users};
+use forge::Forge;
 use record::Record;
 pub(crate) use record::one_of_boot;
 use report::{Expected, Layer};
@@ -39,7 +41,9 @@ use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
+use threads::Threads;
 
 /// Threads of an executor beside its slots', supervisor and launcher included.
 const BASE_THREADS: u32 = 64;
@@ -60,6 +64,8 @@ pub struct Options {
     pub executors_dir: PathBuf,
     /// The agent's control groups.
     pub cgroups: Cgroups,
+    /// Longest file that an executor may make: the size of the file system that its tasks' outputs lie on. `None`: no limit of its own.
+    pub max_file_bytes: Option<u64>,
     /// An executor without an agent ends itself after this long.
     pub recovery_timeout: Duration,
     /// From the spawn to Hello: then it is killed and the start has failed.
@@ -80,6 +86,7 @@ impl Options {
     pub fn new(executor_path: PathBuf, executors_dir: PathBuf, cgroups: Cgroups) -> Self {
         Self {
             executor_path,
+            max_file_bytes: executors_dir.parent().and_then(room),
             executors_dir,
             cgroups,
             recovery_timeout: Duration::from_secs(15 * 60),
@@ -92,6 +99,11 @@ impl Options {
     }
 }
 
+/// Bytes of the file system that a directory lies on.
+pub(crate) fn room(directory: &Path) -> Option<u64> {
+    rustix::fs::statvfs(directory).ok().map(|s| s.f_blocks.saturating_mul(s.f_frsize))
+}
+
 /// One executor to start.
 #[derive(Debug, Clone)]
 pub struct ExecutorSpec {
@@ -101,8 +113,10 @@ pub struct ExecutorSpec {
     pub kind: ExecutorKind,
     /// Number of slots, 1 to [`MAX_SLOTS`].
     pub slots: u32,
-    /// Limit of its memory group, overhead included.
+    /// The most that its memory group may ever have, overhead included.
     pub max_memory: Bytes,
+    /// Limit of its memory group at first.
+    pub memory: Bytes,
 }
 
 /// Why an executor could not be started.
@@ -236,14 +250,16 @@ impl Running {
 /// Starts executors.
 #[derive(Debug, Clone)]
 pub struct Launcher {
-    options: Options,
+    options: Arc<Options>,
+    forge: Forge,
 }
 
 impl Launcher {
     /// With these options for every executor.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        Self { options }
+        let forge = Forge::new(options.executor_path.clone(), options.executors_dir.clone());
+        Self { options: Arc::new(options), forge }
     }
 
     /// The groups that executors are started in.
@@ -258,19 +274,39 @@ impl Launcher {
     /// The first step that failed; see [`Error`].
     pub async fn start(&self, spec: ExecutorSpec) -> Result<Running, Error> {
         check(&spec)?;
+        let spec = Arc::new(spec);
         let home = self.options.executors_dir.join(spec.id.as_str());
-        prepare_directory(&spec, &home)?;
-        let group = self.make_group(&spec)?;
+        let (launcher, of, at) = (self.clone(), spec.clone(), home.clone());
         // From here on, leaving early kills and cleans up.
-        let mut guard = process::Guard::new(group.clone(), home.clone());
+        let (group, mut guard) = blocking(move || {
+            prepare_directory(&of, &at)?;
+            let group = launcher.make_group(&of)?;
+            Ok((group.clone(), process::Guard::new(group, at)))
+        })
+        .await?;
         let within = self.options.start_timeout;
         let started = tokio::time::timeout(within, self.get_ready(&spec, &home, &group, &mut guard)).await;
         let ready = match started {
             Ok(result) => result?,
-            Err(_) => return Err(Error::TimedOut { id: spec.id, within, last_words: process::last_words(&home) }),
+            Err(_) => return Err(Error::TimedOut { id: spec.id.clone(), within, last_words: process::last_words(&home) }),
         };
+        let launcher = self.clone();
+        blocking(move || launcher.finish(&spec, ready, group, guard, home)).await
+    }
+
+    /// Threads into their slots, a look at the walls, and the executor is the caller's.
+    fn finish(
+        &self,
+        spec: &ExecutorSpec,
+        ready: Ready,
+        group: ExecutorGroup,
+        guard: process::Guard,
+        home: PathBuf,
+    ) -> Result<Running, Error> {
         let Some(process) = guard.process() else { return Err(implausible(&spec.id, "it has no process")) };
-        let (isolation, warnings) = self.inspect(&spec, &ready, process, &group)?;
+        let (worker, threads) = threads::place(spec, &ready.hello, process, &group)?;
+        let ready = Ready { worker, ..ready };
+        let (isolation, warnings) = self.inspect(spec, (&ready, &threads), process, &group)?;
         let Some(process) = guard.disarm() else { return Err(implausible(&spec.id, "it has no process")) };
         let start_cpu_us = group.cpu_usage_us().unwrap_or_default();
         let exit = Box::pin(process::watch(process.clone(), group.clone(), home, spec.max_memory));
@@ -280,8 +316,14 @@ impl Launcher {
     }
 
     /// Asks the kernel which walls stand, and refuses the executor if that is not enough.
-    fn inspect(&self, spec: &ExecutorSpec, ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup) -> Result<Walls, Error> {
-        let layers = read_layers(ready, process, group, self.options.namespaces);
+    fn inspect(
+        &self,
+        spec: &ExecutorSpec,
+        (ready, threads): (&Ready, &Threads),
+        process: &ProcessHandle,
+        group: &ExecutorGroup,
+    ) -> Result<Walls, Error> {
+        let layers = read_layers((ready, threads), process, group, self.options.namespaces);
         let missing = report::missing(&layers);
         if self.options.required && !missing.is_empty() {
             return Err(Error::NotIsolated { id: spec.id.clone(), missing: missing.join(", ") });
@@ -291,14 +333,16 @@ impl Launcher {
 
     /// The walls of one that was let in when it was started.
     fn look_at(&self, ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup, namespaces: bool) -> Walls {
-        walls(read_layers(ready, process, group, namespaces), ready)
+        // A worker that has ended has none.
+        let threads = Threads::read(ready.worker).unwrap_or_default();
+        walls(read_layers((ready, &threads), process, group, namespaces), ready)
     }
 
     fn make_group(&self, spec: &ExecutorSpec) -> Result<ExecutorGroup, Error> {
         let failed = |source| Error::Cgroup { id: spec.id.clone(), source };
         let group = self.options.cgroups.executor(&spec.id).map_err(failed)?;
         let limits = group
-            .set_memory(spec.max_memory)
+            .set_memory(spec.memory)
             .and_then(|_| group.set_max_threads(max_threads(spec.slots)))
             .and_then(|()| group.make_slots(spec.slots));
         if let Err(e) = limits {
@@ -310,7 +354,7 @@ impl Launcher {
 
     /// From the spawn to threads in their slots.
     async fn get_ready(&self, spec: &ExecutorSpec, home: &Path, group: &ExecutorGroup, guard: &mut process::Guard) -> Result<Ready, Error> {
-        let mut spawned = spawn::spawn(&self.options, spec, home, group, guard).await?;
+        let mut spawned = spawn::spawn((&self.options, &self.forge), spec, home, group, guard).await?;
         let Some(process) = guard.process() else { return Err(implausible(&spec.id, "it has no process")) };
         let socket = home.join(SOCKET_NAME);
         let mut link = ExecutorLink::connect(&socket).await.map_err(io(&spec.id, "connecting to", &socket))?;
@@ -339,8 +383,15 @@ impl Launcher {
             }
             (true, ..) => return Err(implausible(&spec.id, "nobody would make its sockets")),
         };
-        let worker = threads::place(spec, &hello, process, group)?;
-        Ok(Ready { link, hello, worker, spawned, broker })
+        Ok(Ready { link, hello, worker: 0, spawned, broker })
+    }
+}
+
+/// Does what blocks on a thread for that. Dropping the future does not stop it; what it gives is dropped then.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => std::panic::resume_unwind(e.into_panic()),
     }
 }
 
@@ -366,7 +417,12 @@ async fn handshake(link: &mut ExecutorLink, welcome: Welcome, id: &ExecutorId, h
 /// Layers of isolation by name, and warnings.
 type Walls = (BTreeMap<String, String>, Vec<String>);
 
-fn read_layers(ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup, namespaces: bool) -> BTreeMap<String, Layer> {
+fn read_layers(
+    (ready, threads): (&Ready, &Threads),
+    process: &ProcessHandle,
+    group: &ExecutorGroup,
+    namespaces: bool,
+) -> BTreeMap<String, Layer> {
     let warnings = ready.warnings();
     let expected = Expected {
         uid: ready.spawned.uid.as_ref().copied().map_err(String::as_str),
@@ -374,7 +430,7 @@ fn read_layers(ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup, na
         root: nix::unistd::geteuid().is_root(),
         warnings: &warnings,
     };
-    report::read(process, ready.worker, group, &ready.hello, expected)
+    report::read(process, (ready.worker, threads), group, &ready.hello, expected)
 }
 
 /// What is off says so with its reason; the executor's other words follow.
@@ -385,10 +441,11 @@ fn walls(layers: BTreeMap<String, Layer>, ready: &Ready) -> Walls {
     (layers.into_iter().map(|(name, Layer { state, .. })| (name, state)).collect(), all)
 }
 
-/// An executor that has said Hello and whose threads are in their slots.
+/// An executor that has said Hello.
 struct Ready {
     link: ExecutorLink,
     hello: Hello,
+    /// Its worker's pid, 0 as long as nobody has looked for it.
     worker: i32,
     spawned: Spawned,
     broker: Option<Broker>,
@@ -414,11 +471,15 @@ fn check(spec: &ExecutorSpec) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the directory, for its owner only, and removes the record of an earlier executor.
+/// Makes the directory, for its owner only; one that is there loses the record of an earlier executor.
 fn prepare_directory(spec: &ExecutorSpec, home: &Path) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home);
-    made.map_err(io(&spec.id, "making the directory", home))?;
+    let make = |recursive| std::fs::DirBuilder::new().recursive(recursive).mode(0o700).create(home);
+    match make(false) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(_) => return make(true).map_err(io(&spec.id, "making the directory", home)),
+    }
     let old = home.join(EXIT_NAME);
     match std::fs::remove_file(&old) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(&spec.id, "removing", &old)(e)),

@@ -138,12 +138,17 @@ impl Drop for Guard {
     }
 }
 
-/// Waits for the supervisor's end, then finds out why and cleans up.
-pub(super) async fn watch(process: ProcessHandle, group: ExecutorGroup, home: PathBuf, limit: Bytes) -> Exit {
+/// Becomes readable when the process has ended.
+pub(super) fn end_of(pidfd: Arc<OwnedFd>) -> std::io::Result<AsyncFd<Arc<OwnedFd>>> {
     #[expect(unsafe_code, reason = "tokio wants a promise that the descriptor stays open")]
     // SAFETY: the AsyncFd holds a share of the OwnedFd, which nobody can close while it lives.
-    let registered = unsafe { AsyncFd::register_with_interest(process.pidfd.clone(), Interest::READABLE) };
-    match registered {
+    let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    registered.map_err(Into::into)
+}
+
+/// Waits for the supervisor's end, then finds out why and cleans up.
+pub(super) async fn watch(process: ProcessHandle, group: ExecutorGroup, home: PathBuf, limit: Bytes) -> Exit {
+    match end_of(process.pidfd.clone()) {
         Ok(fd) => drop(fd.readable().await),
         Err(e) => {
             tracing::warn!("cannot wait for executor {}: {e}; asking again and again", group.id());
@@ -152,6 +157,11 @@ pub(super) async fn watch(process: ProcessHandle, group: ExecutorGroup, home: Pa
             }
         }
     }
+    super::blocking(move || look_back(&process, group, home, limit)).await
+}
+
+/// Why it ended; cleans up.
+fn look_back(process: &ProcessHandle, group: ExecutorGroup, home: PathBuf, limit: Bytes) -> Exit {
     // The launcher was its parent; now that is the host's init, which waits for it. In a container that is this process.
     let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     let exit = find_cause(&home, &group, limit);

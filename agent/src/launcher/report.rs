@@ -6,10 +6,12 @@
 //! happens when one is missing.
 
 use super::ProcessHandle;
+use super::threads::{self, Threads};
 use crate::cgroup::ExecutorGroup;
 use smalti_executor_protocol::v1::Hello;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Namespaces: our name, the kernel's.
 const NAMESPACES: [(&str, &str); 6] = [
@@ -72,20 +74,21 @@ struct Seen {
 /// Reads everything of supervisor and worker.
 pub(super) fn read(
     process: &ProcessHandle,
-    worker: i32,
+    (worker, threads): (i32, &Threads),
     group: &ExecutorGroup,
     hello: &Hello,
     expected: Expected<'_>,
 ) -> BTreeMap<String, Layer> {
-    let both = [see(process.pid()), see(worker)];
+    let both = [see(process.pid(), None), see(worker, Some(threads))];
     let mut all = judge(&both, expected);
     for name in SAID {
         let state: String =
             hello.layers.get(name).map_or("off: the executor does not say", String::as_str).chars().take(MAX_SAID_CHARS).collect();
         all.insert(name.to_owned(), Layer { state, offered: false });
     }
+    let inside = group.contains(worker) && group.contains(process.pid());
     for (name, on) in group.limits() {
-        let state = match (on, group.contains(worker) && group.contains(process.pid())) {
+        let state = match (on, inside) {
             (true, true) => "on".to_owned(),
             (true, false) => "off: its processes are not in the group".to_owned(),
             (false, _) => "off: this agent has no such control group".to_owned(),
@@ -215,19 +218,32 @@ fn rlimits(seen: &Seen) -> Result<String, String> {
     Ok(format!("{files} open files, {} processes, files of {} bytes", or_none("Max processes"), or_none("Max file size")))
 }
 
-fn see(pid: i32) -> Seen {
+/// `threads`: the process's, where they have been read already.
+fn see(pid: i32, threads: Option<&Threads>) -> Seen {
     let text = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let link = |of: &str, name| std::fs::read_link(format!("/proc/{of}/ns/{name}")).map_err(|e| format!("/proc/{of}/ns/{name}: {e}"));
-    let foreign = |name| link(&pid.to_string(), name).and_then(|theirs| Ok(theirs != link("self", name)?));
-    let tasks = names(Path::new(&format!("/proc/{pid}/task"))).unwrap_or_default();
-    let filtered = |task: &&String| parse_status(&text(&format!("task/{task}/status"))).get("Seccomp").is_some_and(|s| s == FILTERED);
+    let own = own_namespaces();
+    let foreign = |name| {
+        let theirs = namespace(&pid.to_string(), name)?;
+        own.get(name).map_or_else(|| Err("the agent's own is not known".to_owned()), |ours| Ok(theirs != *ours.as_ref()?))
+    };
+    let read = threads.map_or_else(|| Threads::read(pid).unwrap_or_default(), Threads::clone);
     Seen {
         status: parse_status(&text("status")),
         foreign: NAMESPACES.iter().map(|(_, name)| (*name, foreign(name))).collect(),
         root: names(Path::new(&format!("/proc/{pid}/root"))),
         limits: parse_limits(&text("limits")),
-        unfiltered: tasks.len() - tasks.iter().filter(filtered).count(),
+        unfiltered: read.statuses().filter(|status| threads::field(status, "Seccomp:").map(str::trim) != Some(FILTERED)).count(),
     }
+}
+
+fn namespace(of: &str, name: &str) -> Result<PathBuf, String> {
+    std::fs::read_link(format!("/proc/{of}/ns/{name}")).map_err(|e| format!("/proc/{of}/ns/{name}: {e}"))
+}
+
+/// The agent's own, which it never leaves.
+fn own_namespaces() -> &'static BTreeMap<&'static str, Result<PathBuf, String>> {
+    static OWN: OnceLock<BTreeMap<&'static str, Result<PathBuf, String>>> = OnceLock::new();
+    OWN.get_or_init(|| NAMESPACES.iter().map(|(_, name)| (*name, namespace("self", name))).collect())
 }
 
 fn names(directory: &Path) -> Result<Vec<String>, String> {

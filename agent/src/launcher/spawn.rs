@@ -1,17 +1,17 @@
 //! The launcher process: started, limited, let go, and asked for the supervisor's pid.
 
-use super::process::{Guard, ProcessHandle};
-use super::{Error, ExecutorSpec, Options, implausible, io, max_threads};
+use super::forge::{Forge, Launching};
+use super::process::{Guard, ProcessHandle, end_of};
+use super::{Error, ExecutorSpec, Options, blocking, implausible, io, max_threads};
 use crate::cgroup::ExecutorGroup;
 use crate::uids::{Uid, Users};
-use smalti_executor_protocol::blocking;
 use smalti_executor_protocol::supervision::{ExecutorKind, Launched};
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::net::unix::pipe::Receiver;
 
 /// Longest line that is read from the launcher.
 const MAX_LINE_BYTES: u64 = 64 << 10;
@@ -29,7 +29,7 @@ pub(super) struct Spawned {
 
 /// Starts the supervisor and hands its process to `guard`.
 pub(super) async fn spawn(
-    options: &Options,
+    (options, forge): (&Options, &Forge),
     spec: &ExecutorSpec,
     home: &Path,
     group: &ExecutorGroup,
@@ -40,15 +40,12 @@ pub(super) async fn spawn(
         Users::Shared(why) => Err(why.clone()),
     };
     let (control, theirs) = UnixStream::pair().map_err(io(&spec.id, "making a socket for", home))?;
-    let mut command = command(options, spec, home, user.as_ref().ok(), group)?;
-    command.env_clear().stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::piped()).stderr(Stdio::inherit()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(io(&spec.id, "starting", &options.executor_path))?;
-    // It holds the launcher's end of the socket.
-    drop(command);
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-        group.add_process(pid).map_err(|source| Error::Cgroup { id: spec.id.clone(), source })?;
-    }
-    let launched = let_go(&mut child, &control, user.as_ref().ok(), spec, options).await?;
+    let (said, saying) = std::io::pipe().map_err(io(&spec.id, "making a pipe for", home))?;
+    let arguments = arguments(options, spec, home, user.as_ref().ok(), group)?;
+    let (forge, into) = (forge.clone(), group.clone());
+    let launching = blocking(move || forge.launch(&arguments, [theirs.into(), saying.into()], &into)).await;
+    let launching = launching.map_err(io(&spec.id, "starting", &options.executor_path))?;
+    let launched = let_go(said.into(), &control, user.as_ref().ok(), spec, options).await?;
     let warnings = match launched {
         Launched::Failed { error } => return Err(Error::Supervisor { id: spec.id.clone(), message: error }),
         Launched::Started { pid, pid_namespace, warnings } => {
@@ -62,40 +59,60 @@ pub(super) async fn spawn(
         }
     };
     let uid = user.map(|u| u.number);
+    let ended = ended(launching).map_err(io(&spec.id, "waiting for the launcher of", home))?;
     if spec.kind == ExecutorKind::Networked {
         // It ends with its supervisor; until then it stays.
-        tokio::spawn(async move { child.wait().await });
+        tokio::spawn(ended);
         return Ok(Spawned { uid, warnings, control: Some(control) });
     }
     drop(control);
-    child.wait().await.map_err(io(&spec.id, "waiting for", &options.executor_path))?;
+    ended.await;
     Ok(Spawned { uid, warnings, control: None })
 }
 
-fn command(options: &Options, spec: &ExecutorSpec, home: &Path, user: Option<&Uid>, group: &ExecutorGroup) -> Result<Command, Error> {
+/// Resolves when a launcher has ended, which it does when its stdin closes.
+fn ended(launching: Launching) -> std::io::Result<impl Future<Output = ()>> {
+    let pidfd = end_of(launching.pidfd.clone())?;
+    Ok(async move {
+        let _ = pidfd.readable().await;
+        drop(launching);
+    })
+}
+
+fn arguments(
+    options: &Options,
+    spec: &ExecutorSpec,
+    home: &Path,
+    user: Option<&Uid>,
+    group: &ExecutorGroup,
+) -> Result<Vec<OsString>, Error> {
     let home = std::path::absolute(home).map_err(io(&spec.id, "resolving", home))?;
-    let mut command = Command::new(&options.executor_path);
-    command.arg("launch").arg("--dir").arg(home).args(["--kind", spec.kind.as_str()]);
-    command.args(["--recovery-timeout-ms", &options.recovery_timeout.as_millis().to_string()]);
+    let mut all: Vec<OsString> = vec!["launch".into(), "--dir".into(), home.into()];
+    all.extend(["--kind".into(), spec.kind.as_str().into()]);
+    all.extend(["--recovery-timeout-ms".into(), options.recovery_timeout.as_millis().to_string().into()]);
     if let Some(user) = user {
-        command.args(["--uid", &user.number.to_string(), "--max-threads", &max_threads(spec.slots).to_string()]);
+        all.extend(["--uid".into(), user.number.to_string().into()]);
+        all.extend(["--max-threads".into(), max_threads(spec.slots).to_string().into()]);
+    }
+    if let Some(bytes) = options.max_file_bytes {
+        all.extend(["--max-file-bytes".into(), bytes.to_string().into()]);
     }
     if !options.namespaces {
-        command.arg("--no-namespaces");
+        all.push("--no-namespaces".into());
     }
-    command.arg("--");
+    all.push("--".into());
     if group.swap_is_off() {
-        command.arg("--swap-off");
+        all.push("--swap-off".into());
     }
     if let Some(probe) = &options.probe {
-        command.args(["--probe", probe]);
+        all.extend(["--probe".into(), probe.into()]);
     }
-    Ok(command)
+    Ok(all)
 }
 
 /// Sends the go byte, with what stands for the uid, and reads the launcher's line.
 async fn let_go(
-    child: &mut Child,
+    said: OwnedFd,
     control: &UnixStream,
     user: Option<&Uid>,
     spec: &ExecutorSpec,
@@ -104,11 +121,10 @@ async fn let_go(
     let failed = |what| io(&spec.id, what, &options.executor_path);
     let fds: Vec<_> = user.iter().map(|u| u.hold.as_fd()).collect();
     // One byte into an empty socket does not block. A launcher that is gone already has perhaps said why: that is the better error.
-    let _ = blocking::transmit(control, b"g", &fds);
+    let _ = smalti_executor_protocol::blocking::transmit(control, b"g", &fds);
     let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout.take(MAX_LINE_BYTES)).read_line(&mut line).await.map_err(failed("listening to"))?;
-    }
+    let said = Receiver::from_owned_fd(said).map_err(failed("listening to"))?;
+    BufReader::new(said.take(MAX_LINE_BYTES)).read_line(&mut line).await.map_err(failed("listening to"))?;
     Launched::parse(&line)
         .map_err(|e| implausible(&spec.id, &format!("its launcher said {:?}: {e}", line.chars().take(200).collect::<String>())))
 }

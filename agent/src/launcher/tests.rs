@@ -46,7 +46,13 @@ impl World {
     }
 
     fn spec(&self) -> ExecutorSpec {
-        ExecutorSpec { id: ExecutorId::new("e1").unwrap(), kind: ExecutorKind::Shared, slots: 3, max_memory: Bytes::mib(512) }
+        ExecutorSpec {
+            id: ExecutorId::new("e1").unwrap(),
+            kind: ExecutorKind::Shared,
+            slots: 3,
+            max_memory: Bytes::mib(512),
+            memory: Bytes::mib(512),
+        }
     }
 
     /// Groups are removed behind the exit: waits until the agent's own can be.
@@ -157,7 +163,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
     let text = start("/bin/true").await;
     assert!(text.contains("executor _bin_true"), "{text}");
     let text = start("/bin/echo").await;
-    assert!(text.contains("its launcher said"), "{text}");
+    assert!(text.contains("starting /bin/echo"), "{text}");
     let spec = ExecutorSpec { slots: 0, ..world.spec() };
     assert!(matches!(world.launcher(|_| {}).start(spec).await, Err(Error::Implausible { .. })));
     // A directory that cannot be made.

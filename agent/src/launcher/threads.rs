@@ -12,21 +12,50 @@ use smalti_types::ExecutorId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Finds the worker and moves the thread of every slot into its group. Gives the worker's pid.
-pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<i32, Error> {
-    let (worker, slots) = find_all(&spec.id, spec.slots, hello, process, group)?;
-    if !group.exists() {
-        return Ok(worker);
+/// Threads of a process, with what `/proc/PID/task/TID/status` says of each: by the id that the agent sees.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Threads(BTreeMap<i32, String>);
+
+impl Threads {
+    pub(super) fn read(pid: i32) -> std::io::Result<Self> {
+        let mut out = BTreeMap::new();
+        for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let entry = entry?;
+            let Some(outer) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            // One that has ended meanwhile is none.
+            if let Ok(text) = std::fs::read_to_string(entry.path().join("status")) {
+                out.insert(outer, text);
+            }
+        }
+        Ok(Self(out))
     }
+
+    pub(super) fn statuses(&self) -> impl Iterator<Item = &str> {
+        self.0.values().map(String::as_str)
+    }
+
+    /// Innermost id to the id that the agent sees.
+    fn by_inner(&self) -> BTreeMap<i32, i32> {
+        self.0.iter().filter_map(|(outer, status)| Some((innermost(status)?, *outer))).collect()
+    }
+}
+
+/// Finds the worker and moves the thread of every slot into its group. Gives the worker's pid and its threads.
+pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<(i32, Threads), Error> {
+    let (worker, slots) = find_all(&spec.id, spec.slots, hello, process, group)?;
     let tasks = PathBuf::from(format!("/proc/{worker}/task"));
-    let threads = threads(&tasks).map_err(io(&spec.id, "listing", &tasks))?;
+    let threads = Threads::read(worker).map_err(io(&spec.id, "listing", &tasks))?;
+    if !group.exists() {
+        return Ok((worker, threads));
+    }
+    let by_inner = threads.by_inner();
     for (slot, inner) in slots {
-        let Some(outer) = threads.get(&inner) else {
+        let Some(outer) = by_inner.get(&inner) else {
             return Err(implausible(&spec.id, &format!("thread {inner} of slot {slot} is not one of its threads")));
         };
         group.place_thread(slot, *outer).map_err(|source| Error::Cgroup { id: spec.id.clone(), source })?;
     }
-    Ok(worker)
+    Ok((worker, threads))
 }
 
 /// Finds the worker of an executor whose threads are in their groups already. Gives its pid.
@@ -83,24 +112,11 @@ fn children_by_scan(parent: i32) -> std::io::Result<Vec<i32>> {
     Ok(out)
 }
 
-/// Threads of a process: innermost id to the id that the agent sees.
-fn threads(tasks: &Path) -> std::io::Result<BTreeMap<i32, i32>> {
-    let mut out = BTreeMap::new();
-    for entry in std::fs::read_dir(tasks)? {
-        let entry = entry?;
-        let Some(outer) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        if let Some(inner) = std::fs::read_to_string(entry.path().join("status")).ok().and_then(|s| innermost(&s)) {
-            out.insert(inner, outer);
-        }
-    }
-    Ok(out)
-}
-
 fn status(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name))
 }
 
@@ -130,7 +146,7 @@ mod tests {
     fn own_threads_are_found() {
         let me = i32::try_from(std::process::id()).unwrap();
         let tid = nix::unistd::gettid().as_raw();
-        let found = threads(Path::new("/proc/self/task")).unwrap();
+        let found = Threads::read(me).unwrap().by_inner();
         assert!(found.values().any(|t| *t == tid) && found.values().any(|t| *t == me));
         assert_eq!(innermost("Name:\tx\nNSpid:\t4711\t7\n"), Some(7));
         assert_eq!(innermost("Name:\tx\n"), None);

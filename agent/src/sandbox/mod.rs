@@ -206,9 +206,26 @@ impl Sandboxes {
             }
             files
         });
+        let missing = if alone { state.segments.missing() } else { Vec::new() };
         drop(state);
         full.into_iter().for_each(|full| self.is_over(Over::Segment(full)));
+        self.make_spares(missing);
         lent
+    }
+
+    /// Makes segments that will be wanted, without anybody waiting for that.
+    fn make_spares(&self, numbers: Vec<u64>) {
+        let (base, shared) = (self.base.clone(), self.shared.clone());
+        let make = move || {
+            for number in numbers {
+                let spare = segments::Spare::make(&base, number);
+                shared.lock().segments.made(spare.ok());
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(make)),
+            Err(_) => make(),
+        }
     }
 
     /// Makes `slot-<n>.out`, `.err` and `.ledger` of one slot of an array part, in this order, open for writing.
@@ -397,7 +414,14 @@ struct LeftBehind {
 impl LeftBehind {
     fn look(&mut self, root: &Path, base: &File, attempts: &BTreeMap<TaskKey, (bool, bool)>) -> std::io::Result<()> {
         for framework in std::fs::read_dir(root)?.flatten() {
-            let Some(id) = framework.file_name().to_str().and_then(|name| FrameworkId::new(name).ok()) else { continue };
+            let name = framework.file_name();
+            let Some(name) = name.to_str() else { continue };
+            if name.starts_with(segments::SPARE) {
+                // Nobody has it.
+                let _ = std::fs::remove_file(framework.path());
+                continue;
+            }
+            let Ok(id) = FrameworkId::new(name) else { continue };
             for entry in std::fs::read_dir(framework.path()).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 let (Some(name), Ok(meta)) = (name.to_str(), entry.metadata()) else { continue };

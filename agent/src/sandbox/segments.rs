@@ -2,7 +2,8 @@
 //!
 //! A directory and two files of its own cost a task more than running it does: inodes are made and removed, and a file system that
 //! has just freed many looks long for one that is free. So a task borrows a segment of its framework and gives it back at its end; an
-//! index beside the files says which task began where. Owns `sandboxes/<framework>/seg-<n>.{out,err,index}`. An executor gets the two
+//! index beside the files says which task began where. Tasks of class `process` share theirs with nobody: for them some are made
+//! beforehand, off the way of whoever starts them. Owns `sandboxes/<framework>/seg-<n>.{out,err,index}` and `sandboxes/spare-<n>.*`. An executor gets the two
 //! files as descriptors that only append; it could spoil what its own framework's tasks wrote, and nothing else.
 //! Deliberately absent: who reads, and which segments go when room is needed (see `collect`).
 
@@ -24,6 +25,10 @@ const MOST_TASKS: usize = 512;
 const MOST_IDLE: usize = 256;
 /// Segments whose files stay open between tasks.
 const MOST_OPEN: usize = 64;
+/// Segments that are made beforehand, as soon as one was wanted that nobody else uses.
+const SPARES: usize = 4;
+/// Name of the files of one, before their number.
+pub(super) const SPARE: &str = "spare-";
 /// Its files: outputs, errors, index.
 const KINDS: [&str; 3] = ["out", "err", "index"];
 
@@ -81,12 +86,52 @@ pub(super) struct Segments {
     /// Segments whose files are open.
     open: usize,
     full: Vec<Full>,
+    spares: Vec<Spare>,
+    /// Being made.
+    coming: usize,
+}
+
+/// A segment that nobody had yet, under a name that no framework has.
+#[derive(Debug)]
+pub(super) struct Spare {
+    number: u64,
+    files: [File; 3],
+}
+
+impl Spare {
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn make(base: &File, number: u64) -> std::io::Result<Self> {
+        let files = open_all(base, |kind| Self::name(number, kind), OFlag::O_CREAT | OFlag::O_EXCL)?;
+        Ok(Self { number, files })
+    }
+
+    fn name(number: u64, kind: &str) -> String {
+        format!("{SPARE}{number}.{kind}")
+    }
+
+    /// Gives it to a framework. The index goes last: without it there is no segment.
+    fn give(self, base: &File, framework: &FrameworkId) -> std::io::Result<(SegmentId, [File; 3])> {
+        let id = SegmentId { framework: framework.clone(), number: self.number };
+        for kind in KINDS {
+            let (from, to) = (Self::name(self.number, kind), id.file(kind));
+            let rename = || nix::fcntl::renameat(base, from.as_str(), base, to.as_str());
+            match rename() {
+                Err(nix::errno::Errno::ENOENT) => {
+                    nix::sys::stat::mkdirat(base, framework.as_str(), Mode::S_IRWXU)?;
+                    rename()?;
+                }
+                renamed => renamed?,
+            }
+        }
+        Ok((id, self.files))
+    }
 }
 
 impl Segments {
     /// Numbers go on behind those of an earlier life.
     pub(super) const fn new(base: Arc<File>, next: u64) -> Self {
-        Self { base, next, idle: Vec::new(), busy: BTreeMap::new(), open: 0, full: Vec::new() }
+        Self { base, next, idle: Vec::new(), busy: BTreeMap::new(), open: 0, full: Vec::new(), spares: Vec::new(), coming: 0 }
     }
 
     /// A segment for a task, its output files open for appending; `alone`: nobody else's before or after.
@@ -118,17 +163,35 @@ impl Segments {
     }
 
     fn make(&mut self, framework: &FrameworkId, alone: bool) -> std::io::Result<Segment> {
-        let id = SegmentId { framework: framework.clone(), number: self.next };
-        let files = match open_all(&self.base, &id, OFlag::O_CREAT | OFlag::O_EXCL) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                nix::sys::stat::mkdirat(&*self.base, id.framework.as_str(), Mode::S_IRWXU)?;
-                open_all(&self.base, &id, OFlag::O_CREAT | OFlag::O_EXCL)?
+        let spare = if alone { self.spares.pop() } else { None };
+        let spare = match spare {
+            Some(spare) => spare,
+            None => {
+                let number = self.number();
+                Spare::make(&self.base, number)?
             }
-            files => files?,
         };
-        self.next += 1;
+        let (id, files) = spare.give(&self.base, framework)?;
         self.open += 1;
         Ok(Segment { id, alone, keys: Vec::new(), files: Some(files) })
+    }
+
+    const fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Numbers of spares that are to be made; each comes back by [`Self::made`].
+    pub(super) fn missing(&mut self) -> Vec<u64> {
+        let missing = SPARES.saturating_sub(self.spares.len() + self.coming);
+        self.coming += missing;
+        (0..missing).map(|_| self.number()).collect()
+    }
+
+    /// One was made, or could not be: then it is made when it is needed.
+    pub(super) fn made(&mut self, spare: Option<Spare>) {
+        self.coming -= 1;
+        self.spares.extend(spare);
     }
 
     fn begin(&mut self, segment: &mut Segment, key: &TaskKey) -> std::io::Result<(Vec<OwnedFd>, Place)> {
@@ -136,7 +199,7 @@ impl Segments {
             Some(files) => files,
             none => {
                 self.open += 1;
-                none.insert(open_all(&self.base, &segment.id, OFlag::empty()).inspect_err(|_| self.open -= 1)?)
+                none.insert(open_all(&self.base, |kind| segment.id.file(kind), OFlag::empty()).inspect_err(|_| self.open -= 1)?)
             }
         };
         let from = [files[0].metadata()?.len(), files[1].metadata()?.len()];
@@ -180,10 +243,9 @@ impl Segments {
     }
 }
 
-fn open_all(base: &File, id: &SegmentId, flags: OFlag) -> std::io::Result<[File; 3]> {
+fn open_all(base: &File, name: impl Fn(&str) -> String, flags: OFlag) -> std::io::Result<[File; 3]> {
     let flags = flags | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let open =
-        |kind| Ok::<_, std::io::Error>(File::from(openat(base.as_fd(), id.file(kind).as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?));
+    let open = |kind| Ok::<_, std::io::Error>(File::from(openat(base.as_fd(), name(kind).as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?));
     Ok([open(KINDS[0])?, open(KINDS[1])?, open(KINDS[2])?])
 }
 

@@ -67,6 +67,9 @@ impl Home {
 fn clean(dir: &Path, agents: &[String], remove: bool) {
     sweep::processes(dir);
     sweep::control_groups(agents);
+    for agent in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        smalti_agent::homes::remove(&agent.path());
+    }
     if remove && let Err(error) = std::fs::remove_dir_all(dir) {
         terminal::note(&format!("removing {}: {}", dir.display(), io_text(&error)));
     }

@@ -74,9 +74,7 @@ impl Launched {
     /// One line, with its line end.
     #[must_use]
     pub fn to_line(&self) -> String {
-        let mut line = serde_json::to_string(self).unwrap_or_else(|e| format!("{{\"failed\":{{\"error\":\"{e}\"}}}}"));
-        line.push('\n');
-        line
+        to_line(self)
     }
 
     /// Reads a line.
@@ -86,6 +84,49 @@ impl Launched {
     pub fn parse(line: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(line.trim())
     }
+}
+
+/// Longest request to a forge: arguments, each ended by a zero byte.
+pub const MAX_FORGE_BYTES: usize = 32 << 10;
+/// What the agent says to the forge when it has moved a launcher to where it belongs.
+pub const FORGE_PLACED: &[u8] = b"placed";
+
+/// What a forge answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Forged {
+    /// The launcher runs and waits for its go byte. Nobody else gets its pid before the agent says [`FORGE_PLACED`].
+    Started {
+        /// Its pid.
+        pid: i32,
+    },
+    /// It could not be started.
+    Failed {
+        /// What failed, on what, and why.
+        error: String,
+    },
+}
+
+impl Forged {
+    /// One line, with its line end.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        to_line(self)
+    }
+
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// When it is none of ours.
+    pub fn parse(line: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(line.trim())
+    }
+}
+
+fn to_line(value: &impl Serialize) -> String {
+    let mut line = serde_json::to_string(value).unwrap_or_else(|e| format!("{{\"failed\":{{\"error\":\"{e}\"}}}}"));
+    line.push('\n');
+    line
 }
 
 /// How a worker ended, as its parent saw it.

@@ -15,7 +15,9 @@ use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 use smalti_executor_protocol::supervision::ExecutorKind;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// A call, and the argument patterns of which one must match; none: always allowed.
 #[derive(Debug, Clone)]
@@ -293,15 +295,34 @@ fn arch() -> Result<TargetArch, BackendError> {
     std::env::consts::ARCH.try_into()
 }
 
+/// The pid of a worker in its own namespace: the supervisor's first child.
+const USUAL_PID: u32 = 2;
+
+/// Programs that were made before this process was copied: for a worker of kind [`ExecutorKind::Pooled`] with the usual pid, and for
+/// its supervisor.
+static PREPARED: OnceLock<(BpfProgram, BpfProgram)> = OnceLock::new();
+
+/// Makes the programs that most copies of this process will want. Without them each makes its own.
+pub(crate) fn prepare() {
+    let worker = program(for_worker(ExecutorKind::Pooled, USUAL_PID), SeccompAction::Trap);
+    if let (Ok(worker), Ok(supervisor)) = (worker, program(for_supervisor(), SeccompAction::KillProcess)) {
+        let _ = PREPARED.set((worker, supervisor));
+    }
+}
+
 /// Puts the worker's filters in force for the calling thread and all that it starts. Needs `no_new_privs`, and sets it.
 ///
 /// # Errors
 /// When they cannot be built or imposed; then the worker must not run anything.
 pub(crate) fn impose_on_worker(kind: ExecutorKind) -> Result<(), Error> {
-    let (list, second) = (program(for_worker(kind, std::process::id()), SeccompAction::Trap)?, without_clone3()?);
+    let own_pid = std::process::id();
+    let made = match PREPARED.get() {
+        Some((worker, _)) if (kind, own_pid) == (ExecutorKind::Pooled, USUAL_PID) => Cow::Borrowed(worker),
+        _ => Cow::Owned(program(for_worker(kind, own_pid), SeccompAction::Trap)?),
+    };
     // The second one first: the first denies to impose any more.
-    seccompiler::apply_filter(&second)?;
-    Ok(seccompiler::apply_filter(&list)?)
+    seccompiler::apply_filter(&without_clone3()?)?;
+    Ok(seccompiler::apply_filter(&made)?)
 }
 
 /// Puts the supervisor's filter in force.
@@ -309,6 +330,9 @@ pub(crate) fn impose_on_worker(kind: ExecutorKind) -> Result<(), Error> {
 /// # Errors
 /// When it cannot be built or imposed.
 pub(crate) fn impose_on_supervisor() -> Result<(), Error> {
+    if let Some((_, supervisor)) = PREPARED.get() {
+        return Ok(seccompiler::apply_filter(supervisor)?);
+    }
     Ok(seccompiler::apply_filter(&program(for_supervisor(), SeccompAction::KillProcess)?)?)
 }
 

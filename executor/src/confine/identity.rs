@@ -69,6 +69,17 @@ pub(crate) fn drop_capabilities(warnings: &mut Vec<String>) {
     }
 }
 
+/// What an exec behind an empty bounding set does, for a process that is a copy of its supervisor instead: no capability is left, and
+/// its own files in `/proc` are its own.
+///
+/// # Errors
+/// What could not be changed: the caller must not run as somebody with more rights than that.
+pub(crate) fn as_after_exec() -> Result<(), String> {
+    let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
+    set_capabilities(None, none).map_err(|e| format!("giving up capabilities: {e}"))?;
+    set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| format!("taking /proc/self: {e}"))
+}
+
 /// Nobody but a privileged process outside may look into this one, and no core is written.
 pub(crate) fn close_to_others(warnings: &mut Vec<String>) {
     if let Err(e) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {

@@ -2,7 +2,8 @@
 //!
 //! In the order in which they are closed (`docs/threat-model.md` says what each one stops):
 //! 1. the supervisor leaves the host's namespaces ([`namespaces`]) and becomes a user of its own ([`identity`]), with limits on
-//!    what its processes may hold ([`rlimits`]); the worker is started as that user, without any capability;
+//!    what its processes may hold ([`rlimits`]); the worker is a copy of it as that user, without any capability, whose memory lies
+//!    elsewhere ([`layout`]);
 //! 2. the worker builds its engines while `/proc` is there, then says so; the supervisor takes the root away from both
 //!    ([`root`]), drops its own capabilities, and locks itself in ([`filter`], [`rules`]);
 //! 3. the worker, still with one thread, closes its own ([`walls`]): Landlock and the system call filter with the handler that
@@ -13,6 +14,7 @@
 
 pub(crate) mod filter;
 pub(crate) mod identity;
+pub(crate) mod layout;
 pub(crate) mod namespaces;
 pub(crate) mod probe;
 pub(crate) mod rlimits;

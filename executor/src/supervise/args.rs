@@ -24,6 +24,8 @@ pub(super) struct Supervisor {
     pub(super) uid: Option<u32>,
     /// Most threads of that user.
     pub(super) max_threads: Option<u64>,
+    /// Longest file that it can make.
+    pub(super) max_file_bytes: Option<u64>,
     /// The worker ends itself when no agent came back for this long.
     pub(super) recovery_timeout_ms: u64,
     /// False: the agent has found out that namespaces are not to be had, or was told not to use them.
@@ -40,8 +42,8 @@ pub(super) struct Supervisor {
 const RECOVERY_TIMEOUT_MS: u64 = 15 * 60 * 1000;
 
 impl Supervisor {
-    /// Reads `launch|init --dir DIR [--kind K] [--uid N] [--max-threads N] [--recovery-timeout-ms N] [--no-namespaces]
-    /// [--self-mapped] [--keep-fd N] [-- WORKER-ARGS…]`.
+    /// Reads `launch|init --dir DIR [--kind K] [--uid N] [--max-threads N] [--max-file-bytes N] [--recovery-timeout-ms N]
+    /// [--no-namespaces] [--self-mapped] [--keep-fd N] [-- WORKER-ARGS…]`.
     pub(super) fn parse(args: Vec<OsString>) -> Result<Self, Error> {
         let bad = |text: String| Error::Args(text);
         let mut args = args.into_iter();
@@ -56,6 +58,7 @@ impl Supervisor {
             kind: ExecutorKind::default(),
             uid: None,
             max_threads: None,
+            max_file_bytes: None,
             recovery_timeout_ms: RECOVERY_TIMEOUT_MS,
             namespaces: true,
             self_mapped: false,
@@ -68,6 +71,7 @@ impl Supervisor {
                 Some(flag @ "--kind") => parsed.kind = value(flag, args.next())?,
                 Some(flag @ "--uid") => parsed.uid = Some(value(flag, args.next())?),
                 Some(flag @ "--max-threads") => parsed.max_threads = Some(value(flag, args.next())?),
+                Some(flag @ "--max-file-bytes") => parsed.max_file_bytes = Some(value(flag, args.next())?),
                 Some(flag @ "--recovery-timeout-ms") => parsed.recovery_timeout_ms = value(flag, args.next())?,
                 Some(flag @ "--keep-fd") => parsed.keep_fd = Some(value(flag, args.next())?),
                 Some("--no-namespaces") => parsed.namespaces = false,
@@ -92,6 +96,7 @@ impl Supervisor {
         let numbers = [
             ("--uid", self.uid.map(|n| n.to_string())),
             ("--max-threads", self.max_threads.map(|n| n.to_string())),
+            ("--max-file-bytes", self.max_file_bytes.map(|n| n.to_string())),
             ("--recovery-timeout-ms", Some(self.recovery_timeout_ms.to_string())),
             ("--keep-fd", self.keep_fd.map(|n| n.to_string())),
         ];
@@ -123,7 +128,7 @@ mod tests {
 
     #[test]
     fn what_launch_passes_on_init_reads() {
-        let all = "launch --dir /x --kind networked --uid 7 --max-threads 9 --no-namespaces --self-mapped --keep-fd 5 \
+        let all = "launch --dir /x --kind networked --uid 7 --max-threads 9 --max-file-bytes 8 --no-namespaces --self-mapped --keep-fd 5 \
                    --recovery-timeout-ms 5 -- --a b";
         let launch = parse(&all.split_whitespace().collect::<Vec<_>>()).unwrap();
         assert!(!launch.namespaces && launch.uid == Some(7) && launch.worker == ["--a", "b"]);

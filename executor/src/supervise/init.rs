@@ -8,25 +8,26 @@
 
 use super::args::Supervisor;
 use super::launch::{LISTENING, MAPPED, UNMAPPED, WARNING};
-use super::{Error, same_binary, step};
+use super::{Error, fork, step};
 use crate::confine::namespaces::Left;
 use crate::confine::rlimits::Limits;
 use crate::confine::rules::Imposed;
 use crate::confine::walls::{MAX_ANSWER_BYTES, READY};
-use crate::confine::{filter, identity, namespaces, open_wall, rlimits, root, rules};
+use crate::confine::{filter, identity, layout, namespaces, open_wall, rlimits, root, rules};
+use crate::worker;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Gid, Pid, Uid, read, write};
-use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use smalti_executor_protocol::supervision::{ExitRecord, SOCKET_NAME};
-use std::fs::File;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::ExitCode;
 
 /// What this process holds while it supervises.
 struct Supervised {
@@ -60,7 +61,7 @@ fn start(args: &Supervisor) -> Result<Supervised, Error> {
     blocked.thread_block().map_err(step("blocking signals"))?;
     umask(Mode::from_bits_truncate(0o077));
     let mut warnings = Vec::new();
-    rlimits::set(Limits { threads: args.max_threads, file_bytes: room(&args.directory) }, &mut warnings);
+    rlimits::set(Limits { threads: args.max_threads, file_bytes: args.max_file_bytes }, &mut warnings);
 
     let record = ExitRecord::create(&args.directory).map_err(step(format!("making the exit record in {}", args.directory.display())))?;
     let listener = bind(args)?;
@@ -83,18 +84,13 @@ fn start(args: &Supervisor) -> Result<Supervised, Error> {
 
     let (line, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(step("making a line"))?;
-    let worker = spawn(args, &listener, &theirs)?;
+    let worker = start_worker(args, listener, theirs)?;
     for warning in warnings {
         println!("{WARNING}{}", warning.replace('\n', " "));
     }
     println!("{LISTENING}");
     std::io::stdout().flush().map_err(step("telling the launcher"))?;
     Ok(Supervised { worker, line, record, own_mounts })
-}
-
-/// Bytes of the file system that the executor's directory lies on.
-fn room(directory: &Path) -> Option<u64> {
-    rustix::fs::statvfs(directory).ok().map(|s| s.f_blocks.saturating_mul(s.f_frsize))
 }
 
 /// The worker's socket. A unix socket's address holds 108 bytes and a data directory may be longer: so from inside it.
@@ -127,19 +123,39 @@ fn get_mapped(args: &Supervisor, (uid, gid): (Uid, Gid)) -> Result<(), Error> {
     Err(step("waiting for a mapping")(std::io::Error::other("the launcher gave none")))
 }
 
-fn spawn(args: &Supervisor, listener: &UnixListener, line: &OwnedFd) -> Result<Pid, Error> {
-    rustix::io::fcntl_setfd(listener, FdFlags::empty()).map_err(step("passing the listening socket on"))?;
-    rustix::io::fcntl_setfd(line, FdFlags::empty()).map_err(step("passing the line on"))?;
-    let child = same_binary()
-        .arg("work")
-        .args(["--listen-fd", &listener.as_raw_fd().to_string(), "--supervisor-fd", &line.as_raw_fd().to_string()])
-        .args(["--kind", args.kind.as_str(), "--recovery-timeout-ms", &args.recovery_timeout_ms.to_string()])
-        .args(&args.worker)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(step("starting the worker"))?;
-    i32::try_from(child.id()).map(Pid::from_raw).map_err(|_| step("the worker's pid")(std::io::Error::other("out of range")))
+/// The worker, a copy of this process without its capabilities.
+fn start_worker(args: &Supervisor, listener: UnixListener, line: OwnedFd) -> Result<Pid, Error> {
+    let nothing = || OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned();
+    let mut descriptors = [nothing(), nothing(), stderr].into_iter().collect::<Result<Vec<_>, _>>().map_err(step("the worker's files"))?;
+    descriptors.extend([OwnedFd::from(listener), line]);
+    if let Some(kept) = args.keep_fd {
+        descriptors.push(keep(kept).map_err(step(format!("passing descriptor {kept} on")))?);
+    }
+    let numbers = [("--listen-fd", "3"), ("--supervisor-fd", "4")];
+    let words = [("--kind", args.kind.as_str()), ("--recovery-timeout-ms", &args.recovery_timeout_ms.to_string())];
+    let mut arguments = vec![OsString::from("work")];
+    arguments.extend(numbers.into_iter().chain(words).flat_map(|(flag, value)| [flag.into(), value.into()]));
+    arguments.extend(args.worker.iter().cloned());
+    let body = || {
+        if let Err(e) = identity::as_after_exec() {
+            eprintln!("smalti-executor: {e}");
+            return ExitCode::FAILURE;
+        }
+        if let Err(e) = layout::scatter() {
+            eprintln!("smalti-executor: memory lies where it lies in other executors: {e}");
+        }
+        worker::main(arguments.clone())
+    };
+    fork::fork(&arguments, descriptors, body).map_err(step("starting the worker"))
+}
+
+/// Another descriptor of what the launcher passed on.
+fn keep(number: RawFd) -> std::io::Result<OwnedFd> {
+    #[expect(unsafe_code, reason = "a descriptor that this process was started with has no owner")]
+    // SAFETY: the launcher passed it on under this number, and nobody closes it before this process ends.
+    let kept = unsafe { BorrowedFd::borrow_raw(number) };
+    kept.try_clone_to_owned()
 }
 
 /// Closes the rest of the walls when the worker is ready, reaps until it has ended, then records how.

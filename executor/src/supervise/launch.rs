@@ -1,26 +1,26 @@
 //! `smalti-executor launch`: makes the pid namespace, starts the supervisor in it, and maps its user.
 //!
-//! The agent starts this process with a unix socket as its stdin, puts it into the executor's cgroups, and sends one byte, with
-//! the descriptor that stands for the executor's uid: from then on every process that comes from here is limited. It prints one
+//! The forge starts this process with a unix socket of the agent's as its stdin; the agent puts it into the executor's cgroups, and
+//! sends one byte, with the descriptor that stands for the executor's uid: from then on every process that comes from here is limited. It prints one
 //! [`Launched`] line, stays until the agent closes the socket (so that the supervisor's pid cannot be used again before the agent
 //! holds a pidfd of it), and exits. It is single-threaded, as unshare demands. It stays in the host's mount, network and (with
 //! privilege) user namespace: what an executor of kind `networked` needs done outside is done from here, and for that kind it
 //! stays until the executor has ended.
 
 use super::args::Supervisor;
-use super::{Error, same_binary, step};
+use super::{Error, fork, init, step};
 use crate::broker;
 use crate::confine::{identity, namespaces, open_wall};
 use nix::sched::{CloneFlags, unshare};
-use rustix::io::FdFlags;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 use smalti_executor_protocol::blocking;
 use smalti_executor_protocol::supervision::{ExecutorKind, Launched, STDERR_NAME};
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Stdio};
 
 /// Longest line of `init` that is read, and most of them.
 const MAX_LINE_BYTES: u64 = 4096;
@@ -47,10 +47,10 @@ pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
         Err(e) => (Err(e), None),
     };
     report(&launched)?;
-    if let (ExecutorKind::Networked, Some(mut child)) = (args.kind, child) {
+    if let (ExecutorKind::Networked, Some(child)) = (args.kind, child) {
         let served = broker::run(std::io::stdin()).map_err(step("making sockets for the executor"));
         // Its number stays its own until it is waited for.
-        return served.and_then(|()| child.wait().map(drop).map_err(step("waiting for the supervisor")));
+        return served.and_then(|()| waitpid(child, None).map(drop).map_err(step("waiting for the supervisor")));
     }
     // Ends when the agent closes its end, whatever it writes before.
     let mut rest = Vec::new();
@@ -68,9 +68,8 @@ pub(super) fn report(launched: &Result<Launched, Error>) -> Result<(), Error> {
     out.write_all(line.to_line().as_bytes()).and_then(|()| out.flush()).map_err(step("writing to stdout"))
 }
 
-fn start(args: &Supervisor, inherited: Option<OwnedFd>) -> Result<(Launched, Child), Error> {
+fn start(args: &Supervisor, inherited: Option<OwnedFd>) -> Result<(Launched, Pid), Error> {
     let mut warnings = Vec::new();
-    close_foreign_descriptors(&mut warnings);
     let stderr_path = args.directory.join(STDERR_NAME);
     let stderr = OpenOptions::new().create(true).append(true).mode(0o600).open(&stderr_path);
     let stderr = stderr.map_err(step(format!("opening {}", stderr_path.display())))?;
@@ -80,34 +79,37 @@ fn start(args: &Supervisor, inherited: Option<OwnedFd>) -> Result<(Launched, Chi
         for_init.uid = None;
         for_init.max_threads = None;
     }
-    if let Some(fd) = &inherited {
-        rustix::io::fcntl_setfd(fd, FdFlags::empty()).map_err(step("passing a descriptor on"))?;
-        for_init.keep_fd = Some(fd.as_raw_fd());
-    }
-    let mut child = same_binary()
-        .args(for_init.for_init())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(stderr)
-        .spawn()
+    let (from_us, to_init) = std::io::pipe().map_err(step("making a pipe"))?;
+    let (from_init, to_us) = std::io::pipe().map_err(step("making a pipe"))?;
+    // The descriptor that stands for the uid stays open in it, unused, under the number that its command line says.
+    let descriptors: fork::Descriptors = [from_us.into(), to_us.into(), stderr.into()]
+        .into_iter()
+        .chain(inherited.map(|fd| {
+            for_init.keep_fd = Some(3);
+            fd
+        }))
+        .collect();
+    let child = fork::fork(&for_init.for_init(), descriptors, || super::report_end(init::run(&for_init)))
         .map_err(step("starting the supervisor"))?;
-    attend(&mut child, &for_init, &stderr_path, &mut warnings)?;
-    let pid = i32::try_from(child.id()).map_err(|_| step("the supervisor's pid")(std::io::Error::other("out of range")))?;
-    Ok((Launched::Started { pid, pid_namespace: way != Way::NotAtAll, warnings }, child))
+    attend(child, &for_init, (from_init, to_init), &stderr_path, &mut warnings)?;
+    Ok((Launched::Started { pid: child.as_raw(), pid_namespace: way != Way::NotAtAll, warnings }, child))
 }
 
 /// Does what `init` asks for until it listens.
-fn attend(child: &mut Child, args: &Supervisor, stderr: &Path, warnings: &mut Vec<String>) -> Result<(), Error> {
-    let (Some(out), Some(mut to_init)) = (child.stdout.take(), child.stdin.take()) else {
-        return Err(step("starting the supervisor")(std::io::Error::other("it has no pipes")));
-    };
+fn attend(
+    child: Pid,
+    args: &Supervisor,
+    (out, mut to_init): (PipeReader, PipeWriter),
+    stderr: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
     let mut out = BufReader::new(out);
     for _ in 0..MAX_LINES {
         let mut line = String::new();
         out.by_ref().take(MAX_LINE_BYTES).read_line(&mut line).map_err(step("reading what the supervisor says"))?;
         match line.trim_end() {
             LISTENING => return Ok(()),
-            UNMAPPED => map(child.id(), args, &mut to_init)?,
+            UNMAPPED => map(child, args, &mut to_init)?,
             text if text.starts_with(WARNING) => warnings.push(text[WARNING.len()..].to_owned()),
             text => {
                 let said = if text.is_empty() { format!("see {}", stderr.display()) } else { text.to_owned() };
@@ -119,7 +121,7 @@ fn attend(child: &mut Child, args: &Supervisor, stderr: &Path, warnings: &mut Ve
 }
 
 /// Writes the maps of the supervisor's user namespace from outside, which alone can name another user than one's own.
-fn map(pid: u32, args: &Supervisor, to_init: &mut ChildStdin) -> Result<(), Error> {
+fn map(pid: Pid, args: &Supervisor, to_init: &mut PipeWriter) -> Result<(), Error> {
     let (own_uid, own_gid) = identity::current();
     let uid = args.uid.map_or(own_uid, nix::unistd::Uid::from_raw);
     let gid = args.uid.map_or(own_gid, nix::unistd::Gid::from_raw);
@@ -155,21 +157,4 @@ fn leave_pid_namespace(warnings: &mut Vec<String>) -> Way {
         warnings.push(open_wall("user_namespace", e));
     }
     Way::Unprivileged
-}
-
-/// Descriptors that the agent's own parent left open must not reach a worker: they are closed at the next exec.
-fn close_foreign_descriptors(warnings: &mut Vec<String>) {
-    let numbers: Vec<i32> = match std::fs::read_dir("/proc/self/fd") {
-        Ok(entries) => entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect(),
-        Err(e) => {
-            warnings.push(format!("/proc/self/fd: {e}; descriptors of the agent's parent may reach the executor"));
-            return;
-        }
-    };
-    for number in numbers.into_iter().filter(|n| *n > 2) {
-        #[expect(unsafe_code, reason = "descriptor numbers from /proc have no owner in this process")]
-        // SAFETY: the borrow ends within this statement, and a number that is closed meanwhile gives EBADF, which is ignored.
-        let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        let _ = rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC);
-    }
 }

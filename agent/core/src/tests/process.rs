@@ -66,7 +66,7 @@ fn an_executor_is_ready_before_its_task_and_ends_with_it() {
     w.silent();
     w.launched_own(1, "a", 1);
     w.bound(1, 1, "a", 1);
-    w.starts(3, ExecutorKind::Pooled);
+    // As long as there is a ready one, nothing is started beside a task that has just begun.
     w.runs(1, 1);
     w.silent();
     w.event(outcome(1, 1, Some(0), None));
@@ -75,10 +75,12 @@ fn an_executor_is_ready_before_its_task_and_ends_with_it() {
     assert_eq!(w.update().state, TaskState::Finished);
     // What it still says is nobody's, and nobody gets it again.
     w.event(outcome(1, 1, Some(0), None));
+    w.silent();
+    w.event(exited(1, "killed by signal 9"));
+    w.starts(3, ExecutorKind::Pooled);
     w.launched_own(2, "b", 2);
     w.bound(2, 2, "b", 2);
     w.starts(4, ExecutorKind::Pooled);
-    w.event(exited(1, "killed by signal 9"));
     w.silent();
 }
 
@@ -173,6 +175,11 @@ fn who_had_more_turns_leaves_the_last_ready_one_to_the_others() {
     for (run, f, name) in [(1, 1, "a"), (2, 2, "v")] {
         w.launched_own(f, name, run);
         w.bound(number(run), f, name, run);
+        if run == 1 {
+            // Another one is ready, so this waits for a moment.
+            w.silent();
+            w.after_ms(10);
+        }
         w.starts(number(run) + 2, ExecutorKind::Pooled);
     }
     w.event(up(3));
@@ -182,6 +189,7 @@ fn who_had_more_turns_leaves_the_last_ready_one_to_the_others() {
     // Now the first has had two turns, and the second one.
     w.event(up(4));
     w.launched_own(1, "c", 4);
+    w.after_ms(10);
     w.starts(6, ExecutorKind::Pooled);
     w.silent();
     w.launched_own(2, "w", 5);

@@ -221,7 +221,7 @@ async fn an_executor_without_the_walls_that_are_required_is_refused_and_gone() {
     let world = World::new("refused", Mode::Auto);
     // One that leaves its namespaces out although it is told to make them.
     let script = world.dir.path().join("careless");
-    std::fs::write(&script, format!("#!/bin/sh\nshift\nexec {} launch --no-namespaces \"$@\"\n", executor().display())).unwrap();
+    std::fs::write(&script, format!("#!/bin/sh\nshift\nexec {} forge --no-namespaces \"$@\"\n", executor().display())).unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let careless = |required| {
         world.launcher(|o| {
