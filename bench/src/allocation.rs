@@ -16,30 +16,39 @@ const AGENTS: u64 = 50_000;
 const FRAMEWORKS: u64 = 1_000;
 
 pub(crate) fn measure(effort: Effort, figures: &mut Figures) -> Result<()> {
-    let (mut change, mut cycle) = (Vec::new(), Vec::new());
+    let (mut changes, mut cycles) = (Vec::new(), Vec::new());
     for _ in 0..effort.repetitions {
-        let (mut master, now) = cluster(AGENTS, FRAMEWORKS)?;
-        let _ = master.step(now, Event::BatchEnd);
-        // Each framework refuses what it was offered: everything has to be given to somebody else.
-        let mut offers: BTreeMap<FrameworkId, Vec<Offer>> = BTreeMap::new();
-        master.offer_views().for_each(|offer| offers.entry(offer.framework.clone()).or_default().push(offer));
-        for (framework, offers) in &offers {
-            let call = Call::Decline { offers: offers.iter().map(|o| o.id).collect(), filters: Filters::default() };
-            let _ = master.step(now, Event::FrameworkCall { conn: conn(framework)?, call });
-        }
-        let start = Instant::now();
-        let _ = master.step(now, Event::BatchEnd);
-        cycle.push(start.elapsed().as_secs_f64() * 1e3);
-        let offer = master.offer_views().next().context("no offers")?;
-        let call = Call::Decline { offers: vec![offer.id], filters: Filters::default() };
-        let start = Instant::now();
-        let _ = master.step(now, Event::FrameworkCall { conn: conn(&offer.framework)?, call });
-        let _ = master.step(now, Event::BatchEnd);
-        change.push(start.elapsed().as_secs_f64() * 1e3);
+        let (change, cycle) = once(AGENTS, FRAMEWORKS)?;
+        changes.push(change);
+        cycles.push(cycle);
     }
-    figures.add("alloc_change_ms_50k", change);
-    figures.add("alloc_cycle_ms_50k", cycle);
+    figures.add("alloc_change_ms_50k", changes);
+    figures.add("alloc_cycle_ms_50k", cycles);
     Ok(())
+}
+
+/// Milliseconds of one change, and of a full cycle.
+pub(crate) fn once(agents: u64, frameworks: u64) -> Result<(f64, f64)> {
+    let (mut master, now) = cluster(agents, frameworks)?;
+    let _ = master.step(now, Event::BatchEnd);
+    // Each framework refuses what it was offered: everything has to be given to somebody else.
+    let mut offers: BTreeMap<FrameworkId, Vec<Offer>> = BTreeMap::new();
+    master.offer_views().for_each(|offer| offers.entry(offer.framework.clone()).or_default().push(offer));
+    for (framework, offers) in &offers {
+        // With only one there is nobody else: it gets everything again.
+        let filters = if frameworks == 1 { Filters { refuse: DurationMs(0) } } else { Filters::default() };
+        let call = Call::Decline { offers: offers.iter().map(|o| o.id).collect(), filters };
+        let _ = master.step(now, Event::FrameworkCall { conn: conn(framework)?, call });
+    }
+    let start = Instant::now();
+    let _ = master.step(now, Event::BatchEnd);
+    let cycle = start.elapsed().as_secs_f64() * 1e3;
+    let offer = master.offer_views().next().context("no offers")?;
+    let call = Call::Decline { offers: vec![offer.id], filters: Filters::default() };
+    let start = Instant::now();
+    let _ = master.step(now, Event::FrameworkCall { conn: conn(&offer.framework)?, call });
+    let _ = master.step(now, Event::BatchEnd);
+    Ok((start.elapsed().as_secs_f64() * 1e3, cycle))
 }
 
 fn conn(framework: &FrameworkId) -> Result<Conn> {

@@ -7,14 +7,17 @@ mod allocation;
 mod array;
 mod figures;
 mod floor;
+mod growth;
 mod memory;
 mod network;
 mod noisy;
 mod offers;
 mod process;
 mod rpc;
+mod scaling;
 mod single;
 mod spawn;
+mod svg;
 mod words;
 
 use anyhow::{Context, Result};
@@ -28,7 +31,7 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Args {
-    /// Only these, instead of all but `noisy`
+    /// Only these, instead of all but `noisy` and `scaling`
     #[arg(value_enum)]
     only: Vec<Group>,
     /// With `noisy`: only this class
@@ -40,6 +43,9 @@ struct Args {
     /// Also write the figures as one JSON object
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// With `scaling`: also draw the figures' growth into this directory
+    #[arg(long, value_name = "DIR", requires = "only")]
+    plots: Option<PathBuf>,
 }
 
 /// Figures that belong together.
@@ -59,12 +65,16 @@ enum Group {
     Allocation,
     /// Memory and cpu of idle processes, and of thousands of sleeping tasks
     Memory,
+    /// Memory of the master for each agent and each live task, with simulated agents
+    Master,
     /// A word count beside the same program compiled natively
     Words,
     /// Servers in guests beside a native one
     Network,
     /// What a benign tenant keeps of its throughput beside a hostile one, in both classes
     Noisy,
+    /// How figures grow with executors, items, agents and frameworks
+    Scaling,
 }
 
 /// A class of isolation.
@@ -90,6 +100,7 @@ struct Effort {
     offers: usize,
     idle_seconds: f64,
     sleepers: u64,
+    swarm: (u64, u64),
     text_bytes: usize,
 }
 
@@ -105,6 +116,7 @@ const FULL: Effort = Effort {
     offers: 300,
     idle_seconds: 10.0,
     sleepers: 10_000,
+    swarm: (2_000, 20_000),
     text_bytes: 100_000_000,
 };
 const QUICK: Effort = Effort {
@@ -119,6 +131,7 @@ const QUICK: Effort = Effort {
     offers: 100,
     idle_seconds: 2.0,
     sleepers: 1_000,
+    swarm: (500, 5_000),
     text_bytes: 20_000_000,
 };
 
@@ -134,19 +147,26 @@ fn main() -> Result<()> {
         };
         not_measured = noisy::measure(if args.quick { noisy::QUICK } else { noisy::FULL }, &classes, &mut figures)?;
     }
-    if args.only != [Group::Noisy] {
-        speed(&args.only, if args.quick { QUICK } else { FULL }, &mut figures)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().context("starting tokio")?;
+    let mut growth = Vec::new();
+    if args.only.contains(&Group::Scaling) {
+        growth = scaling::measure(if args.quick { &scaling::QUICK } else { &scaling::FULL }, &runtime)?;
+        if let Some(dir) = &args.plots {
+            scaling::draw(&growth, dir)?;
+        }
+    }
+    if args.only.is_empty() || !args.only.iter().all(|group| matches!(group, Group::Noisy | Group::Scaling)) {
+        speed(&args.only, if args.quick { QUICK } else { FULL }, &runtime, &mut figures)?;
     }
     figures.print();
     if let Some(path) = args.json {
-        std::fs::write(&path, figures.to_json()?).with_context(|| format!("writing {}", path.display()))?;
+        std::fs::write(&path, figures.to_json(&growth)?).with_context(|| format!("writing {}", path.display()))?;
     }
     anyhow::ensure!(not_measured.is_empty(), "not measured: {}", not_measured.join(", "));
     Ok(())
 }
 
-fn speed(only: &[Group], effort: Effort, figures: &mut Figures) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().context("starting tokio")?;
+fn speed(only: &[Group], effort: Effort, runtime: &tokio::runtime::Runtime, figures: &mut Figures) -> Result<()> {
     let wanted = |group| only.is_empty() || only.contains(&group);
 
     // One agent with two cpus: two slots of one cpu each, as many as the machine has cores.
@@ -194,6 +214,10 @@ fn speed(only: &[Group], effort: Effort, figures: &mut Figures) -> Result<()> {
     drop(cluster);
     if wanted(Group::Allocation) {
         allocation::measure(effort, figures)?;
+    }
+    if wanted(Group::Master) {
+        let (agents, tasks) = effort.swarm;
+        runtime.block_on(scaling::footprint(agents, tasks, figures))?;
     }
     if wanted(Group::Words) {
         words::measure(effort, figures)?;

@@ -1,4 +1,4 @@
-//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | sim | chaos | wasi-testsuite | tidy`.
+//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | swarm | sim | chaos | wasi-testsuite | tidy`.
 
 mod bench;
 mod build;
@@ -45,6 +45,12 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Simulated agents that speak the real protocol, many in one process: `cargo xtask swarm --agents 5000`
+    Swarm {
+        /// Arguments for the swarm program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Runs the cores in the simulation: `cargo xtask sim --seeds 200`
     Sim {
         /// Arguments for the simulation program
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
         Verb::Test { args } => test::run(&args),
         Verb::TestV2(options) => test_v2::run(&options),
         Verb::Bench { args } => bench::run(&args),
+        Verb::Swarm { args } => bench::swarm(&args),
         Verb::Sim { args } => sim::run(&args),
         Verb::Chaos { args } => chaos::run(&args),
         Verb::WasiTestsuite { suite, reference } => wasi_testsuite::run(&suite, reference.as_deref()),

@@ -36,6 +36,16 @@ impl Pool {
         self.executors.values().filter(|e| e.kind.is_used_once() == used_once).count()
     }
 
+    /// Slots of all shared executors, and of those of `framework`.
+    pub(crate) fn slots(&self, framework: &FrameworkId) -> (u32, u32) {
+        let shared = self.executors.values().filter(|e| e.kind == ExecutorKind::Shared);
+        shared.fold((0, 0), |(all, own), e| {
+            let slots = u32::try_from(e.slots.len()).unwrap_or(u32::MAX);
+            let of_it = if e.framework.as_ref() == Some(framework) { slots } else { 0 };
+            (all.saturating_add(slots), own.saturating_add(of_it))
+        })
+    }
+
     /// One that waits for its only use: of the pool, or for this attempt. The one that started first.
     pub(crate) fn fresh(&self, kind: ExecutorKind, only: Option<Run>) -> Option<ExecutorId> {
         let fits = self.executors.iter().filter(|(_, e)| e.kind == kind && e.only == only && e.is_fresh());
