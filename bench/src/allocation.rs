@@ -3,12 +3,10 @@
 use crate::Effort;
 use crate::figures::Figures;
 use anyhow::{Context, Result};
-use smalti_master_core::{Config, Conn, Event, Master};
-use smalti_types::protocol::{Call, Claim, Registration, Subscription};
-use smalti_types::{
-    AgentId, AgentInfo, Attributes, Bytes, DurationMs, Filters, FrameworkId, FrameworkInfo, MasterEpoch, MilliCpus, Offer, Resources, Role,
-    Time,
-};
+use smalti_bench::cores::master::{cluster, conn};
+use smalti_master_core::Event;
+use smalti_types::protocol::Call;
+use smalti_types::{DurationMs, Filters, FrameworkId, Offer};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -49,44 +47,4 @@ pub(crate) fn once(agents: u64, frameworks: u64) -> Result<(f64, f64)> {
     let _ = master.step(now, Event::FrameworkCall { conn: conn(&offer.framework)?, call });
     let _ = master.step(now, Event::BatchEnd);
     Ok((start.elapsed().as_secs_f64() * 1e3, cycle))
-}
-
-fn conn(framework: &FrameworkId) -> Result<Conn> {
-    let number = framework.as_str().rsplit_once('-').context("a framework without a number")?.1;
-    Ok(Conn(number.parse()?))
-}
-
-/// A cluster of this size, before its first allocation.
-fn cluster(agents: u64, frameworks: u64) -> Result<(Master, Time)> {
-    let now = Time(1_000_000);
-    let mut master = Master::new(Config::default(), MasterEpoch(1), now);
-    for n in 0..frameworks {
-        let info = FrameworkInfo {
-            name: format!("f{n}"),
-            principal: String::new(),
-            role: Role::new(format!("r{}", n % 3))?,
-            failover_timeout: DurationMs(60_000),
-            services: BTreeMap::new(),
-        };
-        let fresh = FrameworkId::new(format!("F1-{n}"))?;
-        let _ = master.step(
-            now,
-            Event::FrameworkSubscribed { conn: Conn(n), subscription: Subscription { info, id: None, claim: Claim::default() }, fresh },
-        );
-    }
-    for n in 0..agents {
-        let info = AgentInfo {
-            id: AgentId::new(format!("a{n}"))?,
-            hostname: format!("a{n}"),
-            total: Resources::new(MilliCpus(4_000), Bytes::gib(4)),
-            overhead: Resources::default(),
-            attributes: Attributes::default(),
-            isolation: BTreeMap::new(),
-            boot_id: "boot".into(),
-            incarnation: 1,
-        };
-        let registration = Registration { info, tasks: vec![], unacknowledged: vec![] };
-        let _ = master.step(now, Event::AgentRegistered { conn: Conn(1_000_000 + n), registration });
-    }
-    Ok((master, now))
 }

@@ -1,4 +1,5 @@
-//! What the benchmarks and the `swarm` program share: simulated agents that speak the real protocol.
+//! What the programs of this package share: simulated agents that speak the real protocol, and rounds of the pure cores.
 
+pub mod cores;
 pub mod files;
 pub mod swarm;

@@ -12,6 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// An executor that was told to end has this long.
 const STOP_WITHIN: DurationMs = DurationMs(10_000);
 
+/// Executors of one framework that start at once.
+const MOST_STARTING: usize = 3;
+
 /// All executors.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
@@ -80,9 +83,19 @@ impl Pool {
         up.max_by_key(|(_, e)| e.free_slots()).map(|(id, e)| (id.clone(), e.free_slots()))
     }
 
-    /// Whether one is on its way, or on its way back.
-    pub(crate) fn is_starting(&self, framework: &FrameworkId) -> bool {
-        self.of(framework).any(|(_, e)| matches!(e.phase, Phase::Starting | Phase::Away | Phase::Back))
+    /// Whether those on their way, or on their way back, have to be waited for, when so many attempts want a slot: as long as they may do,
+    /// and not too many at once.
+    pub(crate) fn awaits(&self, framework: &FrameworkId, waiting: usize) -> bool {
+        let (mut starting, mut slots) = (0, 0);
+        for (_, executor) in self.of(framework) {
+            match executor.phase {
+                Phase::Starting => (starting, slots) = (starting + 1, slots + executor.slots.len()),
+                // Nobody knows what is free in these.
+                Phase::Away | Phase::Back => return true,
+                Phase::Up | Phase::Stopping(_) => {}
+            }
+        }
+        starting > 0 && (slots >= waiting || starting >= MOST_STARTING)
     }
 
     /// Executors to be stopped now because they are idle for too long.

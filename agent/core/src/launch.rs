@@ -90,13 +90,13 @@ impl Agent {
 
     /// Gives slots to those of a framework that wait, in order.
     pub(crate) fn place(&mut self, now: Time, framework: &FrameworkId, out: &mut Out) {
-        while let Some(run) = self.waiting.get(framework).and_then(|q| q.front().copied()) {
+        while let Some((run, waiting)) = self.waiting.get(framework).and_then(|q| Some((*q.front()?, q.len()))) {
             let Some(task) = self.tasks.get(&run) else { return };
             let most = self.parameters.most_slots_per_executor.max(1);
             let (need, memory) = (task.slots_needed().min(most), task_memory(task));
             let found = match self.pool.with_free(framework, need) {
                 Some(executor) => Some((executor, need)),
-                None if self.pool.is_starting(framework) => None,
+                None if self.pool.awaits(framework, waiting) => None,
                 None if !self.losses.may_start(now, framework) => None,
                 None => match self.slots_to_start(framework, need) {
                     Some(slots) => {
