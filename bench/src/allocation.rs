@@ -4,9 +4,9 @@ use crate::Effort;
 use crate::figures::Figures;
 use anyhow::{Context, Result};
 use smalti_bench::cores::master::{cluster, conn};
-use smalti_master_core::Event;
+use smalti_master_core::{Conn, Event};
 use smalti_types::protocol::Call;
-use smalti_types::{DurationMs, Filters, FrameworkId, Offer};
+use smalti_types::{Filters, FrameworkId, Offer};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -33,10 +33,13 @@ pub(crate) fn once(agents: u64, frameworks: u64) -> Result<(f64, f64)> {
     let mut offers: BTreeMap<FrameworkId, Vec<Offer>> = BTreeMap::new();
     master.offer_views().for_each(|offer| offers.entry(offer.framework.clone()).or_default().push(offer));
     for (framework, offers) in &offers {
-        // With only one there is nobody else: it gets everything again.
-        let filters = if frameworks == 1 { Filters { refuse: DurationMs(0) } } else { Filters::default() };
-        let call = Call::Decline { offers: offers.iter().map(|o| o.id).collect(), filters };
+        let call = Call::Decline { offers: offers.iter().map(|o| o.id).collect(), filters: Filters::default() };
         let _ = master.step(now, Event::FrameworkCall { conn: conn(framework)?, call });
+    }
+    // With only one there is nobody else: it gets all of it again.
+    let alone = (frameworks == 1).then_some(Event::FrameworkCall { conn: Conn(0), call: Call::Revive });
+    if let Some(revive) = alone.clone() {
+        let _ = master.step(now, revive);
     }
     let start = Instant::now();
     let _ = master.step(now, Event::BatchEnd);
@@ -45,6 +48,9 @@ pub(crate) fn once(agents: u64, frameworks: u64) -> Result<(f64, f64)> {
     let call = Call::Decline { offers: vec![offer.id], filters: Filters::default() };
     let start = Instant::now();
     let _ = master.step(now, Event::FrameworkCall { conn: conn(&offer.framework)?, call });
+    if let Some(revive) = alone {
+        let _ = master.step(now, revive);
+    }
     let _ = master.step(now, Event::BatchEnd);
     Ok((start.elapsed().as_secs_f64() * 1e3, cycle))
 }
