@@ -30,9 +30,10 @@ pub const SCENARIOS: [(&str, &str, Scenario); 7] = [
 /// # Errors
 /// An unknown name, or a core that does something else than expected.
 pub fn run(name: &str, rounds: u64) -> Result<u64> {
-    let (_, _, scenario) = SCENARIOS.iter().find(|(n, ..)| *n == name).with_context(|| {
-        format!("there is no scenario {name}; there are {}", SCENARIOS.map(|(n, ..)| n).join(", "))
-    })?;
+    let (_, _, scenario) = SCENARIOS
+        .iter()
+        .find(|(n, ..)| *n == name)
+        .with_context(|| format!("there is no scenario {name}; there are {}", SCENARIOS.map(|(n, ..)| n).join(", ")))?;
     scenario(rounds)
 }
 

@@ -47,7 +47,8 @@ fn exponent(points: &[(f64, f64)]) -> Option<f64> {
     let (mx, my) = (mean(|p| p.0), mean(|p| p.1));
     let spread: f64 = logs.iter().map(|(x, _)| (x - mx).powi(2)).sum();
     let together: f64 = logs.iter().map(|(x, y)| (x - mx) * (y - my)).sum();
-    (spread > 0.0).then(|| together / spread)
+    // No growth is written 0.00, not -0.00.
+    (spread > 0.0).then(|| (together / spread * 1e3).round() / 1e3 + 0.0)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod offers;
 mod process;
 mod rpc;
 mod scaling;
+mod settings;
 mod single;
 mod spawn;
 mod svg;
@@ -26,6 +27,7 @@ use figures::Figures;
 use smalti_tests::{AgentConfig, Cluster, Config};
 use smalti_types::Isolation;
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// Measures Smalti, each figure beside its floor.
 #[derive(Debug, Parser)]
@@ -172,19 +174,19 @@ fn speed(only: &[Group], effort: Effort, runtime: &tokio::runtime::Runtime, figu
     // One agent with two cpus: two slots of one cpu each, as many as the machine has cores.
     let agent = AgentConfig { cpus: "2".into(), mem: "4GiB".into(), ..AgentConfig::default() };
     let cluster = Cluster::start(Config { agents: vec![agent], env: vec![("RUST_LOG".into(), "warn".into())], ..Config::default() })?;
-    println!(
-        "settings: 1 agent, 2 slots of 1 cpu, isolation auto, accounting, output and acknowledgements on, guest `empty` (Rust, wasip1)"
-    );
     let ready = |guest: &str| -> Result<String> {
         let digest = rpc::push(&cluster, &cluster.paths.guest(guest)?.display().to_string())?;
         cluster.ok(&["run", &digest])?; // fetched, compiled, executor started
         Ok(digest)
     };
     let digest = ready("empty")?;
+    println!("{}\nsettings: slots of 1 cpu, guest `empty` (Rust, wasip1)", settings::of(&cluster)?);
+    let mut took = Took::new();
 
     if wanted(Group::Memory) {
         memory::idle(&cluster, effort, figures)?;
     }
+    took.note("memory");
     if wanted(Group::Array) {
         let busy = ready("busy")?;
         floor::measure(&cluster, &digest, "floor_items_per_s", effort, figures)?;
@@ -194,36 +196,70 @@ fn speed(only: &[Group], effort: Effort, runtime: &tokio::runtime::Runtime, figu
         figures.ratio("array_ratio", "array_items_per_s", "floor_items_per_s");
         figures.ratio("busy_array_ratio", "busy_array_items_per_s", "busy_floor_items_per_s");
     }
+    took.note("array");
     if wanted(Group::Warm) {
         runtime.block_on(rpc::warm(&cluster, &digest, effort, figures))?;
         figures.ratio("warm_task_p50_rtts", "warm_task_p50_us", "grpc_rtt_p50_us");
         figures.ratio("warm_task_p99_rtts", "warm_task_p99_us", "grpc_rtt_p50_us");
     }
+    took.note("warm");
     if wanted(Group::Process) {
         runtime.block_on(process::measure(&cluster, &digest, effort, figures))?;
     }
+    took.note("process");
     if wanted(Group::Single) {
         runtime.block_on(single::measure(&cluster, &digest, effort, figures))?;
     }
+    took.note("single");
     if wanted(Group::Offers) {
         runtime.block_on(offers::measure(&cluster, &digest, effort, figures))?;
     }
+    took.note("offers");
     if wanted(Group::Network) {
         network::measure(&cluster, effort, figures)?;
     }
+    took.note("network");
     drop(cluster);
     if wanted(Group::Allocation) {
         allocation::measure(effort, figures)?;
     }
+    took.note("allocation");
     if wanted(Group::Master) {
         let (agents, tasks) = effort.swarm;
         runtime.block_on(scaling::footprint(agents, tasks, figures))?;
     }
+    took.note("master");
     if wanted(Group::Words) {
         words::measure(effort, figures)?;
     }
+    took.note("words");
     if wanted(Group::Memory) {
         runtime.block_on(memory::sleepers(effort, figures))?;
     }
+    took.note("sleepers");
+    took.print();
     Ok(())
+}
+
+/// How long each group took: a full run is to end within ten minutes, a quick one within one.
+struct Took {
+    since: Instant,
+    groups: Vec<(&'static str, f64)>,
+}
+
+impl Took {
+    fn new() -> Self {
+        Self { since: Instant::now(), groups: Vec::new() }
+    }
+
+    fn note(&mut self, group: &'static str) {
+        let now = Instant::now();
+        self.groups.push((group, now.duration_since(self.since).as_secs_f64()));
+        self.since = now;
+    }
+
+    fn print(&self) {
+        let each: Vec<String> = self.groups.iter().filter(|(_, s)| *s >= 0.05).map(|(name, s)| format!("{name} {s:.1}")).collect();
+        println!("seconds: {}; {:.1} together", each.join(", "), self.groups.iter().map(|(_, s)| s).sum::<f64>());
+    }
 }

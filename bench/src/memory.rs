@@ -89,7 +89,10 @@ pub(crate) async fn sleepers(effort: Effort, figures: &mut Figures) -> Result<()
     let env = vec![("RUST_LOG".into(), "warn,smalti_agent=info".into())];
     let cluster = Cluster::start(Config { agents: vec![agent], scheduler: false, env, ..Config::default() })?;
     let log = || cluster.agents.first().map(smalti_tests::Process::log).unwrap_or_default();
-    println!("sleeping tasks: {}", log().lines().find_map(|l| Some(&l[l.find("room for")?..])).unwrap_or("the agent does not say its room"));
+    println!(
+        "sleeping tasks: {}",
+        log().lines().find_map(|l| Some(&l[l.find("room for")?..])).unwrap_or("the agent does not say its room")
+    );
     let guest = cluster.dir().join("sleeper.wat");
     std::fs::write(&guest, SLEEPER).context("writing a guest")?;
     let digest = rpc::push(&cluster, &guest.display().to_string())?;

@@ -52,7 +52,11 @@ pub(crate) const QUICK: Effort = Effort {
 
 /// Pictures: file name, title, and the series in it, which have one unit.
 const PICTURES: [(&str, &str, &[&str]); 6] = [
-    ("executors", "Throughput by executors (one cpu each, two cores)", &["array_items_per_s_by_executors", "single_tasks_per_s_by_executors"]),
+    (
+        "executors",
+        "Throughput by executors (one cpu each, two cores)",
+        &["array_items_per_s_by_executors", "single_tasks_per_s_by_executors"],
+    ),
     ("items", "Throughput by length of the array", &["array_items_per_s_by_items"]),
     (
         "items-memory",

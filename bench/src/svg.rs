@@ -78,9 +78,19 @@ pub(crate) fn plot(title: &str, x_label: &str, y_label: &str, lines: &[Line<'_>]
         let _ = writeln!(out, r##"<line x1="{left}" y1="{at:.1}" x2="{x_end}" y2="{at:.1}" stroke="#e4e4e4"/>"##);
         let _ = writeln!(out, r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{}</text>"#, left - 6.0, at + 4.0, short(tick));
     }
-    let _ = writeln!(out, r#"<text x="{:.1}" y="{:.1}" text-anchor="middle">{}</text>"#, f64::midpoint(left, x_end), HEIGHT - 10.0, escape(x_label));
+    let _ = writeln!(
+        out,
+        r#"<text x="{:.1}" y="{:.1}" text-anchor="middle">{}</text>"#,
+        f64::midpoint(left, x_end),
+        HEIGHT - 10.0,
+        escape(x_label)
+    );
     let middle = f64::midpoint(top, y_end);
-    let _ = writeln!(out, r#"<text x="16" y="{middle:.1}" text-anchor="middle" transform="rotate(-90 16 {middle:.1})">{}</text>"#, escape(y_label));
+    let _ = writeln!(
+        out,
+        r#"<text x="16" y="{middle:.1}" text-anchor="middle" transform="rotate(-90 16 {middle:.1})">{}</text>"#,
+        escape(y_label)
+    );
     for (n, line) in lines.iter().enumerate() {
         let colour = COLOURS[n % COLOURS.len()];
         let points: Vec<(f64, f64)> = line.points.iter().filter(|(a, b)| *a > 0.0 && *b > 0.0).map(|(a, b)| (px(*a), py(*b))).collect();
@@ -106,7 +116,13 @@ pub(crate) fn short(value: f64) -> String {
         v if v >= 1e3 => (value / 1e3, "k"),
         _ => (value, ""),
     };
-    let digits = if scaled.abs() >= 100.0 || (scaled - scaled.round()).abs() < 1e-9 { 0 } else if scaled.abs() >= 1.0 { 1 } else { 3 };
+    let digits = if scaled.abs() >= 100.0 || (scaled - scaled.round()).abs() < 1e-9 {
+        0
+    } else if scaled.abs() >= 1.0 {
+        1
+    } else {
+        3
+    };
     let text = format!("{scaled:.digits$}");
     let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text };
     format!("{text}{unit}")

@@ -62,8 +62,7 @@ impl Counts {
 
 impl std::fmt::Display for Counts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [registered, launched, ended, reconnects] =
-            [&self.registered, &self.launched, &self.ended, &self.reconnects].map(Self::get);
+        let [registered, launched, ended, reconnects] = [&self.registered, &self.launched, &self.ended, &self.reconnects].map(Self::get);
         write!(f, "registered {registered}, launched {launched}, ended {ended}, reconnects {reconnects}")
     }
 }

@@ -21,7 +21,8 @@ const ROUNDS: (u64, u64) = (100, 300);
 /// As far as a count may be from the committed one, in percent.
 const TOLERANCE: f64 = 3.0;
 /// Copies and comparisons that every x86-64 has: elsewhere the words mean nothing and are ignored.
-const TUNABLES: &str = "glibc.cpu.hwcaps=-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-EVEX,-BMI2,-ERMS,-FSRM,-SSE4_2,-SSSE3,-AVX_Fast_Unaligned_Load";
+const TUNABLES: &str =
+    "glibc.cpu.hwcaps=-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-EVEX,-BMI2,-ERMS,-FSRM,-SSE4_2,-SSSE3,-AVX_Fast_Unaligned_Load";
 
 /// Options of `cargo xtask instructions`.
 #[derive(Debug, Args)]
@@ -102,7 +103,8 @@ fn per_round(program: &Path, scenario: &str, tool: &str, read: impl Fn(&str) -> 
 
 /// The number after the last `key`, with or without commas.
 fn last_number(text: &str, key: &str) -> Option<f64> {
-    let digits: String = text.rsplit_once(key)?.1.trim_start().chars().take_while(|c| c.is_ascii_digit() || *c == ',').filter(|c| *c != ',').collect();
+    let digits: String =
+        text.rsplit_once(key)?.1.trim_start().chars().take_while(|c| c.is_ascii_digit() || *c == ',').filter(|c| *c != ',').collect();
     digits.parse().ok()
 }
 
@@ -129,7 +131,8 @@ fn read(file: &Path) -> Result<BTreeMap<String, f64>> {
 }
 
 fn write(file: &Path, counts: &BTreeMap<String, f64>) -> Result<()> {
-    let mut text = String::from("# Instructions of one round of each scenario of bench/src/cores.rs. Written by: cargo xtask instructions --bless\n");
+    let mut text =
+        String::from("# Instructions of one round of each scenario of bench/src/cores.rs. Written by: cargo xtask instructions --bless\n");
     for (name, count) in counts {
         let _ = writeln!(text, "{name} {count:.0}");
     }

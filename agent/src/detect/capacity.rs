@@ -181,7 +181,9 @@ mod tests {
         let inner = dir.path().join("a/b");
         std::fs::create_dir_all(&inner).unwrap();
         assert_eq!(free_in_groups(&inner), None);
-        for (d, most, now) in [(dir.path().to_owned(), "100\n", "70\n"), (dir.path().join("a"), "max\n", "9\n"), (inner.clone(), "50\n", "9\n")] {
+        for (d, most, now) in
+            [(dir.path().to_owned(), "100\n", "70\n"), (dir.path().join("a"), "max\n", "9\n"), (inner.clone(), "50\n", "9\n")]
+        {
             std::fs::write(d.join("pids.max"), most).unwrap();
             std::fs::write(d.join("pids.current"), now).unwrap();
         }

@@ -10,9 +10,12 @@ use std::time::Duration;
 /// Simulated agents that speak the real protocol: each has its own connection, registers, beats, takes single tasks and says RUNNING and
 /// FINISHED. Nothing is run.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask swarm", after_help = "Examples:
+#[command(
+    name = "cargo xtask swarm",
+    after_help = "Examples:
   cargo xtask swarm --agents 5000                                  a master of its own; its address is printed
-  cargo xtask swarm --agents 200 --master 127.0.0.1:5050 --task-time 50 --minutes 2")]
+  cargo xtask swarm --agents 200 --master 127.0.0.1:5050 --task-time 50 --minutes 2"
+)]
 struct Args {
     /// How many agents
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=50_000))]

@@ -5,8 +5,8 @@ use anyhow::{Result, ensure};
 use smalti_agent_core::{Agent, ArrayReport, Event, FromExecutor, Message, Parameters, ToExecutor};
 use smalti_types::protocol::AgentCommand;
 use smalti_types::{
-    ArrayTemplate, Bytes, FrameworkId, ItemBatch, ItemSet, Launch, LaunchArray, MasterEpoch, MilliCpus, Resources, Role, TaskId,
-    TaskState, Time, Usage,
+    ArrayTemplate, Bytes, FrameworkId, ItemBatch, ItemSet, Launch, LaunchArray, MasterEpoch, MilliCpus, Resources, Role, TaskId, TaskState,
+    Time, Usage,
 };
 use std::collections::VecDeque;
 

@@ -7,9 +7,7 @@ use anyhow::{Context, Result, bail};
 use smalti_bench::swarm::{Counts, Options, Swarm};
 use smalti_framework_sdk::{Event, Events, Framework, Handle, Options as SdkOptions};
 use smalti_tests::{Cluster, Config};
-use smalti_types::{
-    BundleRef, Bytes, Digest, DurationMs, Filters, Launch, MilliCpus, Operation, Resources, TaskId, TaskSpec, TaskState,
-};
+use smalti_types::{BundleRef, Bytes, Digest, DurationMs, Filters, Launch, MilliCpus, Operation, Resources, TaskId, TaskSpec, TaskState};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
