@@ -123,18 +123,18 @@ const FULL: Effort = Effort {
 };
 const QUICK: Effort = Effort {
     repetitions: 3,
-    array_items: 100_000,
-    single_tasks: 10_000,
+    array_items: 60_000,
+    single_tasks: 8_000,
     round_trips: 300,
-    floor_seconds: 0.5,
+    floor_seconds: 0.3,
     process_launches: 15,
-    process_tasks: 100,
-    confined_spawns: 100,
+    process_tasks: 60,
+    confined_spawns: 60,
     offers: 100,
     idle_seconds: 2.0,
     sleepers: 1_000,
     swarm: (500, 5_000),
-    text_bytes: 20_000_000,
+    text_bytes: 12_000_000,
 };
 
 fn main() -> Result<()> {
@@ -180,7 +180,6 @@ fn speed(only: &[Group], effort: Effort, runtime: &tokio::runtime::Runtime, figu
         Ok(digest)
     };
     let digest = ready("empty")?;
-    println!("{}\nsettings: slots of 1 cpu, guest `empty` (Rust, wasip1)", settings::of(&cluster)?);
     let mut took = Took::new();
 
     if wanted(Group::Memory) {
@@ -219,6 +218,8 @@ fn speed(only: &[Group], effort: Effort, runtime: &tokio::runtime::Runtime, figu
         network::measure(&cluster, effort, figures)?;
     }
     took.note("network");
+    // By now the agent has reported what stands around its executors.
+    println!("{}\nsettings: slots of 1 cpu, guest `empty` (Rust, wasip1)", settings::of(&cluster)?);
     drop(cluster);
     if wanted(Group::Allocation) {
         allocation::measure(effort, figures)?;

@@ -106,12 +106,18 @@ pub(crate) async fn sleepers(effort: Effort, figures: &mut Figures) -> Result<()
     live(&handle, &mut events, &spec, (first, effort.sleepers)).await.with_context(&log)?;
     let seconds = start.elapsed().as_secs_f64();
     let after = footprint(&cluster)?;
+    let agent = cluster.agents.first().context("no agent")?.pid();
+    let (cpu, start) = (cpu_nanos(agent)?, Instant::now());
+    tokio::time::sleep(Duration::from_secs_f64(effort.idle_seconds / 2.0)).await;
+    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of cpu")]
+    let agent_cpu = 100.0 * (cpu_nanos(agent)? - cpu) as f64 / 1e9 / start.elapsed().as_secs_f64();
     println!("sleeping tasks: {} live at once in executors with {}", effort.sleepers, ways(&log()));
     #[expect(clippy::cast_precision_loss, reason = "figures")]
     let (more, all, executors) = ((effort.sleepers - first) as f64, effort.sleepers as f64, workers(&cluster).len() as f64);
     figures.add("sleeping_tasks", vec![all]);
     figures.add("sleeping_tasks_executors", vec![executors]);
     figures.add("sleeping_tasks_started_per_s", vec![more / seconds]);
+    figures.add("sleeping_tasks_agent_cpu_percent", vec![agent_cpu]);
     figures.add("instance_bytes", vec![(after.1 - before.1) / more]);
     figures.add("agent_bytes_per_task", vec![(after.0 - before.0) / more]);
     handle.teardown().await?;
