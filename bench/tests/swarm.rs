@@ -1,4 +1,5 @@
 //! Simulated agents and a real master: they register, run what is launched, come back when the master was killed, and leave.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use smalti_bench::swarm::{Counts, Options, Swarm};
 use smalti_framework_sdk::{Event, Framework, Options as SdkOptions};
