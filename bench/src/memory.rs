@@ -100,10 +100,10 @@ pub(crate) async fn sleepers(effort: Effort, figures: &mut Figures) -> Result<()
     let (handle, mut events) = Framework::connect(Options::new(&cluster.address, "sleepers")).await?;
     // The first ones pay for the executors, the rest for themselves.
     let first = effort.sleepers / 20;
-    live(&handle, &mut events, &spec, (0, first)).await.with_context(&log)?;
+    live(&handle, &mut events, &spec, (0, first)).await.with_context(log)?;
     let before = footprint(&cluster)?;
     let start = Instant::now();
-    live(&handle, &mut events, &spec, (first, effort.sleepers)).await.with_context(&log)?;
+    live(&handle, &mut events, &spec, (first, effort.sleepers)).await.with_context(log)?;
     let seconds = start.elapsed().as_secs_f64();
     let after = footprint(&cluster)?;
     let agent = cluster.agents.first().context("no agent")?.pid();

@@ -24,7 +24,8 @@ async fn run_tasks(address: &str) -> (BTreeMap<TaskId, Vec<TaskState>>, BTreeSet
                 for offer in offers {
                     let n = (TASKS - launched).min(4);
                     let task = |k| TaskId::new(format!("t{}", launched + k)).unwrap();
-                    let launch = |k| Operation::Launch(Launch { task: task(k), attempt: 0, resources: request.clone(), spec: spec.clone() });
+                    let launch =
+                        |k| Operation::Launch(Launch { task: task(k), attempt: 0, resources: request.clone(), spec: spec.clone() });
                     let operations: Vec<Operation> = (0..n).map(launch).collect();
                     if n > 0 {
                         agents.insert(offer.agent.to_string());
