@@ -83,12 +83,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let detected = detect::resources(&options.overrides(), &data_dir)?;
     let detected = disk::advertise(&disks, (options.disk.is_some(), options.mem.is_some()), detected);
     disks.set_limit(detected.total.disk);
-    let parameters = Parameters {
-        disk_in_memory: disks.in_memory(),
-        slots_per_executor: options.slots_per_executor,
-        lend_cpu: options.lend_cpu,
-        ..Parameters::new(detected.total.clone())
-    };
+    let parameters =
+        Parameters { disk_in_memory: disks.in_memory(), lend_cpu: options.lend_cpu, ..Parameters::new(detected.total.clone()) };
+    let (limits, memory) = (detect::Limits::read(), detected.total.mem);
+    let capacity = detect::Capacity::of(&limits, memory, parameters.most_processes, options.slots_per_executor);
+    tracing::info!(%limits, "room for {capacity}");
+    let parameters = capacity.apply(parameters);
     limit_cpus(&options, &cgroups, detected.total.cpus, parameters.start_cpus)?;
     let (checkpoint, core) = Checkpoint::open(&data_dir, &executors_dir, options.process.apply(parameters))?;
     let kept: Vec<ExecutorId> = core.to_find().cloned().collect();

@@ -65,9 +65,10 @@ pub struct Options {
     /// Bundles, compiled code and inputs are kept up to this size
     #[arg(long, value_name = "SIZE", default_value = "10GiB")]
     pub cache_budget: Bytes,
-    /// Slots of an executor
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub slots_per_executor: u32,
+    /// Slots of an executor: tasks that it runs at once [default: 32, and more in a framework's further ones, as the host's limits on open files,
+    /// memory maps and threads allow]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub slots_per_executor: Option<u32>,
     /// Which tasks get a process of their own.
     #[command(flatten)]
     pub process: ProcessOptions,

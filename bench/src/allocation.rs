@@ -3,12 +3,10 @@
 use crate::Effort;
 use crate::figures::Figures;
 use anyhow::{Context, Result};
-use smalti_master_core::{Config, Conn, Event, Master};
-use smalti_types::protocol::{Call, Claim, Registration, Subscription};
-use smalti_types::{
-    AgentId, AgentInfo, Attributes, Bytes, DurationMs, Filters, FrameworkId, FrameworkInfo, MasterEpoch, MilliCpus, Offer, Resources, Role,
-    Time,
-};
+use smalti_bench::cores::master::{cluster, conn};
+use smalti_master_core::{Conn, Event};
+use smalti_types::protocol::Call;
+use smalti_types::{Filters, FrameworkId, Offer};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -16,68 +14,43 @@ const AGENTS: u64 = 50_000;
 const FRAMEWORKS: u64 = 1_000;
 
 pub(crate) fn measure(effort: Effort, figures: &mut Figures) -> Result<()> {
-    let (mut change, mut cycle) = (Vec::new(), Vec::new());
+    let (mut changes, mut cycles) = (Vec::new(), Vec::new());
     for _ in 0..effort.repetitions {
-        let (mut master, now) = cluster(AGENTS, FRAMEWORKS)?;
-        let _ = master.step(now, Event::BatchEnd);
-        // Each framework refuses what it was offered: everything has to be given to somebody else.
-        let mut offers: BTreeMap<FrameworkId, Vec<Offer>> = BTreeMap::new();
-        master.offer_views().for_each(|offer| offers.entry(offer.framework.clone()).or_default().push(offer));
-        for (framework, offers) in &offers {
-            let call = Call::Decline { offers: offers.iter().map(|o| o.id).collect(), filters: Filters::default() };
-            let _ = master.step(now, Event::FrameworkCall { conn: conn(framework)?, call });
-        }
-        let start = Instant::now();
-        let _ = master.step(now, Event::BatchEnd);
-        cycle.push(start.elapsed().as_secs_f64() * 1e3);
-        let offer = master.offer_views().next().context("no offers")?;
-        let call = Call::Decline { offers: vec![offer.id], filters: Filters::default() };
-        let start = Instant::now();
-        let _ = master.step(now, Event::FrameworkCall { conn: conn(&offer.framework)?, call });
-        let _ = master.step(now, Event::BatchEnd);
-        change.push(start.elapsed().as_secs_f64() * 1e3);
+        let (change, cycle) = once(AGENTS, FRAMEWORKS)?;
+        changes.push(change);
+        cycles.push(cycle);
     }
-    figures.add("alloc_change_ms_50k", change);
-    figures.add("alloc_cycle_ms_50k", cycle);
+    figures.add("alloc_change_ms_50k", changes);
+    figures.add("alloc_cycle_ms_50k", cycles);
     Ok(())
 }
 
-fn conn(framework: &FrameworkId) -> Result<Conn> {
-    let number = framework.as_str().rsplit_once('-').context("a framework without a number")?.1;
-    Ok(Conn(number.parse()?))
-}
-
-/// A cluster of this size, before its first allocation.
-fn cluster(agents: u64, frameworks: u64) -> Result<(Master, Time)> {
-    let now = Time(1_000_000);
-    let mut master = Master::new(Config::default(), MasterEpoch(1), now);
-    for n in 0..frameworks {
-        let info = FrameworkInfo {
-            name: format!("f{n}"),
-            principal: String::new(),
-            role: Role::new(format!("r{}", n % 3))?,
-            failover_timeout: DurationMs(60_000),
-            services: BTreeMap::new(),
-        };
-        let fresh = FrameworkId::new(format!("F1-{n}"))?;
-        let _ = master.step(
-            now,
-            Event::FrameworkSubscribed { conn: Conn(n), subscription: Subscription { info, id: None, claim: Claim::default() }, fresh },
-        );
+/// Milliseconds of one change, and of a full cycle.
+pub(crate) fn once(agents: u64, frameworks: u64) -> Result<(f64, f64)> {
+    let (mut master, now) = cluster(agents, frameworks)?;
+    let _ = master.step(now, Event::BatchEnd);
+    // Each framework refuses what it was offered: everything has to be given to somebody else.
+    let mut offers: BTreeMap<FrameworkId, Vec<Offer>> = BTreeMap::new();
+    master.offer_views().for_each(|offer| offers.entry(offer.framework.clone()).or_default().push(offer));
+    for (framework, offers) in &offers {
+        let call = Call::Decline { offers: offers.iter().map(|o| o.id).collect(), filters: Filters::default() };
+        let _ = master.step(now, Event::FrameworkCall { conn: conn(framework)?, call });
     }
-    for n in 0..agents {
-        let info = AgentInfo {
-            id: AgentId::new(format!("a{n}"))?,
-            hostname: format!("a{n}"),
-            total: Resources::new(MilliCpus(4_000), Bytes::gib(4)),
-            overhead: Resources::default(),
-            attributes: Attributes::default(),
-            isolation: BTreeMap::new(),
-            boot_id: "boot".into(),
-            incarnation: 1,
-        };
-        let registration = Registration { info, tasks: vec![], unacknowledged: vec![] };
-        let _ = master.step(now, Event::AgentRegistered { conn: Conn(1_000_000 + n), registration });
+    // With only one there is nobody else: it gets all of it again.
+    let alone = (frameworks == 1).then_some(Event::FrameworkCall { conn: Conn(0), call: Call::Revive });
+    if let Some(revive) = alone.clone() {
+        let _ = master.step(now, revive);
     }
-    Ok((master, now))
+    let start = Instant::now();
+    let _ = master.step(now, Event::BatchEnd);
+    let cycle = start.elapsed().as_secs_f64() * 1e3;
+    let offer = master.offer_views().next().context("no offers")?;
+    let call = Call::Decline { offers: vec![offer.id], filters: Filters::default() };
+    let start = Instant::now();
+    let _ = master.step(now, Event::FrameworkCall { conn: conn(&offer.framework)?, call });
+    if let Some(revive) = alone {
+        let _ = master.step(now, revive);
+    }
+    let _ = master.step(now, Event::BatchEnd);
+    Ok((start.elapsed().as_secs_f64() * 1e3, cycle))
 }

@@ -1,5 +1,6 @@
 //! Named figures with their spread.
 
+use crate::growth::Series;
 use anyhow::Result;
 use std::collections::BTreeMap;
 
@@ -54,10 +55,13 @@ impl Figures {
         }
     }
 
-    /// One object: the medians by name.
-    pub(crate) fn to_json(&self) -> Result<String> {
-        let medians: BTreeMap<&str, f64> = self.by_name.iter().map(|(name, f)| (name.as_str(), f.median)).collect();
-        Ok(serde_json::to_string_pretty(&medians)?)
+    /// One object: the medians by name, and how they grow, where that was measured.
+    pub(crate) fn to_json(&self, growth: &[Series]) -> Result<String> {
+        let mut object: BTreeMap<&str, serde_json::Value> = self.by_name.iter().map(|(name, f)| (name.as_str(), f.median.into())).collect();
+        if !growth.is_empty() {
+            object.insert("growth", serde_json::to_value(growth)?);
+        }
+        Ok(serde_json::to_string_pretty(&object)?)
     }
 }
 

@@ -57,6 +57,7 @@ pub struct Server {
 /// # Errors
 /// [`StartError`] when it cannot start; what the server says when it cannot go on.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+    allow_connections(options.max_connections);
     let server = Server::bind(options).await?;
     println!("ready: master {}", server.local_addr());
     server
@@ -66,6 +67,22 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send) ->
             tracing::info!("stepping down; a second signal stops at once");
         })
         .await
+}
+
+/// Each agent is a connection, and the usual soft limit of 1024 open files is soon reached.
+fn allow_connections(most: usize) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        }
+        Ok(hard)
+    });
+    match raised {
+        Ok(limit) if limit < most as u64 => tracing::info!(limit, most, "open files are limited to fewer than --max-connections"),
+        Ok(_) => {}
+        Err(e) => tracing::warn!("cannot raise the limit of open files, and so of connections: {e}"),
+    }
 }
 
 /// Somebody who asks twice does not want to wait. The registry is whole at every moment, so nothing is lost.

@@ -1,9 +1,10 @@
-//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | sim | chaos | wasi-testsuite | tidy`.
+//! Project automation: `cargo xtask build | demo | test | test-v2 | bench | instructions | swarm | sim | chaos | wasi-testsuite | tidy`.
 
 mod bench;
 mod build;
 mod chaos;
 mod demo;
+mod instructions;
 mod sim;
 mod test;
 mod test_v2;
@@ -42,6 +43,14 @@ enum Verb {
     /// Measures, each figure beside its floor
     Bench {
         /// Arguments for the bench program: see `cargo xtask bench --help-bench`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Counts the instructions of the pure cores with valgrind, and compares them with those that are committed
+    Instructions(instructions::Options),
+    /// Simulated agents that speak the real protocol, many in one process: `cargo xtask swarm --agents 5000`
+    Swarm {
+        /// Arguments for the swarm program
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -85,6 +94,8 @@ fn main() -> ExitCode {
         Verb::Test { args } => test::run(&args),
         Verb::TestV2(options) => test_v2::run(&options),
         Verb::Bench { args } => bench::run(&args),
+        Verb::Instructions(options) => instructions::run(&options),
+        Verb::Swarm { args } => bench::swarm(&args),
         Verb::Sim { args } => sim::run(&args),
         Verb::Chaos { args } => chaos::run(&args),
         Verb::WasiTestsuite { suite, reference } => wasi_testsuite::run(&suite, reference.as_deref()),

@@ -12,6 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// An executor that was told to end has this long.
 const STOP_WITHIN: DurationMs = DurationMs(10_000);
 
+/// Executors of one framework that start at once.
+const MOST_STARTING: usize = 3;
+
 /// All executors.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
@@ -34,6 +37,16 @@ impl Pool {
     /// How many there are of the kinds that are used once (`true`) or not.
     pub(crate) fn count(&self, used_once: bool) -> usize {
         self.executors.values().filter(|e| e.kind.is_used_once() == used_once).count()
+    }
+
+    /// Slots of all shared executors, and of those of `framework`.
+    pub(crate) fn slots(&self, framework: &FrameworkId) -> (u32, u32) {
+        let shared = self.executors.values().filter(|e| e.kind == ExecutorKind::Shared);
+        shared.fold((0, 0), |(all, own), e| {
+            let slots = u32::try_from(e.slots.len()).unwrap_or(u32::MAX);
+            let of_it = if e.framework.as_ref() == Some(framework) { slots } else { 0 };
+            (all.saturating_add(slots), own.saturating_add(of_it))
+        })
     }
 
     /// One that waits for its only use: of the pool, or for this attempt. The one that started first.
@@ -70,9 +83,19 @@ impl Pool {
         up.max_by_key(|(_, e)| e.free_slots()).map(|(id, e)| (id.clone(), e.free_slots()))
     }
 
-    /// Whether one is on its way, or on its way back.
-    pub(crate) fn is_starting(&self, framework: &FrameworkId) -> bool {
-        self.of(framework).any(|(_, e)| matches!(e.phase, Phase::Starting | Phase::Away | Phase::Back))
+    /// Whether those on their way, or on their way back, have to be waited for, when so many attempts want a slot: as long as they may do,
+    /// and not too many at once.
+    pub(crate) fn awaits(&self, framework: &FrameworkId, waiting: usize) -> bool {
+        let (mut starting, mut slots) = (0, 0);
+        for (_, executor) in self.of(framework) {
+            match executor.phase {
+                Phase::Starting => (starting, slots) = (starting + 1, slots + executor.slots.len()),
+                // Nobody knows what is free in these.
+                Phase::Away | Phase::Back => return true,
+                Phase::Up | Phase::Stopping(_) => {}
+            }
+        }
+        starting > 0 && (slots >= waiting || starting >= MOST_STARTING)
     }
 
     /// Executors to be stopped now because they are idle for too long.

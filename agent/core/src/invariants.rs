@@ -100,6 +100,10 @@ impl Agent {
         if shared > self.parameters.most_executors as usize || own > self.parameters.most_processes as usize {
             return Err(format!("{shared} shared executors, and {own} that are used once"));
         }
+        let slots: usize = self.pool.executors.values().filter(|e| !e.kind.is_used_once()).map(|e| e.slots.len()).sum();
+        if slots > self.parameters.most_slots as usize {
+            return Err(format!("{slots} slots of shared executors, and there may be {}", self.parameters.most_slots));
+        }
         if self.pool.starting_once() > self.parameters.most_starting as usize {
             return Err(format!("{} executors start at once", self.pool.starting_once()));
         }

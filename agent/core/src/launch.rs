@@ -90,19 +90,21 @@ impl Agent {
 
     /// Gives slots to those of a framework that wait, in order.
     pub(crate) fn place(&mut self, now: Time, framework: &FrameworkId, out: &mut Out) {
-        while let Some(run) = self.waiting.get(framework).and_then(|q| q.front().copied()) {
+        while let Some((run, waiting)) = self.waiting.get(framework).and_then(|q| Some((*q.front()?, q.len()))) {
             let Some(task) = self.tasks.get(&run) else { return };
             let most = self.parameters.most_slots_per_executor.max(1);
             let (need, memory) = (task.slots_needed().min(most), task_memory(task));
             let found = match self.pool.with_free(framework, need) {
                 Some(executor) => Some((executor, need)),
-                None if self.pool.is_starting(framework) => None,
+                None if self.pool.awaits(framework, waiting) => None,
                 None if !self.losses.may_start(now, framework) => None,
-                None if self.pool.count(false) < self.parameters.most_executors as usize => {
-                    self.start_executor(now, framework, need, memory.saturating_mul(u64::from(need)), out);
-                    None
-                }
-                None => self.make_room(now, framework, out),
+                None => match self.slots_to_start(framework, need) {
+                    Some(slots) => {
+                        self.start_executor(now, framework, slots, memory.saturating_mul(u64::from(need)), out);
+                        None
+                    }
+                    None => self.make_room(now, framework, out),
+                },
             };
             let Some((executor, slots)) = found else { return };
             self.leave_queue(framework);
@@ -119,8 +121,15 @@ impl Agent {
         }
     }
 
-    fn start_executor(&mut self, now: Time, framework: &FrameworkId, need: u32, memory: u64, out: &mut Out) {
-        let slots = self.parameters.slots_per_executor.max(need).max(1);
+    /// How many slots another executor of a framework gets, if there may be one with at least `need`.
+    fn slots_to_start(&self, framework: &FrameworkId, need: u32) -> Option<u32> {
+        let (all, own) = self.pool.slots(framework);
+        let wanted = self.parameters.slots_per_executor.max(own.min(self.parameters.grown_slots)).max(need).max(1);
+        let slots = wanted.min(self.parameters.most_slots.saturating_sub(all));
+        (self.pool.count(false) < self.parameters.most_executors as usize && slots >= need.max(1)).then_some(slots)
+    }
+
+    fn start_executor(&mut self, now: Time, framework: &FrameworkId, slots: u32, memory: u64, out: &mut Out) {
         let (kind, framework) = (ExecutorKind::Shared, Some(framework.clone()));
         let starting = Executor::new(kind, framework.clone(), slots, memory, now);
         let memory = starting.limit();

@@ -71,12 +71,16 @@ const LEAST_START_CPUS: u64 = 100;
 pub struct Parameters {
     /// What the agent has for tasks.
     pub total: Resources,
-    /// Slots of a shared executor unless an array part needs more.
+    /// Slots of a framework's first shared executor, unless an array part needs more.
     pub slots_per_executor: u32,
+    /// A further one has as many as those that the framework has already, but no more than this: many small tasks do not need many processes.
+    pub grown_slots: u32,
     /// An array part that wants more slots than this gets this many and gives the rest back.
     pub most_slots_per_executor: u32,
     /// Shared executors alive at once, over all frameworks.
     pub most_executors: u32,
+    /// Slots of all of them together: each is a thread of the host's.
+    pub most_slots: u32,
     /// A shared executor without work is stopped after this long.
     pub idle_stop: DurationMs,
     /// Whether disks of tasks lie in their executors' memory.
@@ -107,8 +111,10 @@ impl Parameters {
             start_cpus: start_cpus(total.cpus),
             total,
             slots_per_executor: 32,
+            grown_slots: 64,
             most_slots_per_executor: 128,
             most_executors: 64,
+            most_slots: 4_096,
             idle_stop: DurationMs(60_000),
             disk_in_memory: false,
             lend_cpu: false,

@@ -4,9 +4,11 @@
 //! and compiler, which appears in no account: it is reported beside the total. Reading is here, arithmetic is in pure functions.
 
 mod attributes;
+mod capacity;
 mod memory;
 
 pub use attributes::{attributes, boot_id, hostname};
+pub use capacity::{Capacity, Limits};
 
 use smalti_types::{Bytes, MilliCpus, MilliUnits, PortRange, PortSet, Resources};
 use std::collections::BTreeMap;

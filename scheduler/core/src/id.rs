@@ -82,8 +82,18 @@ impl JobId {
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("j{}-{:04x}", self.number, self.suffix))
+        if f.width().is_some() || f.precision().is_some() {
+            return f.pad(&format!("j{}-{:04x}", self.number, self.suffix));
+        }
+        write!(f, "j{}-{:04x}", self.number, self.suffix)
     }
+}
+
+/// A number as it is written by [`fmt::Display`], and in no other way: names that differ are different names. Every status update has one,
+/// so nothing is allocated to find that out.
+fn plain<T: FromStr>(text: &str) -> Option<T> {
+    let is_plain = text.bytes().all(|b| b.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0'));
+    text.parse().ok().filter(|_| is_plain)
 }
 
 impl FromStr for JobId {
@@ -91,8 +101,8 @@ impl FromStr for JobId {
     fn from_str(s: &str) -> Result<Self, NameError> {
         let parse = || {
             let (number, suffix) = s.strip_prefix('j')?.split_once('-')?;
-            let id = Self { number: number.parse().ok()?, suffix: u16::from_str_radix(suffix, 16).ok()? };
-            (id.to_string() == s).then_some(id)
+            let is_suffix = suffix.len() == 4 && suffix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            Some(Self { number: plain(number)?, suffix: is_suffix.then(|| u16::from_str_radix(suffix, 16).ok())?? })
         };
         parse().ok_or_else(|| NameError(s.chars().take(80).collect()))
     }
@@ -110,12 +120,12 @@ impl FromStr for Target {
                 return Some(TaskName::Single);
             }
             if let Some(round) = task.strip_prefix('r') {
-                return Some(TaskName::Reduce { round: round.parse().ok()? });
+                return Some(TaskName::Reduce { round: plain(round)? });
             }
             let (round, part) = task.strip_prefix('m')?.split_once('.')?;
-            Some(TaskName::Part { round: round.parse().ok()?, part: part.parse().ok()? })
+            Some(TaskName::Part { round: plain(round)?, part: plain(part)? })
         };
-        let name = parse().filter(|n| job.task(*n).as_str() == s).ok_or_else(|| NameError(s.chars().take(80).collect()))?;
+        let name = parse().ok_or_else(|| NameError(s.chars().take(80).collect()))?;
         Ok(Self { job, task: Some(name) })
     }
 }
@@ -145,8 +155,11 @@ mod tests {
             assert_eq!(job.task(name).as_str().parse(), Ok(Target { job, task: Some(name) }));
         }
         assert_eq!("j12-7f3a".parse(), Ok(Target { job, task: None }));
-        for bad in ["", "j", "j1", "j1-7F3A", "j01-0000", "j1-00000", "j1-0000.", "j1-0000.x", "j1-0000.m0", "j1-0000.m0.+1", "k1-0000"] {
+        let ids = ["", "j", "j1", "j1-7F3A", "j01-0000", "j+1-0000", "j-0000", "j1-+000", "j1-00000", "j1-000", "k1-0000", "j1-0000-0"];
+        let tasks = ["j1-0000.", "j1-0000.x", "j1-0000.m0", "j1-0000.m0.+1", "j1-0000.m00.1", "j1-0000.r", "j1-0000.r01", "j1-0000.t.t"];
+        for bad in ids.into_iter().chain(tasks) {
             assert!(bad.parse::<Target>().is_err(), "{bad:?}");
         }
+        assert_eq!(format!("[{:<10}]", JobId::new(0, 1)), "[j0-0001   ]");
     }
 }

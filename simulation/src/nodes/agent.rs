@@ -133,8 +133,10 @@ impl AgentNode {
 fn parameters(total: &Resources) -> Parameters {
     Parameters {
         slots_per_executor: 4,
+        grown_slots: 6,
         most_slots_per_executor: 8,
         most_executors: 3,
+        most_slots: 14,
         pool: 1,
         most_processes: 5,
         most_starting: 2,

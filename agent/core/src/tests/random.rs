@@ -163,7 +163,7 @@ proptest! {
 
     #[test]
     fn everything_is_accounted_for(events in proptest::collection::vec((happening(), 0_u64..50), 1..120)) {
-        let bounds = crate::Parameters { most_executors: 2, most_slots_per_executor: 4, pool: 1, most_processes: 3, most_starting: 2, ..parameters() };
+        let bounds = crate::Parameters { most_executors: 3, most_slots: 9, most_slots_per_executor: 4, pool: 1, most_processes: 3, most_starting: 2, ..parameters() };
         let mut w = World::new(crate::Parameters { total: Resources { ports: listening().ports, ..bounds.total.clone() }, ..bounds });
         let mut bound = BTreeSet::new();
         let (mut told, mut ended) = (Told::default(), BTreeSet::new());

@@ -1,7 +1,7 @@
 //! Single tasks from launch to acknowledgement, and what can go wrong on the way.
 
 use super::fake::*;
-use crate::{Event, Failure, Message, Parameters, ToExecutor};
+use crate::{Event, Failure, FromExecutor, Message, Parameters, ToExecutor};
 use smalti_types::*;
 
 #[test]
@@ -231,6 +231,32 @@ fn when_there_may_be_no_more_executors_an_idle_one_makes_room() {
     w.event(exited(1, "stopped"));
     assert!(matches!(w.next(), Message::StartExecutor { .. }));
     w.silent();
+}
+
+#[test]
+fn further_executors_are_as_large_as_the_others_together_within_bounds() {
+    let total = Resources::new(MilliCpus(100_000), Bytes::gib(8));
+    let mut w = World::new(Parameters { grown_slots: 8, most_slots: 27, total, ..parameters() });
+    let mut started = Vec::new();
+    for n in 0..28 {
+        w.event(launch(1, &format!("t{n}")));
+        while let Some(message) = w.said.pop_front() {
+            match message {
+                Message::Prepare { run, .. } => w.event(prepared(run.0)),
+                Message::StartExecutor { executor, slots, .. } => {
+                    started.push(slots);
+                    w.event(Event::ExecutorStarted { executor, slots, cpu_us: None });
+                }
+                Message::ToExecutor { executor, message: ToExecutor::LoadModule { module, .. } } => {
+                    w.event(Event::Executor { executor, number: 0, message: FromExecutor::ModuleLoaded { module, failure: None } });
+                }
+                _ => {}
+            }
+        }
+    }
+    // 4, then 4 more, 8, 8, and what is left of 27; the last task waits.
+    assert_eq!(started, [4, 4, 8, 8, 3]);
+    assert_eq!(w.agent.live(), 28);
 }
 
 #[test]
