@@ -8,7 +8,7 @@ use crate::error::{SourceError, root_cause};
 use crate::hosts::Hosts;
 use crate::location::Location;
 use crate::options::Setup;
-use crate::source::{Ask, Opened, Source, boxed};
+use crate::source::{Ask, Opened, Part, Source, boxed, changed, same_version};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::StreamExt;
@@ -17,7 +17,6 @@ use object_store::path::Path as Key;
 use object_store::{Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
 use smalti_types::Role;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,7 +43,7 @@ const REFUSALS: [&str; 12] = [
 /// All buckets.
 pub(crate) struct S3 {
     setup: Arc<Setup>,
-    hosts: Arc<Hosts>,
+    pub(crate) hosts: Arc<Hosts>,
     buckets: Mutex<HashMap<String, Arc<AmazonS3>>>,
 }
 
@@ -149,10 +148,22 @@ impl Source for S3 {
         })
     }
 
-    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
         boxed(async move {
             let (store, path, at) = self.object(location)?;
-            store.get_range(&path, range).await.map_err(|e| from_store(&at, &e))
+            let _place = self.hosts.place(&Self::host(location)).await;
+            let options = GetOptions {
+                if_match: part.version.map(str::to_owned),
+                range: Some(GetRange::Bounded(part.range)),
+                ..GetOptions::default()
+            };
+            let result = store.get_opts(&path, options).await.map_err(|e| from_store(&at, &e))?;
+            if let (Some(expected), Some(found)) = (part.version, &result.meta.e_tag)
+                && !same_version(expected, found)
+            {
+                return Err(changed(&at, expected, found));
+            }
+            result.bytes().await.map_err(|e| from_store(&at, &e))
         })
     }
 }
