@@ -12,7 +12,7 @@ use crate::location::{Location, clean_name};
 use crate::options::Setup;
 use crate::range::{Answer, Have, Packing, Request, Wrong, judge};
 use crate::retry::{Meaning, meaning, retry_after};
-use crate::source::{Ask, Opened, Part, Source, boxed, changed, collect, same_version};
+use crate::source::{Ask, MODIFIED, Opened, Part, Source, boxed, changed, collect, same_version};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
@@ -130,9 +130,6 @@ pub(crate) fn wanted(ask: &Ask<'_>) -> (Request, HeaderMap) {
     headers.extend(ask.version.and_then(condition));
     (request, headers)
 }
-
-/// What a server that has no tags says of a version stands behind this.
-const MODIFIED: &str = "modified ";
 
 /// The header with which a server gives this version or none. If-Match compares strongly: a weak tag would never match.
 fn condition(version: &str) -> Option<(HeaderName, HeaderValue)> {

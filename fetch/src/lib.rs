@@ -37,6 +37,6 @@ pub use options::{FetchOptions, Setup, SetupError};
 pub use pin::{Pin, PinError};
 pub use policy::Policy;
 pub use rate::Rate;
-pub use s3::from_store;
+pub use s3::{from_store, object_version};
 pub use source::{Ask, Opened, Part, Sources};
 pub use transfer::{Facts, Failed, Hashing, Sink, Transfer, Wanted};

@@ -60,8 +60,14 @@ impl Part<'_> {
     }
 }
 
-/// Whether two tags are of the same version, as far as they tell. Weak ones are compared by their value.
+/// What a place without tags says of a version stands behind this: when it was modified last.
+pub(crate) const MODIFIED: &str = "modified ";
+
+/// Whether two tags are of the same version, as far as they tell. Weak ones are compared by their value; of a tag and a time nothing follows.
 pub(crate) fn same_version(one: &str, other: &str) -> bool {
+    if one.starts_with(MODIFIED) != other.starts_with(MODIFIED) {
+        return true;
+    }
     one.trim_start_matches("W/") == other.trim_start_matches("W/")
 }
 

@@ -137,7 +137,7 @@ async fn an_object_that_changed_is_not_what_was_pinned() {
 async fn outputs_are_put_whole_small_and_large_and_refusals_are_told() {
     let s3 = S3::start().await;
     let allowed = |changes: &[(&str, &str)]| {
-        let policy = "[default]\nstore = [\"s3://bucket/out/\", \"s3://nothing/\"]".parse().unwrap();
+        let policy = "[default]\nstore = [\"s3://bucket/out/\"]".parse().unwrap();
         Sources::new(Setup { policy, ..s3.setup(changes) }).unwrap()
     };
     let role = Role::default();
@@ -158,11 +158,9 @@ async fn outputs_are_put_whole_small_and_large_and_refusals_are_told() {
     given_up.write(bytes::Bytes::from(large)).await.unwrap();
     given_up.abort().await;
     assert!(!s3.root.path().join("bucket/out/here/j1/3.0.stdout").exists());
-    for (changes, uri) in [
-        (&[][..], "s3://nothing/x"),
-        (&[("AWS_SECRET_ACCESS_KEY", "wrong-hush")], "s3://bucket/out/"),
-        (&[("AWS_SKIP_SIGNATURE", "true")], "s3://bucket/out/"),
-    ] {
+    for (changes, uri) in
+        [(&[("AWS_SECRET_ACCESS_KEY", "wrong-hush")][..], "s3://bucket/out/"), (&[("AWS_SKIP_SIGNATURE", "true")], "s3://bucket/out/")]
+    {
         let said = match allowed(changes).deposit(&role, uri).unwrap().begin("j1/x").await {
             Ok(upload) => upload.finish().await.unwrap_err(),
             Err(e) => e,

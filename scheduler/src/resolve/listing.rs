@@ -97,7 +97,7 @@ async fn list(
         if !wanted(meta.location.as_ref()) {
             continue;
         }
-        found.push((meta.location.to_string(), object(meta.size, meta.e_tag)));
+        found.push((meta.location.to_string(), object(meta.size, smalti_fetch::object_version(&meta))));
         if found.len() > MAX_OBJECTS {
             return Err(ResolveError::TooMany { uri: uri.into() });
         }

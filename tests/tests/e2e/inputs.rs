@@ -61,7 +61,7 @@ fn a_prefix_in_splits_gives_the_same_counts_and_is_fetched_once() -> Result {
     for (input, says) in [
         ("s3://bucket/logs/2027-*/*", "nothing at s3://bucket/logs/2027-*/*"),
         ("s3://bucket/none/", "nothing at s3://bucket/none/"),
-        ("s3://bucket/logs", "end it with a slash"),
+        ("s3://bucket/log", "end it with a slash"),
         ("s3://nothing/logs/", "s3://nothing/logs/"),
     ] {
         let done = c.smalti(&["map", &guest(&c, "wordcount")?, "--inputs", input])?;
@@ -116,7 +116,7 @@ fn an_input_that_changed_fails_its_items_and_no_others() -> Result {
     std::fs::remove_file(s3.path("in/2"))?;
     std::fs::write(&local, "as it is.\n")?;
     std::fs::File::options().write(true).open(&local)?.set_modified(later)?;
-    c.add_agent(&AgentConfig::default())?;
+    c.add_agent(&AgentConfig { flags: vec!["--file-root=/".into()], ..AgentConfig::default() })?;
     let done = c.smalti(&["wait", &job])?;
     assert_eq!(done.code, 125, "{}", done.stderr);
     let items = c.json(&["ps", "--all", "--items", &job])?;
