@@ -300,7 +300,7 @@ impl ArrayRun {
     pub(crate) fn source(&self, item: &Item) -> Result<Option<Source>, String> {
         let Some(inputs) = &self.part.inputs else { return Ok(None) };
         let split = item.split.ok_or_else(|| format!("item {} has no split", item.item))?;
-        let file = inputs.open(split.input).map_err(|e| format!("item {}: {e}", item.item))?;
-        Ok(Some(Source { file, offset: split.offset, length: split.length }))
+        let (file, packing) = inputs.open(split.input)?;
+        Ok(Some(Source { file, offset: split.offset, length: split.length, packing }))
     }
 }

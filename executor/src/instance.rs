@@ -145,7 +145,8 @@ fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: 
     for (name, value) in run.env {
         builder.env(name, value);
     }
-    builder.stdin(Stdin::new(run.stdin, meters.clone()));
+    let limiter = Limiter::new(template.memory_bytes);
+    builder.stdin(Stdin::new(run.stdin, meters.clone(), &limiter.budget));
     builder.stdout(Output::new(Channel::Out, run.sink.clone(), meters.clone()));
     builder.stderr(Output::new(Channel::Err, run.sink, meters.clone()));
     let mut listeners = Vec::new();
@@ -159,7 +160,7 @@ fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: 
     view.table.set_max_capacity(template.handles);
     let state = State {
         wasi,
-        limiter: Limiter::new(template.memory_bytes),
+        limiter,
         control: template.control.clone(),
         progress: template.progress.clone(),
         network: template.network.clone(),

@@ -52,6 +52,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod ticker;
+mod unpack;
 mod worker;
 
 use std::ffi::OsString;

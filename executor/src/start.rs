@@ -24,6 +24,7 @@ use crate::slots::{MAX_SLOTS, Slots};
 use crate::streams::Source;
 use crate::task::TaskRun;
 use smalti_executor_protocol::v1;
+use smalti_types::Packing;
 use smalti_types::task_state::Reason;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -123,7 +124,7 @@ pub(crate) fn task(
     let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone(), gauge: handle.gauge.clone(), network };
     let template = template(slots, modules, guest, fds, &OWN_TASK_VARIABLES, shared)?;
     let file = rest.into_iter().next().map(|fd| Arc::new(File::from(fd)));
-    let stdin = file.map(|file| Source { file, offset: start.stdin_offset, length: start.stdin_length });
+    let stdin = file.map(|file| Source { file, offset: start.stdin_offset, length: start.stdin_length, packing: Packing::Plain });
     insert(slots, start.run, Entry::Task(handle.clone()))?;
     let leases = start.lease_until_us.map(|_| slots.leases.clone());
     if let Some(Err(e)) = leases.as_ref().map(|leases| leases.hold(start.run, &handle.control)) {

@@ -4,8 +4,11 @@
 //! Owns the byte counts of one guest, the output limit and the fact that an input was shorter than promised. Reads and writes
 //! are plain system calls on the slot's own thread, so they are in its cgroup. Nothing here waits for a peer.
 
+use crate::limits::Budget;
 use crate::output::{Channel, Sink};
+use crate::unpack::Unpacked;
 use bytes::{Bytes, BytesMut};
+use smalti_types::Packing;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +19,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
 /// Bytes that one guest reads ahead from stdin at most.
-const READ_AHEAD: u64 = 64 << 10;
+const READ_AHEAD: usize = 64 << 10;
 /// Bytes that a guest may write in one call; WASI's `write_zeroes` allocates as many.
 const WRITE_PERMIT: usize = 64 << 10;
 
@@ -98,17 +101,47 @@ struct InputFailed;
 #[error("what it printed could not be kept")]
 struct OutputFailed;
 
-/// What a guest reads on stdin: bytes `offset..offset + length` of a file.
+/// What a guest reads on stdin: bytes `offset..offset + length` of a file, unpacked.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub(crate) file: Arc<File>,
     pub(crate) offset: u64,
     pub(crate) length: u64,
+    pub(crate) packing: Packing,
+}
+
+/// The next bytes of it as it is; none at its end.
+fn next(source: &mut Source) -> Result<BytesMut, String> {
+    let want = usize::try_from(source.length).unwrap_or(usize::MAX).min(READ_AHEAD);
+    if want == 0 {
+        return Ok(BytesMut::new());
+    }
+    let mut buffer = BytesMut::zeroed(want);
+    loop {
+        match source.file.read_at(&mut buffer, source.offset) {
+            Ok(0) => return Err(format!("the input ends {} bytes before its promised length", source.length)),
+            Ok(n) => {
+                buffer.truncate(n);
+                source.offset += n as u64;
+                source.length -= n as u64;
+                return Ok(buffer);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(format!("the input cannot be read: {e}")),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Reading {
+    Plain(Source),
+    Packed(Unpacked),
+    Over,
 }
 
 #[derive(Debug)]
 struct ReadState {
-    source: Option<Source>,
+    source: Reading,
     ahead: Bytes,
 }
 
@@ -120,30 +153,39 @@ pub(crate) struct Stdin {
 }
 
 impl Stdin {
-    /// `None`: end of file at once.
-    pub(crate) fn new(source: Option<Source>, meters: Arc<Meters>) -> Self {
+    /// `None`: end of file at once. What unpacking takes counts against `budget`.
+    pub(crate) fn new(source: Option<Source>, meters: Arc<Meters>, budget: &Arc<Budget>) -> Self {
+        let source = match source {
+            None => Reading::Over,
+            Some(source) => match Unpacked::new(source.packing, (source.file.clone(), source.offset, source.length), budget) {
+                Some(unpacked) => Reading::Packed(unpacked),
+                None => Reading::Plain(source),
+            },
+        };
         Self { state: Arc::new(Mutex::new(ReadState { source, ahead: Bytes::new() })), meters }
     }
 
     /// Reads ahead. Leaves `ahead` empty at the end.
     fn fill(&self, state: &mut ReadState) -> StreamResult<()> {
-        let Some(source) = state.source.as_mut().filter(|s| s.length > 0) else { return Ok(()) };
-        let want = usize::try_from(source.length.min(READ_AHEAD)).unwrap_or(0);
-        let mut buffer = BytesMut::zeroed(want);
-        let got = source.file.read_at(&mut buffer, source.offset);
-        match got {
-            Ok(0) => self.fail(format!("the input ends {} bytes before its promised length", source.length)),
-            Ok(n) => {
-                buffer.truncate(n);
-                source.offset += n as u64;
-                source.length -= n as u64;
-                self.meters.read.fetch_add(n as u64, Ordering::Relaxed);
-                state.ahead = buffer.freeze();
-                Ok(())
+        let read = match &mut state.source {
+            Reading::Over => return Ok(()),
+            Reading::Plain(source) => next(source),
+            Reading::Packed(unpacked) => {
+                let mut buffer = BytesMut::zeroed(READ_AHEAD);
+                unpacked.read(&mut buffer).map(|n| buffer.split_to(n))
             }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => self.fill(state),
-            Err(e) => self.fail(format!("the input cannot be read: {e}")),
+        };
+        let buffer = match read {
+            Ok(buffer) => buffer,
+            Err(why) => return self.fail(why),
+        };
+        if buffer.is_empty() {
+            // A decoder's memory is given back.
+            state.source = Reading::Over;
         }
+        self.meters.read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        state.ahead = buffer.freeze();
+        Ok(())
     }
 
     fn fail(&self, why: String) -> StreamResult<()> {
@@ -311,8 +353,9 @@ mod tests {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"0123456789").expect("written");
         let file = Arc::new(file);
-        let meters = Arc::new(Meters::new(0));
-        let mut stdin = Stdin::new(Some(Source { file: file.clone(), offset: 2, length: 5 }), meters.clone());
+        let (meters, budget) = (Arc::new(Meters::new(0)), Arc::new(Budget::new(0)));
+        let mut stdin =
+            Stdin::new(Some(Source { file: file.clone(), offset: 2, length: 5, packing: Packing::Plain }), meters.clone(), &budget);
         let mut other = stdin.clone();
         assert_eq!(stdin.read(3).expect("read"), "234");
         assert_eq!(other.read(100).expect("read"), "56");
@@ -320,10 +363,10 @@ mod tests {
         assert_eq!(meters.read(), 5);
         assert!(meters.input_failed().is_none());
 
-        let mut short = Stdin::new(Some(Source { file, offset: 8, length: 5 }), meters.clone());
+        let mut short = Stdin::new(Some(Source { file, offset: 8, length: 5, packing: Packing::Plain }), meters.clone(), &budget);
         assert_eq!(short.read(100).expect("read"), "89");
         assert!(matches!(short.read(1), Err(StreamError::Trap(_))));
         assert!(meters.input_failed().is_some_and(|m| m.contains("3 bytes")));
-        assert!(matches!(Stdin::new(None, meters).read(1), Err(StreamError::Closed)));
+        assert!(matches!(Stdin::new(None, meters, &budget).read(1), Err(StreamError::Closed)));
     }
 }

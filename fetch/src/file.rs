@@ -4,15 +4,15 @@
 
 use crate::error::SourceError;
 use crate::location::Location;
-use crate::source::{Ask, Opened, Source, boxed};
+use crate::source::{Ask, Opened, Part, Source, boxed, changed};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{StreamExt, TryStreamExt};
 use percent_encoding::percent_decode_str;
 use smalti_types::Role;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom};
-use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tokio_util::io::ReaderStream;
 
@@ -55,7 +55,8 @@ impl Files {
         }
     }
 
-    fn open_file(&self, location: &Location) -> Result<(File, u64, String), SourceError> {
+    /// The file, its length, its version, and what messages call it.
+    fn open_file(&self, location: &Location) -> Result<(File, u64, String, String), SourceError> {
         let at = location.to_string();
         let Location::File(path) = location else { return Err(SourceError::permanent(&at, "it is not a file")) };
         let real = self.real(path, &at)?;
@@ -64,8 +65,27 @@ impl Files {
             let what = if meta.is_dir() { "it is a directory" } else { "it is not a regular file" };
             return Err(SourceError::permanent(&at, what));
         }
-        Ok((File::open(&real).map_err(|e| failed(&at, &e))?, meta.len(), at))
+        let file = File::open(&real).map_err(|e| failed(&at, &e))?;
+        // Of what was opened: another file may have taken the name.
+        let meta = file.metadata().map_err(|e| failed(&at, &e))?;
+        Ok((file, meta.len(), tag(&meta), at))
     }
+}
+
+/// The version of a file: when it was modified, and its length. Not where it lies on its disk: an agent may have a copy of its own, which
+/// keeps the time if it was made to (`cp -p`, `rsync -a`, a shared file system).
+#[must_use]
+pub fn tag(meta: &Metadata) -> String {
+    format!("\"{}.{:09}-{}\"", meta.mtime(), meta.mtime_nsec(), meta.len())
+}
+
+/// The end of a stream: nothing, if nobody wrote to the file while it was read.
+fn unchanged(file: &File, before: &str, at: &str) -> Result<Bytes, SourceError> {
+    let now = file.metadata().map(|meta| tag(&meta)).map_err(|e| failed(at, &e))?;
+    if now == before {
+        return Ok(Bytes::new());
+    }
+    Err(SourceError::Discontinued { at: at.to_owned(), why: "somebody wrote to it while it was read".into() })
 }
 
 /// The path as somebody meant it who wrote `%20` for a space.
@@ -77,29 +97,35 @@ fn decoded(path: &Path) -> Option<PathBuf> {
 impl Source for Files {
     fn open<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Opened, SourceError>> {
         boxed(async move {
-            let (mut file, length, at) = self.open_file(ask.location)?;
-            // Without a tag, only a digest tells whether it is still the same file.
+            let (mut file, length, tag, at) = self.open_file(ask.location)?;
             let from = ask.have.request(ask.digest_is_known).from();
-            let from = if from <= length { from } else { 0 };
+            let same = ask.have.etag.as_ref().is_none_or(|before| *before == tag);
+            let from = if same && from <= length { from } else { 0 };
             file.seek(SeekFrom::Start(from)).map_err(|e| failed(&at, &e))?;
+            let watched = file.try_clone().map_err(|e| failed(&at, &e))?;
+            let (before, place) = (tag.clone(), at.clone());
             let stream = ReaderStream::with_capacity(tokio::fs::File::from_std(file), CHUNK)
                 .map_err(move |e| SourceError::permanent(&at, e.to_string()))
-                .boxed();
-            Ok(Opened { stream, from, total: Some(length), etag: None, name: None, sha256: None })
+                .chain(futures::stream::once(async move { unchanged(&watched, &before, &place) }));
+            Ok(Opened { stream: stream.boxed(), from, total: Some(length), etag: Some(tag), name: None, sha256: None })
         })
     }
 
     fn head<'a>(&'a self, _: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>> {
-        boxed(async move { self.open_file(location).map(|(_, length, _)| (length, None)) })
+        boxed(async move { self.open_file(location).map(|(_, length, tag, _)| (length, Some(tag))) })
     }
 
-    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
         boxed(async move {
-            let (mut file, _, at) = self.open_file(location)?;
+            let (mut file, _, tag, at) = self.open_file(location)?;
+            if let Some(expected) = part.version.filter(|v| *v != tag) {
+                return Err(changed(&at, expected, &tag));
+            }
+            let most = part.length() as u64;
             let read = move || {
                 let mut bytes = Vec::new();
-                file.seek(SeekFrom::Start(range.start))?;
-                file.take(range.end.saturating_sub(range.start)).read_to_end(&mut bytes)?;
+                file.seek(SeekFrom::Start(part.range.start))?;
+                file.take(most).read_to_end(&mut bytes)?;
                 Ok::<_, std::io::Error>(Bytes::from(bytes))
             };
             let joined = tokio::task::spawn_blocking(read).await.map_err(|e| SourceError::permanent(&at, e.to_string()))?;
@@ -130,5 +156,29 @@ mod tests {
         assert!(matches!(files.real(&root.join("none"), "it"), Err(SourceError::NotFound { .. })));
         assert!(files.open_file(&Location::File(root)).unwrap_err().to_string().contains("directory"));
         assert!(Files { roots: vec![] }.real(dir.path(), "it").unwrap_err().to_string().contains("--file-root"));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_written_to_is_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let (files, role, place) = (Files { roots: vec![dir.path().into()] }, Role::default(), Location::File(path.clone()));
+        let (length, tag) = files.head(&role, &place).await.unwrap();
+        assert_eq!(length, 10);
+        let part = |version| Part { range: 2..5, version };
+        assert_eq!(files.range(&role, &place, part(tag.as_deref())).await.unwrap(), "234");
+        let have = crate::range::Have::default();
+        let ask = Ask { role: &role, location: &place, have: &have, version: None, digest_is_known: false };
+        let opened = files.open(ask).await.unwrap();
+        assert_eq!(opened.etag, tag);
+        // The same length, a moment later.
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+        std::fs::write(&path, b"9876543210").unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        assert!(matches!(files.range(&role, &place, part(tag.as_deref())).await, Err(SourceError::Changed { .. })));
+        assert_eq!(files.range(&role, &place, part(None)).await.unwrap(), "765");
+        let read: Vec<_> = opened.stream.collect().await;
+        assert!(matches!(read.last(), Some(Err(SourceError::Discontinued { .. }))), "{read:?}");
     }
 }

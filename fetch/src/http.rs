@@ -12,17 +12,16 @@ use crate::location::{Location, clean_name};
 use crate::options::Setup;
 use crate::range::{Answer, Have, Packing, Request, Wrong, judge};
 use crate::retry::{Meaning, meaning, retry_after};
-use crate::source::{Ask, Opened, Source, boxed, collect};
+use crate::source::{Ask, MODIFIED, Opened, Part, Source, boxed, changed, collect, same_version};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
-    IF_MATCH, IF_RANGE, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT_ENCODING, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
+    IF_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER,
 };
 use reqwest::{Method, Response, Url};
 use smalti_types::Role;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -128,11 +127,32 @@ pub(crate) fn wanted(ask: &Ask<'_>) -> (Request, HeaderMap) {
             }
         }
     }
-    // If-Match compares strongly: a weak tag would never match.
-    if let Some(tag) = ask.version.filter(|t| !t.starts_with("W/")) {
-        set(IF_MATCH, tag);
-    }
+    headers.extend(ask.version.and_then(condition));
     (request, headers)
+}
+
+/// The header with which a server gives this version or none. If-Match compares strongly: a weak tag would never match.
+fn condition(version: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = match version.strip_prefix(MODIFIED) {
+        Some(date) => (IF_UNMODIFIED_SINCE, date),
+        None if version.starts_with("W/") => return None,
+        None => (IF_MATCH, version),
+    };
+    Some((name, HeaderValue::from_bytes(value.as_bytes()).ok()?))
+}
+
+/// Which version a server sends: its tag, or when it was modified last.
+fn version(headers: &HeaderMap) -> Option<String> {
+    let modified = || text(headers, &LAST_MODIFIED).map(|date| format!("{MODIFIED}{}", date.trim()));
+    text(headers, &ETAG).map(str::to_owned).or_else(modified)
+}
+
+/// The same, if it tells this version from the next one: not a date that a server makes up for each answer, or within whose second
+/// there may be another version.
+fn lasting_version(headers: &HeaderMap) -> Option<String> {
+    let date = |name| text(headers, name).and_then(|d| httpdate::parse_http_date(d.trim()).ok());
+    let settled = || date(&DATE).zip(date(&LAST_MODIFIED)).is_some_and(|(now, modified)| modified < now);
+    version(headers).filter(|v| !v.starts_with(MODIFIED) || settled())
 }
 
 /// What an answer is, before its bytes are read.
@@ -147,7 +167,7 @@ pub(crate) fn opened(got: Got, ask: &Ask<'_>, request: &Request, at: String) -> 
         Wrong::Discontinued(why) => SourceError::Discontinued { at: at.clone(), why },
         Wrong::Unusable(why) => SourceError::permanent(&at, why),
     })?;
-    let etag = text(headers, &ETAG).map(str::to_owned);
+    let etag = version(headers);
     if body.from > 0
         && let (Some(before), Some(now)) = (&ask.have.etag, &etag)
         && before != now
@@ -236,27 +256,29 @@ impl Source for Http {
             let answer = answer(&response);
             let body = judge(&Have::default(), &Request::Whole, &answer).map_err(|_| SourceError::permanent(&at, "it is compressed"))?;
             let length = body.total.ok_or_else(|| SourceError::permanent(&at, "the server does not say how long it is"))?;
-            Ok((length, text(response.headers(), &ETAG).map(str::to_owned)))
+            Ok((length, lasting_version(response.headers())))
         })
     }
 
-    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
         boxed(async move {
             let (url, at) = (url_of(location)?, location.to_string());
             let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
-            let most = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
-            if most == 0 {
-                return Ok(Bytes::new());
-            }
-            let text = format!("bytes={}-{}", range.start, range.end - 1);
-            headers.insert(RANGE, HeaderValue::from_str(&text).map_err(|e| SourceError::permanent(&at, e.to_string()))?);
+            let value = HeaderValue::from_str(&part.header()).map_err(|e| SourceError::permanent(&at, e.to_string()))?;
+            headers.insert(RANGE, value);
+            headers.extend(part.version.and_then(condition));
             let get = Get { role, method: Method::GET, headers, secret: None, by_pattern: true, at: &at };
             let Got { response, place } = self.send(url, &get).await?;
             let response = usable(response, &at)?;
-            let body = judge(&Have::default(), &Request::From(range.start), &answer(&response))
+            if let (Some(expected), Some(found)) = (part.version, version(response.headers()))
+                && !same_version(expected, &found)
+            {
+                return Err(changed(&at, expected, &found));
+            }
+            let start = part.range.start;
+            let body = judge(&Have::default(), &Request::From(start), &answer(&response))
                 .map_err(|_| SourceError::permanent(&at, "the server sends another part than it was asked for"))?;
-            let skip = range.start - body.from;
-            collect(stream(response, place, at.clone()), (skip, most), &at).await
+            collect(stream(response, place, at.clone()), (start - body.from, part.length()), &at).await
         })
     }
 }
@@ -337,5 +359,21 @@ mod tests {
         let pinned = headers(Some("\"a\""));
         assert!(pinned[IF_MATCH] == "\"a\"" && !pinned.contains_key(IF_RANGE));
         assert!(!headers(Some("W/\"a\"")).contains_key(IF_MATCH));
+        let dated = headers(Some("modified Sun, 06 Nov 1994 08:49:37 GMT"));
+        assert!(dated[IF_UNMODIFIED_SINCE] == "Sun, 06 Nov 1994 08:49:37 GMT" && !dated.contains_key(IF_MATCH));
+    }
+
+    #[test]
+    fn a_date_is_a_version_only_if_the_next_one_would_have_another() {
+        let (modified, later) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:38 GMT");
+        let headers = |date: &'static str| {
+            HeaderMap::from_iter([(DATE, date), (LAST_MODIFIED, modified)].map(|(n, v)| (n, HeaderValue::from_static(v))))
+        };
+        assert_eq!(lasting_version(&headers(later)), Some(format!("modified {modified}")));
+        assert_eq!(lasting_version(&headers(modified)), None);
+        assert_eq!(version(&headers(modified)), Some(format!("modified {modified}")), "what was pinned is compared with it all the same");
+        let mut tagged = headers(modified);
+        tagged.insert(ETAG, HeaderValue::from_static("\"a\""));
+        assert_eq!(lasting_version(&tagged).as_deref(), Some("\"a\""));
     }
 }

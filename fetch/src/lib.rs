@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 mod clients;
+mod deposit;
 mod error;
 mod file;
 mod guard;
@@ -27,13 +28,15 @@ mod source;
 mod store;
 mod transfer;
 
+pub use deposit::{Deposit, DepositError, Upload};
 pub use error::SourceError;
+pub use file::tag as file_version;
 pub use guard::protected;
 pub use location::{Location, OciReference, clean_name, shown};
 pub use options::{FetchOptions, Setup, SetupError};
 pub use pin::{Pin, PinError};
 pub use policy::Policy;
 pub use rate::Rate;
-pub use s3::from_store;
-pub use source::{Ask, Opened, Sources};
+pub use s3::{from_store, object_version};
+pub use source::{Ask, Opened, Part, Sources};
 pub use transfer::{Facts, Failed, Hashing, Sink, Transfer, Wanted};

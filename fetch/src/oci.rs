@@ -8,7 +8,7 @@ use crate::error::SourceError;
 use crate::http::{Get, Got, Http, opened, stream, text, usable, wanted};
 use crate::location::{Location, OciReference};
 use crate::pin::hex;
-use crate::source::{Ask, Opened, Source, boxed, collect};
+use crate::source::{Ask, Opened, Part, Source, boxed, collect};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
@@ -18,7 +18,6 @@ use sha2::{Digest as _, Sha256};
 use smalti_types::{Digest, Role};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::ops::Range;
 
 /// Largest manifest that registries take.
 const MAX_MANIFEST: usize = 4 << 20;
@@ -239,20 +238,15 @@ impl Source for Oci {
         })
     }
 
-    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
         boxed(async move {
             let at = location.to_string();
             let layer = self.layer(role, reference_of(location)?).await?;
-            let most = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
-            if most == 0 {
-                return Ok(Bytes::new());
-            }
-            let text = format!("bytes={}-{}", range.start, range.end - 1);
-            let value = HeaderValue::from_str(&text).map_err(|e| SourceError::permanent(&at, e.to_string()))?;
+            let value = HeaderValue::from_str(&part.header()).map_err(|e| SourceError::permanent(&at, e.to_string()))?;
             let Got { response, place } = self.get(role, &layer.url, HeaderMap::from_iter([(RANGE, value)]), layer.secret, &at).await?;
             let response = usable(response, &at)?;
-            let skip = if response.status().as_u16() == 206 { 0 } else { range.start };
-            collect(stream(response, place, at.clone()), (skip, most), &at).await
+            let skip = if response.status().as_u16() == 206 { 0 } else { part.range.start };
+            collect(stream(response, place, at.clone()), (skip, part.length()), &at).await
         })
     }
 }

@@ -53,6 +53,8 @@ pub struct Setup {
     pub services: Vec<String>,
     /// Directories below which `file://` may read. Empty: `file://` is refused. `["/"]`: every file.
     pub file_roots: Vec<PathBuf>,
+    /// Directories below which outputs may be written.
+    pub output_roots: Vec<PathBuf>,
     /// Settings of S3 by the names of their environment variables (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …). They are the
     /// cluster's; a task cannot bring its own.
     pub s3: Vec<(String, String)>,
@@ -128,6 +130,7 @@ impl Setup {
             services: vec![master.clone()],
             master,
             file_roots: Vec::new(),
+            output_roots: Vec::new(),
             s3: std::env::vars_os()
                 .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
                 .filter(|(name, _)| name.starts_with("AWS_"))

@@ -73,6 +73,8 @@ pub struct PatternError(String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
     allow: Vec<Pattern>,
+    /// Where outputs may be written to; `None`: below the directories that the operator names for it, and nowhere else.
+    store: Option<Vec<Pattern>>,
     /// Where names may lead.
     pub(crate) addresses: Vec<Rule>,
 }
@@ -106,6 +108,14 @@ pub enum PolicyError {
         /// What is wrong.
         source: RuleError,
     },
+    /// Outputs cannot be written there at all.
+    #[error("{section}: store: `{text}` is no place for outputs; write s3://BUCKET[/PREFIX] or file:///DIR")]
+    Store {
+        /// In which section.
+        section: String,
+        /// The pattern.
+        text: String,
+    },
     /// Too many of them.
     #[error("{section}: more than {MAX_ENTRIES} entries")]
     TooMany {
@@ -126,6 +136,7 @@ struct FileForm {
 #[serde(deny_unknown_fields)]
 struct SectionForm {
     allow: Option<Vec<String>>,
+    store: Option<Vec<String>>,
     addresses: Option<Vec<String>>,
 }
 
@@ -243,7 +254,7 @@ impl Default for Policy {
     /// Every scheme, and names that lead to public addresses.
     fn default() -> Self {
         let patterns = DEFAULT_ALLOW.iter().filter_map(|p| p.parse().ok()).collect();
-        Self { default: Arc::new(Section { allow: patterns, addresses: vec![Rule::Public] }), roles: BTreeMap::new() }
+        Self { default: Arc::new(Section { allow: patterns, store: None, addresses: vec![Rule::Public] }), roles: BTreeMap::new() }
     }
 }
 
@@ -265,12 +276,18 @@ fn section(name: &str, form: SectionForm) -> Result<Section, PolicyError> {
     let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
     let allow: Vec<String> = form.allow.unwrap_or_else(|| owned(&DEFAULT_ALLOW));
     let addresses: Vec<String> = form.addresses.unwrap_or_else(|| owned(&DEFAULT_ADDRESSES));
-    if allow.len() > MAX_ENTRIES || addresses.len() > MAX_ENTRIES {
+    let stores = form.store.as_deref().unwrap_or_default();
+    if allow.len() > MAX_ENTRIES || addresses.len() > MAX_ENTRIES || stores.len() > MAX_ENTRIES {
         return Err(PolicyError::TooMany { section: name.to_owned() });
     }
     let pattern = |text: &String| text.parse().map_err(|source| PolicyError::Pattern { section: name.to_owned(), source });
     let rule = |text: &String| text.parse().map_err(|source| PolicyError::Rule { section: name.to_owned(), source });
+    let store = |text: &String| match pattern(text)? {
+        Pattern::Http { .. } | Pattern::Oci { .. } => Err(PolicyError::Store { section: name.to_owned(), text: text.clone() }),
+        fine => Ok(fine),
+    };
     Ok(Section {
+        store: form.store.as_ref().map(|list| list.iter().map(store).collect::<Result<_, _>>()).transpose()?,
         allow: allow.iter().map(pattern).collect::<Result<_, _>>()?,
         addresses: addresses.iter().map(rule).collect::<Result<_, _>>()?,
     })
@@ -308,6 +325,25 @@ impl Policy {
             return Ok(());
         }
         let why = format!("role {} may not fetch from there; the operator would have to allow it in the fetch policy", named(role));
+        Err(SourceError::refused(&location.to_string(), why))
+    }
+}
+
+impl Policy {
+    /// Whether outputs of `role` may be written there. Nothing may, where nobody said so.
+    ///
+    /// # Errors
+    /// [`SourceError::Refused`] with what would help.
+    pub(crate) fn check_store(&self, role: &Role, location: &Location) -> Result<(), SourceError> {
+        let allowed = match &self.section(role).store {
+            Some(patterns) => patterns.iter().any(|p| p.contains(location)),
+            // Below which directories is looked at where it is opened.
+            None => matches!(location, Location::File(_)),
+        };
+        if allowed {
+            return Ok(());
+        }
+        let why = format!("role {} may not write there; the operator would have to allow it with `store` in the fetch policy", named(role));
         Err(SourceError::refused(&location.to_string(), why))
     }
 }

@@ -8,19 +8,20 @@ use crate::error::{SourceError, root_cause};
 use crate::hosts::Hosts;
 use crate::location::Location;
 use crate::options::Setup;
-use crate::source::{Ask, Opened, Source, boxed};
+use crate::source::{Ask, MODIFIED, Opened, Part, Source, boxed, changed, same_version};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path as Key;
-use object_store::{Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{Certificate, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use smalti_types::Role;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+/// A time of modification that is longer ago stands for one version: times are told to the second, and clocks differ.
+const SETTLED: Duration = Duration::from_secs(3);
 /// Buckets whose clients are kept.
 const MAX_BUCKETS: usize = 64;
 /// Longest part of a server's words in a message.
@@ -44,7 +45,7 @@ const REFUSALS: [&str; 12] = [
 /// All buckets.
 pub(crate) struct S3 {
     setup: Arc<Setup>,
-    hosts: Arc<Hosts>,
+    pub(crate) hosts: Arc<Hosts>,
     buckets: Mutex<HashMap<String, Arc<AmazonS3>>>,
 }
 
@@ -121,17 +122,14 @@ impl Source for S3 {
             let place = self.hosts.place(&Self::host(ask.location)).await;
             let request = ask.have.request(ask.digest_is_known);
             let goes_on = request.from() > 0;
-            let options = GetOptions {
-                if_match: ask.version.map(str::to_owned).or_else(|| ask.have.etag.clone().filter(|_| goes_on)),
-                range: goes_on.then_some(GetRange::Offset(request.from())),
-                ..GetOptions::default()
-            };
+            let version = ask.version.or_else(|| ask.have.etag.as_deref().filter(|_| goes_on));
+            let options = GetOptions { range: goes_on.then_some(GetRange::Offset(request.from())), ..condition(version) };
             let result = store.get_opts(&path, options).await.map_err(|e| match (from_store(&at, &e), ask.version) {
                 // Not what was promised, but what we have the beginning of.
                 (SourceError::Changed { at, why }, None) => SourceError::Discontinued { at, why },
                 (other, _) => other,
             })?;
-            let (from, total, etag) = (result.range.start, result.meta.size, result.meta.e_tag.clone());
+            let (from, total, etag) = (result.range.start, result.meta.size, version_sent(&result.meta, version));
             let stream = result.into_stream().map(move |chunk| {
                 let _place = &place;
                 chunk.map_err(|e| from_store(&at, &e))
@@ -145,15 +143,52 @@ impl Source for S3 {
         boxed(async move {
             let (store, path, at) = self.object(location)?;
             let meta = store.head(&path).await.map_err(|e| from_store(&at, &e))?;
-            Ok((meta.size, meta.e_tag))
+            Ok((meta.size, object_version(&meta)))
         })
     }
 
-    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
         boxed(async move {
             let (store, path, at) = self.object(location)?;
-            store.get_range(&path, range).await.map_err(|e| from_store(&at, &e))
+            let _place = self.hosts.place(&Self::host(location)).await;
+            let options = GetOptions { range: Some(GetRange::Bounded(part.range)), ..condition(part.version) };
+            let result = store.get_opts(&path, options).await.map_err(|e| from_store(&at, &e))?;
+            if let (Some(expected), Some(found)) = (part.version, version_sent(&result.meta, part.version))
+                && !same_version(expected, &found)
+            {
+                return Err(changed(&at, expected, &found));
+            }
+            result.bytes().await.map_err(|e| from_store(&at, &e))
         })
+    }
+}
+
+/// Which version a server sends: its tag, or when it was modified last, to the second. The latter also where the version that was asked for
+/// is one: a listing may have no tags although an answer has one.
+fn version_sent(meta: &ObjectMeta, asked: Option<&str>) -> Option<String> {
+    let modified = || {
+        let time = SystemTime::from(meta.last_modified);
+        (time > SystemTime::UNIX_EPOCH).then(|| format!("{MODIFIED}{}", httpdate::fmt_http_date(time)))
+    };
+    let by_time = asked.is_some_and(|v| v.starts_with(MODIFIED));
+    meta.e_tag.clone().filter(|_| !by_time).or_else(modified)
+}
+
+/// The version of an object as a listing or a look at it tells, if it lasts: without a tag, not one of the last seconds, for the next may be
+/// of the same one.
+#[must_use]
+pub fn object_version(meta: &ObjectMeta) -> Option<String> {
+    let age = SystemTime::now().duration_since(SystemTime::from(meta.last_modified)).unwrap_or_default();
+    version_sent(meta, None).filter(|_| meta.e_tag.is_some() || age > SETTLED)
+}
+
+/// Asks for this version or none.
+fn condition(version: Option<&str>) -> GetOptions {
+    let time = |v: &str| httpdate::parse_http_date(v.strip_prefix(MODIFIED)?).ok();
+    match version {
+        None => GetOptions::default(),
+        Some(v) if v.starts_with(MODIFIED) => GetOptions { if_unmodified_since: time(v).map(Into::into), ..GetOptions::default() },
+        Some(v) => GetOptions { if_match: Some(v.to_owned()), ..GetOptions::default() },
     }
 }
 

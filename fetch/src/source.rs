@@ -39,6 +39,43 @@ pub struct Ask<'a> {
     pub digest_is_known: bool,
 }
 
+/// Which bytes of an object, and of which version.
+#[derive(Debug, Clone)]
+pub struct Part<'a> {
+    /// From, and up to but not with.
+    pub range: Range<u64>,
+    /// The tag of the one version that will do.
+    pub version: Option<&'a str>,
+}
+
+impl Part<'_> {
+    /// How many bytes.
+    pub(crate) fn length(&self) -> usize {
+        usize::try_from(self.range.end.saturating_sub(self.range.start)).unwrap_or(usize::MAX)
+    }
+
+    /// As a header says it; not for an empty one.
+    pub(crate) fn header(&self) -> String {
+        format!("bytes={}-{}", self.range.start, self.range.end.saturating_sub(1))
+    }
+}
+
+/// What a place without tags says of a version stands behind this: when it was modified last.
+pub(crate) const MODIFIED: &str = "modified ";
+
+/// Whether two tags are of the same version, as far as they tell. Weak ones are compared by their value; of a tag and a time nothing follows.
+pub(crate) fn same_version(one: &str, other: &str) -> bool {
+    if one.starts_with(MODIFIED) != other.starts_with(MODIFIED) {
+        return true;
+    }
+    one.trim_start_matches("W/") == other.trim_start_matches("W/")
+}
+
+/// What is said of an object of another version than the one that was asked for.
+pub(crate) fn changed(at: &str, expected: &str, found: &str) -> SourceError {
+    SourceError::Changed { at: at.to_owned(), why: format!("its version was {expected} and is {found} now") }
+}
+
 /// An object, opened.
 pub struct Opened {
     /// Its bytes from `from` on.
@@ -68,7 +105,7 @@ pub(crate) trait Source: Send + Sync {
     /// Its length and its tag.
     fn head<'a>(&'a self, role: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>>;
     /// Some bytes of it, not beyond its end.
-    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>>;
+    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>>;
 }
 
 /// Everything that can be fetched from.
@@ -76,7 +113,7 @@ pub struct Sources {
     setup: Arc<Setup>,
     http: Http,
     oci: Oci,
-    s3: S3,
+    pub(crate) s3: S3,
     files: Files,
     store: Store,
     /// Of all transfers together.
@@ -148,9 +185,12 @@ impl Sources {
     ///
     /// # Errors
     /// [`SourceError`], also when the role may not.
-    pub async fn range(&self, role: &Role, location: &Location, range: Range<u64>) -> Result<Bytes, SourceError> {
+    pub async fn range(&self, role: &Role, location: &Location, part: Part<'_>) -> Result<Bytes, SourceError> {
         self.setup.policy.check(role, location)?;
-        self.kind(location).range(role, location, range).await
+        if part.length() == 0 {
+            return Ok(Bytes::new());
+        }
+        self.kind(location).range(role, location, part).await
     }
 
     /// The same place in words that cannot come to mean something else: the manifest's digest in place of a tag.
@@ -170,7 +210,9 @@ impl Sources {
     /// # Errors
     /// When the role may not list there, or the cluster's settings cannot be used.
     pub fn bucket(&self, role: &Role, bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, SourceError> {
-        let place = Location::S3 { bucket: bucket.to_owned(), key: prefix.to_owned() };
+        // A listing shows what lies below the prefix, so that is what the role must be allowed.
+        let key = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        let place = Location::S3 { bucket: bucket.to_owned(), key };
         self.setup.policy.check(role, &place)?;
         self.s3.bucket(bucket, &place.to_string()).map(|b| b as Arc<dyn ObjectStore>)
     }

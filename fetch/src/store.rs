@@ -5,12 +5,11 @@
 use crate::error::SourceError;
 use crate::http::{Http, from_reqwest, text, usable};
 use crate::location::Location;
-use crate::source::{Ask, Opened, Source, boxed, collect};
+use crate::source::{Ask, Opened, Part, Source, boxed, collect};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use reqwest::header::{CONTENT_LENGTH, RANGE};
 use smalti_types::{Digest, Role};
-use std::ops::Range;
 
 /// The master's store.
 pub(crate) struct Store {
@@ -49,17 +48,13 @@ impl Source for Store {
         })
     }
 
-    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
         boxed(async move {
             let (url, at) = self.url(location)?;
-            let most = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
-            if most == 0 {
-                return Ok(Bytes::new());
-            }
-            let request = self.client.get(url).header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+            let request = self.client.get(url).header(RANGE, part.header());
             let response = usable(request.send().await.map_err(|e| from_reqwest(&at, &e))?, &at)?;
-            let skip = if response.status().as_u16() == 206 { 0 } else { range.start };
-            collect(crate::http::stream(response, None, at.clone()), (skip, most), &at).await
+            let skip = if response.status().as_u16() == 206 { 0 } else { part.range.start };
+            collect(crate::http::stream(response, None, at.clone()), (skip, part.length()), &at).await
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::error::SourceError;
 use crate::location::Location;
 use crate::range::Have;
 use crate::retry::Tries;
-use crate::source::{Ask, Opened, Sources};
+use crate::source::{Ask, Opened, Sources, changed, same_version};
 use bytes::Bytes;
 use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
@@ -286,10 +286,9 @@ impl Transfer<'_> {
     /// Refuses by what the server says before a byte is taken.
     fn admit(&self, opened: &Opened) -> Result<(), Failed> {
         if let (Some(found), Some(expected)) = (&opened.etag, &self.wanted.etag)
-            && found.trim_start_matches("W/") != expected.trim_start_matches("W/")
+            && !same_version(found, expected)
         {
-            let why = format!("its version was {expected} and is {found} now");
-            return Err(SourceError::Changed { at: self.at(), why }.into());
+            return Err(changed(&self.at(), expected, found).into());
         }
         let Some(found) = opened.total else { return Ok(()) };
         if found > self.wanted.limit.0 {

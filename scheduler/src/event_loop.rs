@@ -2,13 +2,14 @@
 //! changed, the updates that changed it, and the calls that follow; then questions about the new state are answered.
 
 use crate::cluster::Cluster;
+use crate::delivery::Deliveries;
 use crate::frameworks::Frameworks;
 use crate::options::Options;
 use crate::rounds;
 use crate::store::{self, Store, StoreError};
 use crate::watchers::{Watch, Watchers};
 use smalti_framework_sdk::{Ack, Transaction};
-use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, Message, Record, Scheduler};
+use smalti_scheduler_core::{Admission, Event, Job, JobId, JobSpec, Message, Record, Scheduler};
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{Effects, Role, Time};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -121,6 +122,7 @@ pub(crate) struct EventLoop {
     frameworks: Frameworks,
     watchers: Watchers,
     cluster: Cluster,
+    deliveries: Arc<Deliveries>,
     handle: Handle,
     inbox: mpsc::Receiver<Input>,
     /// Of updates that were given to the core, in that order.
@@ -142,7 +144,12 @@ struct Batch {
 
 impl EventLoop {
     /// A loop that goes on where the store left off.
-    pub(crate) fn new(options: &Options, store: &Store, cluster: Cluster, address: String) -> anyhow::Result<(Handle, Self)> {
+    pub(crate) fn new(
+        options: &Options,
+        store: &Store,
+        (cluster, deliveries): (Cluster, Arc<Deliveries>),
+        address: String,
+    ) -> anyhow::Result<(Handle, Self)> {
         let stored = store.load()?;
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender.clone() };
@@ -154,10 +161,17 @@ impl EventLoop {
         frameworks.connect(&role)?;
         core.roles().try_for_each(|role| frameworks.connect(role))?;
         let watchers = Watchers::default();
-        Ok((
-            handle.clone(),
-            Self { core, frameworks, watchers, cluster, handle, inbox, acks: VecDeque::new(), noted: BTreeSet::new(), role },
-        ))
+        let (acks, noted) = (VecDeque::new(), BTreeSet::new());
+        let event_loop = Self { core, frameworks, watchers, cluster, deliveries, handle: handle.clone(), inbox, acks, noted, role };
+        event_loop.core.jobs().filter(|job| job.state.outcome.is_none()).for_each(|job| event_loop.deliver(job));
+        Ok((handle, event_loop))
+    }
+
+    /// Sees to it that the job's outputs get where they belong.
+    fn deliver(&self, job: &Job) {
+        if job.spec.output_store.is_some() {
+            tokio::spawn(self.deliveries.clone().run(self.handle.clone(), job.id()));
+        }
     }
 
     /// Runs for ever, or until the store fails: what cannot be kept must not be done.
@@ -206,6 +220,10 @@ impl EventLoop {
             Admission::New(id) => {
                 job.id = id;
                 batch.effects.merge(self.core.step(now(), Event::Submit(Arc::new(job))));
+                // It asks for work through the inbox, so not before the job is durable.
+                if let Some(job) = self.core.job(id) {
+                    self.deliver(job);
+                }
                 Ok(id)
             }
         }

@@ -65,7 +65,12 @@ fn places(job: &Job, now: Time) -> Vec<String> {
         )
     });
     let avoided = if job.state.outcome.is_none() { job.avoids() } else { Vec::new() };
-    run.chain(again).chain(parts).chain(avoided).take(MOST_AGENTS).collect()
+    let delivery = job.spec.output_store.iter().filter(|_| job.state.outcome.is_none()).map(|store| {
+        let (there, store) = (&job.state.delivery, smalti_fetch::shown(store));
+        let trouble = there.trouble.as_ref().map_or_else(String::new, |why| format!("; {why}; it is tried again"));
+        format!("outputs go to {store}: those of {} items are there{trouble}", there.stored.len())
+    });
+    run.chain(again).chain(parts).chain(delivery).chain(avoided).take(MOST_AGENTS).collect()
 }
 
 /// What failed last, and when it is tried again.

@@ -4,6 +4,7 @@
 //! keeps jobs in a store, speaks to the master through `smalti-framework-sdk`, and relays outputs.
 
 mod cluster;
+mod delivery;
 mod event_loop;
 mod explain;
 mod frameworks;
@@ -21,6 +22,7 @@ pub use options::Options;
 
 use anyhow::Context;
 use cluster::Cluster;
+use delivery::Deliveries;
 use event_loop::EventLoop;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -42,11 +44,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + '
     let listener = server::listen(options.listen).await?;
     let address = listener.local_addr().context("reading the address of the listening socket")?;
     let cluster = Cluster::new(options.master.clone());
-    let (handle, event_loop) = EventLoop::new(&options, &store, cluster.clone(), announced(address))?;
     let mut setup = smalti_fetch::Setup::new(options.master.clone()).apply(&options.fetch)?;
     setup.file_roots.clone_from(&options.file_root);
+    setup.output_roots.clone_from(&options.output_root);
     setup.services.push(address.to_string());
     let sources = Arc::new(smalti_fetch::Sources::new(setup)?);
+    let deliveries = Deliveries::new(cluster.clone(), sources.clone());
+    let (handle, event_loop) = EventLoop::new(&options, &store, (cluster.clone(), deliveries), announced(address))?;
     let service = service::JobService::new(handle, cluster, sources, options.role()?);
     let mut event_loop = tokio::spawn(event_loop.run());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

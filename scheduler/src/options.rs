@@ -28,6 +28,9 @@ pub struct Options {
     /// Directories below which file:// inputs and unpinned bundles may lie (repeatable)
     #[arg(long, value_name = "DIR")]
     pub file_root: Vec<PathBuf>,
+    /// Directories below which jobs may have their outputs written with --output-store file://DIR (repeatable)
+    #[arg(long, value_name = "DIR")]
+    pub output_root: Vec<PathBuf>,
     /// From where and for whom things are resolved.
     #[command(flatten)]
     #[serde(skip)]
@@ -46,6 +49,7 @@ impl Default for Options {
             role: "default".into(),
             name: "batch".into(),
             file_root: Vec::new(),
+            output_root: Vec::new(),
             fetch: smalti_fetch::FetchOptions::default(),
             insecure_listen: false,
         }

@@ -46,7 +46,7 @@ async fn copy(cluster: &Cluster, source: &Source) -> Result<Input, String> {
     let length = bytes.len() as u64;
     let name = format!("{} round {}", source.job, source.round);
     let stored = push_bytes(cluster.master(), &name, bytes.into()).await.map_err(|e| e.to_string())?;
-    Ok(Input { guest_path: None, uri: None, digest: Some(stored.digest), length, etag: None })
+    Ok(Input { guest_path: None, uri: None, digest: Some(stored.digest), length, etag: None, packing: None })
 }
 
 async fn read(cluster: &Cluster, source: &Source) -> Result<Bytes, String> {

@@ -235,6 +235,7 @@ mod tests {
             role: Role::default(),
             policy: Policy::default(),
             work: Work::Single(Box::new(single)),
+            output_store: None,
         };
         let mut scheduler = Scheduler::new();
         let _ = scheduler.step(Time(1), Event::Submit(Arc::new(spec)));

@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 use crate::explain::{Needs, name};
 use crate::resolve::{ResolveError, Resolver};
-use smalti_fetch::{SourceError, Sources};
+use smalti_fetch::{DepositError, SourceError, Sources};
 use smalti_proto::v1::{self, map_job, submit_request};
 use smalti_scheduler_core::{Constraint, JobId, JobSpec, MapSpec, Policy, ReduceSpec, Request, SingleSpec, Work};
 use smalti_types::{ArrayTemplate, Input, Resources, Role, Stdin, TaskSpec};
@@ -21,27 +21,37 @@ const DEFAULT_SPLIT: u64 = 4 << 20;
 /// Agents named in a refusal.
 const MOST_AGENTS: usize = 20;
 
-/// What the client asked for, as a job without an id.
+/// What the client asked for, as a job without an id, and what the client should know about it.
 pub(crate) async fn job(
     request: v1::SubmitRequest,
     default_role: &Role,
     (cluster, sources): (&Cluster, &Arc<Sources>),
-) -> Result<JobSpec, Status> {
+) -> Result<(JobSpec, Vec<String>), Status> {
     if request.name.len() > MAX_NAME || request.request_id.len() > MAX_REQUEST_ID {
         return Err(Status::invalid_argument(format!("a job's name has at most {MAX_NAME} bytes, a request id {MAX_REQUEST_ID}")));
     }
     let role = if request.role.is_empty() { default_role.clone() } else { Role::new(&request.role).map_err(invalid)? };
     let resolver = Resolver::new(cluster.clone(), sources.clone(), role.clone());
+    let mut notes = Vec::new();
     let (policy, work) = match request.kind {
         None => return Err(Status::invalid_argument("neither a single task nor a map is asked for")),
         Some(submit_request::Kind::Single(single)) => (policy(single.policy.clone())?, self::single(single, &resolver).await?),
-        Some(submit_request::Kind::Map(map)) => (policy(map.policy.clone())?, self::map(map, &resolver).await?),
+        Some(submit_request::Kind::Map(map)) => (policy(map.policy.clone())?, self::map(map, &resolver, &mut notes).await?),
     };
+    let output_store = request.output_store.filter(|s| !s.is_empty());
+    if let Some(store) = &output_store {
+        // Told at once, and not when there is something to write.
+        sources.deposit(&role, store).map_err(|e| match &e {
+            DepositError::Refused { .. } => Status::permission_denied(e.to_string()),
+            DepositError::Uri { .. } => Status::invalid_argument(e.to_string()),
+            DepositError::Failed { .. } => Status::failed_precondition(e.to_string()),
+        })?;
+    }
     let id = JobId::new(0, 0);
-    let spec = JobSpec { id, request: request.request_id, name: request.name, role, policy, work };
+    let spec = JobSpec { id, request: request.request_id, name: request.name, role, policy, work, output_store };
     spec.check().map_err(invalid)?;
     fits_somewhere(&spec, cluster).await?;
-    Ok(spec)
+    Ok((spec, notes))
 }
 
 fn invalid(error: impl std::fmt::Display) -> Status {
@@ -89,7 +99,7 @@ async fn single(wire: v1::SingleJob, resolver: &Resolver) -> Result<Work, Status
     Ok(Work::Single(Box::new(SingleSpec { spec, resources: resources(wire.resources)?, ports: wire.ports })))
 }
 
-async fn map(wire: v1::MapJob, resolver: &Resolver) -> Result<Work, Status> {
+async fn map(wire: v1::MapJob, resolver: &Resolver, notes: &mut Vec<String>) -> Result<Work, Status> {
     let slot_resources = resources(wire.resources)?;
     let mut spec = self::spec(wire.spec, resolver).await?;
     let (total_items, split_inputs, splits) = match wire.items {
@@ -105,8 +115,9 @@ async fn map(wire: v1::MapJob, resolver: &Resolver) -> Result<Work, Status> {
             spec.stdin = Stdin::Split;
             let inputs = inputs(list.inputs)?;
             let found = resolver.expand(inputs).await.map_err(resolved)?;
-            let (inputs, splits) = resolver.splits(found, Some(wire.split_bytes.unwrap_or(DEFAULT_SPLIT))).await.map_err(resolved)?;
-            (splits.len() as u64, inputs, splits)
+            let cut = resolver.splits(found, Some(wire.split_bytes.unwrap_or(DEFAULT_SPLIT))).await.map_err(resolved)?;
+            notes.extend(cut.notes);
+            (cut.splits.len() as u64, cut.inputs, cut.splits)
         }
     };
     let reduce = match wire.reduce {

@@ -36,6 +36,8 @@ fn from_view(view: JobView) -> v1::JobView {
         framework: view.framework.map(|f| f.to_string()).unwrap_or_default(),
         tasks: Vec::new(),
         again: view.again.map(again),
+        output_store: view.output_store.map(|uri| smalti_fetch::shown(&uri)),
+        items_stored: view.items_stored,
     }
 }
 

@@ -58,7 +58,7 @@ fn job(id: JobId, rng: &mut Rng) -> JobSpec {
         constraints: Vec::new(),
         priority: 0,
     };
-    JobSpec { id, request: String::new(), name: "job".into(), role: Role::default(), policy, work }
+    JobSpec { id, request: String::new(), name: "job".into(), role: Role::default(), policy, work, output_store: None }
 }
 
 impl Batch {
@@ -148,7 +148,7 @@ impl Batch {
             match message {
                 Message::Call { call, .. } => answers.calls.push(call),
                 Message::StoreOutput { job, round, .. } => {
-                    let state = Input { guest_path: None, uri: None, digest: Some(bundle(99)), length: 1, etag: None };
+                    let state = Input { guest_path: None, uri: None, digest: Some(bundle(99)), length: 1, etag: None, packing: None };
                     let result = if rng.chance(5) { Err("the agent is gone".into()) } else { Ok(state) };
                     let at = Time(now.0 + rng.between(1_000, 300_000));
                     self.stored.push((at, Event::OutputStored { job, round, result }));

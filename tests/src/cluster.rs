@@ -47,6 +47,8 @@ pub struct Config {
     pub scheduler: bool,
     /// Further flags of the master.
     pub master_flags: Vec<String>,
+    /// Further flags of the scheduler.
+    pub scheduler_flags: Vec<String>,
     /// Environment of all processes.
     pub env: Vec<(String, String)>,
 }
@@ -58,6 +60,7 @@ impl Default for Config {
             isolation: "auto".into(),
             scheduler: true,
             master_flags: Vec::new(),
+            scheduler_flags: Vec::new(),
             env: Vec::new(),
         }
     }
@@ -93,8 +96,11 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("smalti-test-").tempdir().context("temporary directory")?;
         // Tests have origins of their own on this machine.
         let policy = dir.path().join(FETCH_POLICY);
-        std::fs::write(&policy, "[default]\naddresses = [\"public\", \"127.0.0.0/8:*\", \"[::1]:*\"]\n")
-            .context("writing the fetch policy")?;
+        std::fs::write(
+            &policy,
+            "[default]\naddresses = [\"public\", \"127.0.0.0/8:*\", \"[::1]:*\"]\nstore = [\"s3://bucket/\", \"file:///\"]\n",
+        )
+        .context("writing the fetch policy")?;
         let port = smalti_test_ports::take_one();
         let (master, address) = start_master(&paths, &config, dir.path(), &port)?;
         let scheduler = if config.scheduler { Some(start_scheduler(&paths, &config, dir.path(), &address)?) } else { None };
@@ -282,7 +288,9 @@ fn start_scheduler(paths: &Paths, config: &Config, dir: &Path, master: &str) -> 
     let policy = dir.join(FETCH_POLICY).display().to_string();
     let args =
         ["scheduler", "--master", master, "--listen", "127.0.0.1:0", "--data-dir", &data, "--file-root", "/", "--fetch-policy", &policy];
-    let mut scheduler = Process::spawn_role("scheduler", role(paths, config, &args), dir)?;
+    let mut command = role(paths, config, &args);
+    command.args(&config.scheduler_flags);
+    let mut scheduler = Process::spawn_role("scheduler", command, dir)?;
     scheduler.wait_for_line("ready: scheduler")?;
     Ok(scheduler)
 }

@@ -9,7 +9,11 @@ use crate::task::{Isolation, TaskSpec};
 pub const MAX_ENDPOINTS: usize = 64;
 /// Where a task with disk finds its writable directory unless it says otherwise.
 pub const DEFAULT_DISK_PATH: &str = "/scratch";
-/// Longest path of a writable directory in bytes.
+/// Where archives' files appear; an input there would hide them.
+pub const ASSETS_PATH: &str = "/assets";
+/// Longest name of a file in bytes.
+const MAX_FILE_NAME: usize = 255;
+/// Longest path of a writable directory, and of an input, in bytes.
 pub const MAX_DISK_PATH: usize = 1024;
 
 /// Why a description makes no sense.
@@ -29,6 +33,14 @@ pub enum GrantsError {
         /// The directory's path.
         disk: String,
     },
+    /// Where an input is to be seen.
+    #[error("the input path `{path}` {why}")]
+    Input {
+        /// The path.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// Too many endpoints.
     #[error("{0} endpoints, at most {MAX_ENDPOINTS} are allowed")]
     TooManyEndpoints(usize),
@@ -42,6 +54,32 @@ pub fn check_path(path: &str) -> Result<(), GrantsError> {
     let normal = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
     let fine = path == "/" || path.len() <= MAX_DISK_PATH && path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(normal));
     if fine { Ok(()) } else { Err(GrantsError::Path(path.chars().take(MAX_DISK_PATH).collect())) }
+}
+
+/// Checks the guest paths of inputs: each is that of one file, and none lies where another file or an archive's assets are.
+///
+/// # Errors
+/// For the first that cannot be.
+pub fn check_inputs<'a>(paths: impl Iterator<Item = &'a str>) -> Result<(), GrantsError> {
+    let mut seen = std::collections::BTreeSet::new();
+    let wrong = |path: &str, why| Err(GrantsError::Input { path: path.chars().take(MAX_DISK_PATH).collect(), why });
+    for path in paths {
+        if path == "/" || check_path(path).is_err() || path.rsplit('/').next().is_some_and(|name| name.len() > MAX_FILE_NAME) {
+            return wrong(path, "is not the absolute path of a file without `.`, `..`, `//` and a final `/`");
+        }
+        if is_in(path, ASSETS_PATH) {
+            return wrong(path, "lies where an archive's own files are; choose another directory");
+        }
+        if !seen.insert(path) {
+            return wrong(path, "is given twice; give one of them another like /other/name=URI");
+        }
+    }
+    // A path sorts before those below it, though not always directly before.
+    let above = |path: &str| path.match_indices('/').skip(1).any(|(at, _)| seen.contains(&path[..at]));
+    match seen.iter().find(|path| above(path)) {
+        Some(path) => wrong(path, "lies below another input, which is a file"),
+        None => Ok(()),
+    }
 }
 
 /// Whether `path` is `directory` or below it.
@@ -82,6 +120,7 @@ impl TaskSpec {
                 return Err(GrantsError::PathWithoutDisk(path.clone()));
             }
         }
+        check_inputs(self.inputs.iter().filter_map(|i| i.guest_path.as_deref()))?;
         if resources.disk.0 == 0 {
             return Ok(());
         }
@@ -125,17 +164,32 @@ mod tests {
         assert_eq!(placed.check_grants(&resources(1)), Ok(()));
         assert!(matches!(placed.check_grants(&resources(0)), Err(GrantsError::PathWithoutDisk(_))));
         for (input, clash) in [("/data", true), ("/data/x", false), ("/data2", false), ("/inputs/data", false)] {
-            let input = Input { guest_path: Some(input.into()), uri: None, digest: Some(Digest::of(b"i")), length: 1, etag: None };
+            let input =
+                Input { guest_path: Some(input.into()), uri: None, digest: Some(Digest::of(b"i")), length: 1, etag: None, packing: None };
             let spec = TaskSpec { inputs: vec![input], ..placed.clone() };
             assert_eq!(spec.check_grants(&resources(1)).is_err(), clash);
         }
         // Each is a directory of its own to the guest; the longest name wins.
-        let input = Input { guest_path: Some("/inputs/a".into()), uri: None, digest: Some(Digest::of(b"i")), length: 1, etag: None };
+        let input =
+            Input { guest_path: Some("/inputs/a".into()), uri: None, digest: Some(Digest::of(b"i")), length: 1, etag: None, packing: None };
         let root = TaskSpec { disk_path: Some("/".into()), inputs: vec![input], ..spec() };
         assert_eq!(root.check_grants(&resources(1)), Ok(()));
         let deep = TaskSpec { disk_path: Some("/inputs/a/b".into()), ..spec() };
-        let input = Input { guest_path: Some("/inputs/a".into()), uri: None, digest: Some(Digest::of(b"i")), length: 1, etag: None };
+        let input =
+            Input { guest_path: Some("/inputs/a".into()), uri: None, digest: Some(Digest::of(b"i")), length: 1, etag: None, packing: None };
         assert!(TaskSpec { inputs: vec![input], ..deep }.check_grants(&resources(1)).is_err());
+    }
+
+    #[test]
+    fn each_input_has_a_path_of_its_own() {
+        let check = |paths: &[&str]| check_inputs(paths.iter().copied());
+        assert_eq!(check(&["/inputs/a", "/inputs/b c", "/inputs/it's \"x\"", "/inputs/\u{6587}.gz", "/in", "/a"]), Ok(()));
+        for bad in ["", "a", "a/b", "/", "/a/", "/a/../b", "/./a", "//a", "/a//b", "/..", "/a\0", "/assets/x", "/assets"] {
+            assert!(check(&[bad]).is_err(), "{bad:?}");
+        }
+        for clash in [&["/a", "/a"][..], &["/a/b", "/a"], &["/a", "/a.b", "/a/b"], &["/x/y", "/x/y/z/w"]] {
+            assert!(check(clash).is_err(), "{clash:?}");
+        }
     }
 
     #[test]

@@ -39,6 +39,6 @@ pub use ports::{PortRange, PortSet};
 pub use resources::{Resources, ResourcesError};
 pub use sabotage::Sabotage;
 pub use status::{ArrayDelta, FailedItem, StatusUpdate, UpdateKey, Usage};
-pub use task::{ArrayTemplate, BundleRef, Input, Isolation, ItemBatch, Launch, LaunchArray, Limits, Split, Stdin, TaskSpec};
+pub use task::{ArrayTemplate, BundleRef, Input, Isolation, ItemBatch, Launch, LaunchArray, Limits, Packing, Split, Stdin, TaskSpec};
 pub use task_state::{Reason, TaskState};
 pub use time::{BootTime, DurationMs, Time};

@@ -59,8 +59,37 @@ pub struct Input {
     pub digest: Option<Digest>,
     /// Length in bytes at submission; a different length is an input failure.
     pub length: u64,
-    /// `ETag` at submission, sent back as If-Match.
+    /// Which version it was at submission: an `ETag`, sent back as If-Match, or what else the place has (`smalti-fetch` knows its forms).
     pub etag: Option<String>,
+    /// How an object that is read on stdin is packed; the guest reads it unpacked. `None` is left to whoever resolves it, and means
+    /// plain from then on. Files that the guest sees by name are never unpacked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packing: Option<Packing>,
+}
+
+/// How an object is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// As it is.
+    Plain,
+    /// gzip, also several members in a row.
+    Gzip,
+    /// Zstandard, also several frames in a row.
+    Zstd,
+}
+
+impl Packing {
+    /// What a name says.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        let ends = |suffix: &str| name.len() > suffix.len() && name.to_ascii_lowercase().ends_with(suffix);
+        match () {
+            () if ends(".gz") || ends(".gzip") => Self::Gzip,
+            () if ends(".zst") || ends(".zstd") => Self::Zstd,
+            () => Self::Plain,
+        }
+    }
 }
 
 /// What a guest reads on stdin.

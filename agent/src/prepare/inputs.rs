@@ -12,7 +12,8 @@ use super::turns::{Turns, Waiting};
 use super::{Failure, ReadyDir};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use smalti_fetch::{Failed, Location, Wanted};
-use smalti_types::{Bytes, Digest, FrameworkId, Input, Reason, Role};
+pub(crate) use smalti_types::grants::ASSETS_PATH;
+use smalti_types::{Bytes, Digest, FrameworkId, Input, Packing, Reason, Role};
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -26,8 +27,8 @@ pub(super) const INPUTS_DIR: &str = ".inputs";
 pub(super) const SPLITS_DIR: &str = ".splits";
 /// Objects of one array that are fetched at the same time.
 const SPLITS_AT_ONCE: usize = 16;
-/// Where archives' files appear; an input there would hide them.
-pub(crate) const ASSETS_PATH: &str = "/assets";
+/// Most characters of a reason that an executor is told.
+const MOST_WORDS: usize = 1000;
 
 /// An input on disk, open, verified.
 #[derive(Debug, Clone)]
@@ -168,7 +169,8 @@ impl Inputs {
         .await
     }
 
-    /// Fetches the objects that splits refer to and lays them out as files `0`, `1`, … of one directory below `directory`.
+    /// Fetches the objects that splits refer to and lays them out as files `0`, `1.gz`, … of one directory below `directory`. The executor
+    /// unpacks what its name says is packed. What cannot be had leaves a file `2.failed` with the reason.
     pub(crate) async fn lay_out_splits(
         self: &Arc<Self>,
         inputs: &[Input],
@@ -187,13 +189,19 @@ impl Inputs {
         })
         .await?;
         // A few at a time: each holds a descriptor, and perhaps a connection, until it has its place.
-        let wanted: Vec<(PathBuf, Input)> = inputs.iter().enumerate().map(|(n, input)| (at.join(n.to_string()), input.clone())).collect();
+        let wanted: Vec<(PathBuf, Input)> =
+            inputs.iter().enumerate().map(|(n, input)| (at.join(format!("{n}{}", suffix(input))), input.clone())).collect();
         futures::stream::iter(wanted.into_iter().map(|(at, input)| {
             let this = self.clone();
             async move {
-                let fresh = this.get(&input, whose).await?;
+                let got = this.get(&input, whose).await;
                 let _turn = this.disk.take(whose.1).await;
-                blocking(move || place(&fresh.path, &at)).await
+                match got {
+                    Ok(fresh) => blocking(move || place(&fresh.path, &at)).await,
+                    // The items that read it fail, and no others.
+                    Err(failure) if failure.reason == Reason::InputFailed => blocking(move || explain(&failure, &at)).await,
+                    Err(failure) => Err(failure),
+                }
             }
         }))
         .buffer_unordered(SPLITS_AT_ONCE)
@@ -205,6 +213,22 @@ impl Inputs {
         })
         .await
     }
+}
+
+/// What the name of a split's file says about it.
+const fn suffix(input: &Input) -> &'static str {
+    match input.packing {
+        Some(Packing::Gzip) => ".gz",
+        Some(Packing::Zstd) => ".zst",
+        Some(Packing::Plain) | None => "",
+    }
+}
+
+/// Leaves word of why there is no file at `at`, for the executor to tell.
+fn explain(failure: &Failure, at: &Path) -> Result<(), Failure> {
+    let at = at.with_extension("failed");
+    let words: String = failure.message.chars().take(MOST_WORDS).collect();
+    fs::write(&at, words).and_then(|()| fs::set_permissions(&at, Permissions::from_mode(0o444))).map_err(|e| ours("write", &at, e))
 }
 
 /// A hard link to the cached file: no copy, and it stays when the cache removes its own name. A copy where that is not possible.
@@ -245,10 +269,11 @@ fn key(input: &Input, location: &Location, role: &Role) -> Option<String> {
         return Some(Digest::of(format!("{role}\0{digest}").as_bytes()).to_hex());
     }
     let version = match location {
-        // The file's own identity on this agent; a pin from another machine says nothing about it.
+        // The file's own identity on this agent, beside the time and length that every copy has in common.
         Location::File(path) => {
             let meta = fs::metadata(path).ok()?;
-            format!("{}-{}-{}.{}-{}", meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len())
+            let pinned = input.etag.as_deref().unwrap_or_default();
+            format!("{}-{}-{}.{}-{} {pinned}", meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len())
         }
         _ => input.etag.clone()?,
     };
@@ -261,7 +286,7 @@ mod tests {
     use super::*;
 
     fn at(path: &str) -> Input {
-        Input { guest_path: Some(path.into()), uri: Some("http://h/x".into()), digest: None, length: 1, etag: None }
+        Input { guest_path: Some(path.into()), uri: Some("http://h/x".into()), digest: None, length: 1, etag: None, packing: None }
     }
 
     #[test]

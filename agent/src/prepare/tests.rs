@@ -188,7 +188,7 @@ impl Bed {
 
 fn input(path: &str, uri: String, bytes: &[u8]) -> Input {
     let guest_path = (!path.is_empty()).then(|| path.to_owned());
-    Input { guest_path, uri: Some(uri), digest: None, length: bytes.len() as u64, etag: None }
+    Input { guest_path, uri: Some(uri), digest: None, length: bytes.len() as u64, etag: None, packing: None }
 }
 
 fn is_code(file: &File) -> bool {
@@ -511,6 +511,27 @@ async fn an_input_that_changed_fails_its_task_and_says_so() {
         assert!(failure.message.contains(says) && failure.message.contains("/a"), "{failure}");
     }
     assert_eq!(bed.count("inputs"), 0);
+}
+
+#[tokio::test]
+async fn an_object_of_a_map_that_cannot_be_had_leaves_word_for_its_items() {
+    let mut bed = Bed::new().await;
+    let bundle = bed.store(&wasm());
+    bed.put("/a", Answer::Bytes(b"alpha".into(), Some("\"2\"")));
+    bed.put("/b.gz", Answer::Bytes(b"packed".into(), Some("\"1\"")));
+    let of = |name: &str, etag: &str, bytes: &[u8]| Input { etag: Some(etag.into()), ..input("", bed.url(name), bytes) };
+    let packed = Input { packing: Some(smalti_types::Packing::Gzip), ..of("/b.gz", "\"1\"", b"packed") };
+    let mut request = bed.request(1, bundle);
+    request.split_inputs = vec![of("/a", "\"2\"", b"alpha"), of("/a", "\"1\"", b"alpha"), packed, of("/none", "\"1\"", b"x")];
+    let ready = bed.answer(request).await.unwrap();
+    let splits = ready.split_inputs.expect("a directory");
+    let path = |name: &str| format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&*splits));
+    let mut names: Vec<_> = std::fs::read_dir(path("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["0", "1.failed", "2.gz", "3.failed"]);
+    let word = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+    assert!(word("1.failed").contains("changed since the task was submitted"), "{}", word("1.failed"));
+    assert!(word("3.failed").contains("/none"), "{}", word("3.failed"));
 }
 
 #[tokio::test]

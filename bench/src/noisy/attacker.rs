@@ -47,7 +47,7 @@ impl Attacker {
         let nothing = push_bytes(master, "nothing.wat", guests::NOTHING.into()).await?;
         wants.push(want(2, resources(20, 16), move |n| {
             let uri = Some(format!("http://{server}/bytes/{INPUT}?{n}"));
-            let input = Input { guest_path: Some("/in/x".into()), uri, digest: None, length: INPUT, etag: None };
+            let input = Input { guest_path: Some("/in/x".into()), uri, digest: None, length: INPUT, etag: None, packing: None };
             TaskSpec { inputs: vec![input], ..spec(nothing.clone(), class) }
         }));
         Tenant::start(master, "attacker", wants).await.map(Self)

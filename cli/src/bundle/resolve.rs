@@ -44,6 +44,7 @@ pub(crate) async fn resolve_input(bundles: &Bundles, source: &Source, guest_path
         digest: digest.map(bytes),
         length,
         etag: None,
+        packing: None,
     };
     match source {
         Source::File(path) => {

@@ -1,7 +1,7 @@
 //! What the user named as a bundle or input: a file of the client, a digest, or a URI.
 
 use crate::failure::{Failure, NO_BUNDLE, Result};
-use smalti_fetch::{Pin, shown};
+use smalti_fetch::{Location, Pin, shown};
 use smalti_types::Digest;
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -57,11 +57,10 @@ impl Source {
 
     /// Last part of a path or URI: what the guest file or the job is called.
     pub(crate) fn base_name(&self) -> String {
-        let last = |text: &str| text.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned();
         match self {
             Self::File(path) => path.file_name().map_or_else(|| "input".into(), |n| n.to_string_lossy().into_owned()),
             Self::Stored(digest) => digest.to_hex()[..16].to_owned(),
-            Self::Uri { uri, .. } => last(uri.split(['?', '#']).next().unwrap_or_default()),
+            Self::Uri { uri, .. } => Location::parse(Some(uri), None).ok().and_then(|l| l.file_name()).unwrap_or_else(|| "input".into()),
         }
     }
 }

@@ -91,15 +91,16 @@ pub(crate) fn master(listen: &str, dir: &Path) -> Role {
     role("master".into(), "master", &[("listen", listen.into()), ("data-dir", dir.join("master").into())])
 }
 
-/// Below `files` lie the `file://` inputs that jobs may name; `policy` is what they may have fetched.
-pub(crate) fn scheduler(master: &str, dir: &Path, files: &Path, policy: &Path) -> Role {
-    let args = [
+/// Below `files` lie the `file://` inputs that jobs may name, below `outputs` what they may write; `policy` is what they may have fetched.
+pub(crate) fn scheduler(master: &str, dir: &Path, files: &Path, outputs: Option<&Path>, policy: &Path) -> Role {
+    let mut args = vec![
         ("master", master.into()),
         ("listen", "127.0.0.1:0".into()),
         ("data-dir", dir.join("scheduler").into()),
         ("file-root", files.into()),
         ("fetch-policy", policy.into()),
     ];
+    args.extend(outputs.map(|dir| ("output-root", dir.into())));
     role("scheduler".into(), "scheduler", &args)
 }
 
@@ -110,8 +111,10 @@ pub(crate) const NETWORK_POLICY: &str = "[default]\nconnect = [\"public\", \"127
 
 /// Name of the file with [`FETCH_POLICY`] below the cluster's directory.
 pub(crate) const FETCH_POLICY_NAME: &str = "fetch-policy.toml";
-/// What tasks of a cluster on one's own machine may fetch: also from what runs there, but for the cluster itself.
-pub(crate) const FETCH_POLICY: &str = "[default]\naddresses = [\"public\", \"127.0.0.0/8:*\", \"[::1]:*\"]\n";
+/// What tasks of a cluster on one's own machine may fetch: also from what runs there, but for the cluster itself. Their outputs may go to
+/// buckets, for whose keys these are is who runs it, and below the directory that was named for them.
+pub(crate) const FETCH_POLICY: &str =
+    "[default]\naddresses = [\"public\", \"127.0.0.0/8:*\", \"[::1]:*\"]\nstore = [\"s3://*\", \"file:///\"]\n";
 
 /// `number` from 1.
 ///
@@ -175,7 +178,7 @@ mod tests {
     fn every_role_ends_with_its_parent() {
         let share = divide(&total(1, 2000, 4096, "5-9")).unwrap().remove(0);
         let dir = Path::new("/d");
-        for role in [master("a", dir), scheduler("a", dir, dir, dir), agent(1, "a", dir, &share, dir, &[])] {
+        for role in [master("a", dir), scheduler("a", dir, dir, None, dir), agent(1, "a", dir, &share, dir, &[])] {
             assert!(role.args.contains(&"--stop-when-stdin-closes".into()), "{role:?}");
         }
         let second = agent(2, "a", dir, &share, dir, &[("isolation", "auto".into())]);

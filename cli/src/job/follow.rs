@@ -1,5 +1,6 @@
 //! Staying with a job to its end: its output as it comes, its changes, and Ctrl-C.
 
+use super::collect::{self, Collect, Tee};
 use super::interrupts::Interrupts;
 use super::output::{self, Stopped};
 use super::retries::Retries;
@@ -12,6 +13,7 @@ use crate::views::JobJson;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use smalti_proto::v1::{JobRef, JobView, KillRequest, OutputRequest, OutputStream, SubmitRequest, TaskState, TaskView};
+use std::path::Path;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -22,7 +24,17 @@ const PARTING_KILL: Duration = Duration::from_secs(5);
 const WATCH_AGAIN: Duration = Duration::from_millis(200);
 
 /// Submits a job and stays with it: `run` and `map` without `--detach`.
-pub(crate) async fn submit_and_follow(mut link: Link, request: SubmitRequest, options: &OutputOptions) -> Result<Exit> {
+///
+/// `collect`: where outputs are to be files, too.
+pub(crate) async fn submit_and_follow(
+    mut link: Link,
+    request: SubmitRequest,
+    options: &OutputOptions,
+    collect: Option<&Path>,
+) -> Result<Exit> {
+    if let Some(dir) = collect {
+        collect::prepare(dir)?;
+    }
     // Before the job exists, so that no Ctrl-C falls between.
     let mut interrupts = Interrupts::new()?;
     let is_map = matches!(request.kind, Some(smalti_proto::v1::submit_request::Kind::Map(_)));
@@ -37,13 +49,26 @@ pub(crate) async fn submit_and_follow(mut link: Link, request: SubmitRequest, op
             }
         }
     };
+    let files = collect.map(|dir| Collect::new(dir, &job)).transpose()?;
     if options.is_json() {
-        let followed = follow(link, &job, Capture::default(), ProgressBar::hidden(), interrupts).await?;
-        return print_captured(followed);
+        let sink = Tee { sink: Capture::default(), collect: files };
+        let followed = follow(link.clone(), &job, sink, ProgressBar::hidden(), interrupts).await?;
+        return print_captured(collected(&mut link, followed).await);
     }
     let bar = if is_map { terminal::bar(0, "{msg} {wide_bar} {pos}/{len} {eta}") } else { terminal::quiet_bar() };
-    let followed = follow(link, &job, PassThrough::new(bar.clone()), bar, interrupts).await?;
+    let sink = Tee { sink: PassThrough::new(bar.clone()), collect: files };
+    let followed = follow(link.clone(), &job, sink, bar, interrupts).await?;
+    let followed = collected(&mut link, followed).await;
     Ok(conclude(&followed.end, followed.lost.as_ref()))
+}
+
+/// Gives what was collected its names. What cannot be written is lost to whoever asked for files.
+async fn collected<S>(link: &mut Link, followed: Followed<Tee<S>>) -> Followed<S> {
+    let Followed { end, sink: Tee { sink, collect }, mut lost } = followed;
+    if let (Some(collect), None) = (collect, &lost) {
+        lost = collect.conclude(link, &end).await.err();
+    }
+    Followed { end, sink, lost }
 }
 
 fn left(what: &str) -> Failure {

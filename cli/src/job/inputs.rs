@@ -1,11 +1,14 @@
 //! Inputs that the user names: files at a guest path, and the objects that a map cuts into items.
 
-use crate::bundle::{Source, is_uri, resolve_input};
+use crate::bundle::{Source, resolve_input};
 use crate::cluster::Bundles;
 use crate::failure::{Failure, Result, io_text};
-use smalti_proto::v1::Input;
+use smalti_fetch::shown;
+use smalti_proto::v1::{self, Input};
+use smalti_types::Packing;
+use smalti_types::grants::check_inputs;
 use std::ffi::{OsStr, OsString};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// Directory where inputs appear that name no guest path.
 const DEFAULT_DIR: &str = "/inputs";
@@ -14,13 +17,30 @@ const MAX_FILES: usize = 100_000;
 /// How deep directories are read.
 const MAX_DEPTH: usize = 64;
 
-/// `--input [/guest/path=]URI|FILE`.
-pub(crate) async fn guest_file(bundles: &Bundles, text: &str) -> Result<Input> {
+/// `--input [/guest/path=]URI|FILE`, all of them: nothing is uploaded before all names make sense.
+pub(crate) async fn guest_files(bundles: &Bundles, named: &[String]) -> Result<Vec<Input>> {
+    let files: Vec<(String, Source)> = named.iter().map(|text| guest_file(text)).collect::<Result<_>>()?;
+    check_inputs(files.iter().map(|(path, _)| path.as_str())).map_err(|e| Failure::new(format!("--input: {e}")))?;
+    let mut inputs = Vec::with_capacity(files.len());
+    for (path, source) in files {
+        inputs.push(resolve_input(bundles, &source, Some(path)).await?);
+    }
+    Ok(inputs)
+}
+
+fn guest_file(text: &str) -> Result<(String, Source)> {
     let (guest_path, named) = split_guest_path(text);
     let source = Source::parse(OsStr::new(named))?;
-    let guest_path = guest_path.map_or_else(|| format!("{DEFAULT_DIR}/{}", source.base_name()), str::to_owned);
-    check_guest_path(&guest_path).map_err(|why| Failure::new(format!("--input {text}: {why}")))?;
-    resolve_input(bundles, &source, Some(guest_path)).await
+    if let Source::Uri { uri, .. } = &source
+        && uri.starts_with("s3://")
+        && uri.ends_with('/')
+    {
+        let uri = shown(uri);
+        return Err(Failure::new(format!(
+            "--input {uri}: that is a prefix, and an input is one object; `smalti map --inputs` takes prefixes"
+        )));
+    }
+    Ok((guest_path.map_or_else(|| format!("{DEFAULT_DIR}/{}", source.base_name()), str::to_owned), source))
 }
 
 /// A guest path is absolute; everything else before a `=` belongs to the name.
@@ -31,23 +51,30 @@ fn split_guest_path(text: &str) -> (Option<&str>, &str) {
     }
 }
 
-fn check_guest_path(path: &str) -> std::result::Result<(), String> {
-    let plain = Path::new(path).components().skip(1).all(|c| matches!(c, Component::Normal(_)));
-    if !path.starts_with('/') || path.ends_with('/') || !plain || path.contains('\0') {
-        return Err(format!("`{path}` is not the absolute path of a file without `..`"));
-    }
-    Ok(())
-}
-
 /// `--inputs URI|FILE|DIR|GLOB`: URIs go as they are, with their globs; files of the client are uploaded, in the order of their names.
-pub(crate) async fn split_objects(bundles: &Bundles, named: &[OsString]) -> Result<Vec<Input>> {
+/// What is packed is unpacked for the items unless `plain`.
+pub(crate) async fn split_objects(bundles: &Bundles, named: &[OsString], plain: bool) -> Result<Vec<Input>> {
     let mut inputs = Vec::new();
     for name in named {
         for source in expand(name)? {
-            inputs.push(resolve_input(bundles, &source, None).await?);
+            let packing = packing(&source, plain).map(i32::from);
+            inputs.push(Input { packing, ..resolve_input(bundles, &source, None).await? });
         }
     }
     Ok(inputs)
+}
+
+/// How an input is packed; `None` where the scheduler is to look at the name, which may stand for many.
+fn packing(source: &Source, plain: bool) -> Option<v1::Packing> {
+    match source {
+        _ if plain => Some(v1::Packing::Plain),
+        Source::Uri { .. } => None,
+        named => Some(match Packing::of_name(&named.base_name()) {
+            Packing::Plain => v1::Packing::Plain,
+            Packing::Gzip => v1::Packing::Gzip,
+            Packing::Zstd => v1::Packing::Zstd,
+        }),
+    }
 }
 
 /// What one `--inputs` stands for.
@@ -118,11 +145,8 @@ fn add(files: &mut Vec<PathBuf>, path: PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// A file of the client as one object, for `--state`.
+/// One object, for `--state`.
 pub(crate) async fn state(bundles: &Bundles, file: &OsStr) -> Result<Input> {
-    if file.to_str().is_some_and(is_uri) {
-        return Err(Failure::not_yet("--state with a URI", "name a file of this machine"));
-    }
     resolve_input(bundles, &Source::parse(file)?, None).await
 }
 
@@ -138,11 +162,23 @@ mod tests {
     }
 
     #[test]
-    fn guest_paths_stay_below_the_root() {
-        for bad in ["/", "x", "/a/../b", "/a/", "/..", "/a\0b"] {
-            assert!(check_guest_path(bad).is_err(), "{bad:?}");
+    fn files_appear_under_their_own_names_or_where_they_are_asked_for() {
+        let path = |text: &str| guest_file(text).map(|(path, _)| path);
+        for (text, at) in [
+            ("s3://b/dir/with space.csv", "/inputs/with space.csv"),
+            ("s3://b/q?x#y", "/inputs/q?x#y"),
+            ("https://h/dir/a%20b.csv?token=hush", "/inputs/a b.csv"),
+            ("https://h/", "/inputs/input"),
+            ("file:///srv/it's \"x\".csv", "/inputs/it's \"x\".csv"),
+            ("dir/\u{6587}.csv", "/inputs/\u{6587}.csv"),
+            ("/data/x=s3://b/k=v", "/data/x"),
+        ] {
+            assert_eq!(path(text).unwrap(), at, "{text}");
         }
-        assert!(check_guest_path("/inputs/x.csv").is_ok());
+        assert!(path("s3://b/dir/").unwrap_err().to_string().contains("prefix"));
+        assert_eq!(packing(&Source::parse(OsStr::new("logs/a.gz")).unwrap(), false), Some(v1::Packing::Gzip));
+        assert_eq!(packing(&Source::parse(OsStr::new("logs/a.gz")).unwrap(), true), Some(v1::Packing::Plain));
+        assert_eq!(packing(&Source::parse(OsStr::new("s3://b/*.gz")).unwrap(), false), None);
     }
 
     #[test]

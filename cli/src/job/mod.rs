@@ -2,6 +2,7 @@
 //!
 //! Owns nothing that lasts: the job lives in the batch scheduler, whatever becomes of this process.
 
+pub(crate) mod collect;
 pub(crate) mod follow;
 mod inputs;
 mod interrupts;

@@ -2,6 +2,7 @@
 //!
 //! Options of the design that nothing enforces yet are here, too, so that they are refused and never ignored.
 
+use crate::bundle::is_uri;
 use crate::failure::{Failure, Result};
 use crate::time::{duration, positive_duration};
 use clap::{Args, ValueEnum};
@@ -9,6 +10,7 @@ use smalti_proto::v1;
 use smalti_types::grants::check_path;
 use smalti_types::{Bytes, DurationMs, Endpoint, Limits, MilliCpus, MilliUnits, Resources};
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum IsolationClass {
@@ -62,8 +64,8 @@ pub(crate) struct TaskOptions {
     /// Environment variable; without a value it is taken from this process (repeatable)
     #[arg(long, value_name = "K=V", help_heading = "What the guest sees")]
     pub(crate) env: Vec<String>,
-    /// FILE, - for this process's stdin, or none [default for run: stdin, when it is a pipe or a file]
-    #[arg(long, value_name = "FILE|-|none", help_heading = "What the guest sees")]
+    /// FILE, URI, - for this process's stdin, or none [default for run: stdin, when it is a pipe or a file]
+    #[arg(long, value_name = "FILE|URI|-|none", help_heading = "What the guest sees")]
     pub(crate) stdin: Option<OsString>,
     /// A read-only file for the guest, at /inputs/<name> unless another path is given (repeatable)
     #[arg(long, value_name = "[/GUEST/PATH=]URI|FILE", help_heading = "What the guest sees")]
@@ -102,10 +104,21 @@ pub(crate) struct TaskOptions {
     #[arg(long)]
     pub(crate) exclusive: bool,
 
-    #[arg(long, hide = true)]
-    collect: Vec<String>,
-    #[arg(long, hide = true)]
+    /// Also write outputs into this directory of this machine, as JOB/ITEM.ATTEMPT.stdout and .stderr
+    #[arg(long, value_name = "DIR", help_heading = "Outputs")]
+    collect: Option<OsString>,
+    /// Have the cluster write outputs there, as JOB/ITEM.ATTEMPT.stdout and .stderr; the job ends when all are there
+    #[arg(long, value_name = "s3://BUCKET/PREFIX|file:///DIR", help_heading = "Outputs")]
     output_store: Option<String>,
+}
+
+/// What `--collect` and `--output-store` ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Outputs {
+    /// A directory of this machine.
+    pub(crate) collect: Option<PathBuf>,
+    /// A store of the cluster.
+    pub(crate) store: Option<String>,
 }
 
 impl TaskOptions {
@@ -116,11 +129,26 @@ impl TaskOptions {
             let why = "executors of class instance have no network; leave --isolation out or use --isolation process";
             return Err(Failure::new(format!("{option} with --isolation instance: {why}")));
         }
-        let unsupported = [
-            (!self.collect.is_empty(), "--collect", "write to stdout and use `smalti logs`"),
-            (self.output_store.is_some(), "--output-store", "outputs stay on the agents; `smalti logs` reads them"),
-        ];
-        unsupported.into_iter().find(|(given, ..)| *given).map_or(Ok(()), |(_, option, instead)| Err(Failure::not_yet(option, instead)))
+        self.outputs().map(drop)
+    }
+
+    /// Where outputs are to be written to.
+    pub(crate) fn outputs(&self) -> Result<Outputs> {
+        let mut outputs = Outputs { collect: None, store: self.output_store.clone() };
+        let Some(named) = &self.collect else { return Ok(outputs) };
+        match named.to_str() {
+            // Whoever names a store means that.
+            Some(uri) if is_uri(uri) => {
+                if outputs.store.replace(uri.to_owned()).is_some() {
+                    return Err(Failure::new("--collect with a URI is --output-store, which is given, too: leave one of them out"));
+                }
+            }
+            Some(text) if text.starts_with('/') && text.contains('=') => {
+                return Err(Failure::not_yet("--collect /guest/path=URI", "write to stdout, which --collect DIR and --output-store keep"));
+            }
+            _ => outputs.collect = Some(named.into()),
+        }
+        Ok(outputs)
     }
 
     /// What one task or slot takes, without ports.
@@ -291,11 +319,20 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_is_refused_and_never_ignored() {
-        let cases: [&[&str]; 2] = [&["--collect", "/x=s3://b/k"], &["--output-store", "s3://b"]];
-        for args in cases {
-            let failure = parse(args).unwrap().check_supported().unwrap_err();
-            assert!(failure.code == 125 && failure.to_string().contains("is not supported yet"), "{args:?}: {failure}");
-        }
+        let failure = parse(&["--collect", "/x=s3://b/k"]).unwrap().check_supported().unwrap_err();
+        assert!(failure.code == 125 && failure.to_string().contains("is not supported yet"), "{failure}");
+    }
+
+    #[test]
+    fn outputs_go_to_a_directory_here_or_to_a_store_of_the_cluster() {
+        let outputs = |args: &[&str]| parse(args).unwrap().outputs();
+        let (dir, store) = (|d: &str| Some(PathBuf::from(d)), |s: &str| Some(s.to_owned()));
+        assert_eq!(outputs(&[]).unwrap(), Outputs::default());
+        assert_eq!(outputs(&["--collect", "out"]).unwrap(), Outputs { collect: dir("out"), store: None });
+        assert_eq!(outputs(&["--collect", "s3://b/p"]).unwrap(), Outputs { collect: None, store: store("s3://b/p") });
+        let both = outputs(&["--collect", "/tmp/out", "--output-store", "s3://b"]).unwrap();
+        assert_eq!(both, Outputs { collect: dir("/tmp/out"), store: store("s3://b") });
+        assert!(outputs(&["--collect", "s3://b/p", "--output-store", "s3://b"]).is_err());
     }
 
     #[test]

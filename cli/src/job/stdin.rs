@@ -34,10 +34,7 @@ pub(crate) async fn resolve(bundles: &Bundles, option: Option<&OsStr>, automatic
 }
 
 async fn named(bundles: &Bundles, name: &OsStr) -> Result<Input> {
-    match Source::parse(name)? {
-        Source::Uri { uri, .. } => Err(Failure::not_yet(&format!("--stdin with a URI ({uri})"), "use --input, or a file")),
-        source => resolve_input(bundles, &source, None).await,
-    }
+    resolve_input(bundles, &Source::parse(name)?, None).await
 }
 
 /// Reads this process's stdin to its end; `None` when there is nothing.

@@ -23,9 +23,12 @@ pub(crate) struct MapOptions {
     /// One item per split of these; an item reads its split on stdin (repeatable)
     #[arg(long, value_name = "URI|FILE|DIR|GLOB", num_args = 1, help_heading = "Items")]
     pub(crate) inputs: Vec<OsString>,
-    /// About how long a split is; splits end at line ends [default: the scheduler's, 4MiB]
-    #[arg(long, value_name = "SIZE", value_parser = split, requires = "inputs", conflicts_with = "items", help_heading = "Items")]
+    /// About how long a split is; splits end at line ends; none: one item per object [default: the scheduler's, 4MiB]
+    #[arg(long, value_name = "SIZE|none", value_parser = split, requires = "inputs", conflicts_with = "items", help_heading = "Items")]
     pub(crate) split: Option<Bytes>,
+    /// Read .gz and .zst as they are; otherwise items read them unpacked, each as one split
+    #[arg(long, requires = "inputs", conflicts_with = "items", help_heading = "Items")]
+    pub(crate) no_unpack: bool,
     /// One last task that reads all items' stdout, in item order, on its stdin
     #[arg(long, value_name = "BUNDLE", help_heading = "Items")]
     pub(crate) reduce: Option<OsString>,
@@ -36,7 +39,7 @@ pub(crate) struct MapOptions {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Items")]
     pub(crate) rounds: u32,
     /// The file /smalti/state of the first round
-    #[arg(long, value_name = "FILE", help_heading = "Items")]
+    #[arg(long, value_name = "FILE|URI", help_heading = "Items")]
     pub(crate) state: Option<OsString>,
 }
 
@@ -48,6 +51,9 @@ impl MapOptions {
 }
 
 fn split(text: &str) -> std::result::Result<Bytes, String> {
+    if text == "none" {
+        return Ok(Bytes(0));
+    }
     let size = super::options::size(text)?;
     if size < SMALLEST_SPLIT { Err(format!("{size} is below the smallest split, {SMALLEST_SPLIT}")) } else { Ok(size) }
 }
@@ -58,7 +64,7 @@ pub(crate) async fn single(bundles: &Bundles, task: &TaskOptions, bundle: &OsStr
     let mut spec = spec(bundles, task, &source, args).await?;
     spec.stdin = Some(stdin::resolve(bundles, task.stdin.as_deref(), true).await?);
     let job = v1::SingleJob { spec: Some(spec), resources: Some(task.resources()?), policy: Some(task.policy()), ports: task.ports };
-    Ok(request(task, &source, submit_request::Kind::Single(job)))
+    request(task, &source, submit_request::Kind::Single(job))
 }
 
 /// A job of many items.
@@ -73,7 +79,7 @@ pub(crate) async fn map(bundles: &Bundles, task: &TaskOptions, map: &MapOptions,
         }
         None => {
             item.stdin = Some(v1::Stdin { source: Some(v1::stdin::Source::Split(v1::Empty {})) });
-            v1::map_job::Items::Inputs(v1::InputList { inputs: inputs::split_objects(bundles, &map.inputs).await? })
+            v1::map_job::Items::Inputs(v1::InputList { inputs: inputs::split_objects(bundles, &map.inputs, map.no_unpack).await? })
         }
     };
     let reduce = match &map.reduce {
@@ -94,7 +100,7 @@ pub(crate) async fn map(bundles: &Bundles, task: &TaskOptions, map: &MapOptions,
         rounds: map.rounds,
         initial_state,
     };
-    Ok(request(task, &source, submit_request::Kind::Map(job)))
+    request(task, &source, submit_request::Kind::Map(job))
 }
 
 /// Combinations that mean nothing.
@@ -128,10 +134,7 @@ async fn spec(bundles: &Bundles, task: &TaskOptions, source: &Source, args: &[St
     task.check_supported()?;
     let env = task.environment()?;
     let bundle = resolve(bundles, source).await?;
-    let mut files = Vec::with_capacity(task.input.len());
-    for text in &task.input {
-        files.push(inputs::guest_file(bundles, text).await?);
-    }
+    let files = inputs::guest_files(bundles, &task.input).await?;
     Ok(v1::TaskSpec {
         bundle: Some(bundle),
         args: args.to_vec(),
@@ -146,20 +149,25 @@ async fn spec(bundles: &Bundles, task: &TaskOptions, source: &Source, args: &[St
     })
 }
 
-fn request(task: &TaskOptions, source: &Source, kind: submit_request::Kind) -> SubmitRequest {
-    SubmitRequest {
+fn request(task: &TaskOptions, source: &Source, kind: submit_request::Kind) -> Result<SubmitRequest> {
+    Ok(SubmitRequest {
         name: task.name.clone().unwrap_or_else(|| source.base_name()),
         role: task.role.clone(),
         kind: Some(kind),
         request_id: uuid::Uuid::new_v4().to_string(),
-    }
+        output_store: task.outputs()?.store,
+    })
 }
 
 /// Hands the job to the scheduler. Repeated when the answer is lost: the request's id makes that safe.
 pub(crate) async fn send(link: &mut Link, request: SubmitRequest) -> Result<String> {
     loop {
         match link.jobs().submit(request.clone()).await {
-            Ok(reply) => return Ok(reply.into_inner().job),
+            Ok(reply) => {
+                let reply = reply.into_inner();
+                reply.notes.iter().for_each(|note| crate::terminal::note(&crate::output::printable(note)));
+                return Ok(reply.job);
+            }
             Err(status) if is_no_bundle(&request, &status) => {
                 return Err(Failure { code: NO_BUNDLE, ..Failure::rpc("submitting the job", &status) });
             }
@@ -213,6 +221,7 @@ mod tests {
         let both = parse(&["--inputs", "a", "--inputs", "b", "--split", "4MiB"]).unwrap().map;
         assert!(both.is_map() && both.inputs.len() == 2 && both.split == Some(Bytes::mib(4)));
         assert!(!parse(&[]).unwrap().map.is_map());
+        assert_eq!(parse(&["--inputs", "a", "--split", "none", "--no-unpack"]).unwrap().map.split, Some(Bytes(0)));
     }
 
     #[test]

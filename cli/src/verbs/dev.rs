@@ -55,6 +55,9 @@ pub(crate) struct Dev {
     /// Directory below which file:// bundles and inputs may lie [default: this one]
     #[arg(long, value_name = "DIR")]
     file_root: Option<PathBuf>,
+    /// Directory below which --output-store file://DIR may write [default: none]
+    #[arg(long, value_name = "DIR")]
+    output_root: Option<PathBuf>,
     /// How much to insist on the kernel's limits
     #[arg(long, value_enum, default_value = "auto")]
     isolation: Isolation,
@@ -95,7 +98,8 @@ impl Dev {
                 std::fs::write(path, text).map_err(|e| Failure::io("writing the policy", path, &e))?;
             }
         }
-        let scheduler = plan::scheduler(&master, &dir, &files, &fetch_policy);
+        let outputs = self.output_root()?;
+        let scheduler = plan::scheduler(&master, &dir, &files, outputs.as_deref(), &fetch_policy);
         let scheduler = children.scheduler.insert(Child::start(&scheduler, &log)?).ready().await?;
         let own = [
             ("isolation", self.isolation_name().to_owned()),
@@ -130,6 +134,11 @@ impl Dev {
     fn file_root(&self) -> Result<PathBuf> {
         let root = self.file_root.clone().unwrap_or_else(|| ".".into());
         std::fs::canonicalize(&root).map_err(|e| Failure::io("the --file-root", &root, &e))
+    }
+
+    fn output_root(&self) -> Result<Option<PathBuf>> {
+        let real = |root: &PathBuf| std::fs::canonicalize(root).map_err(|e| Failure::io("the --output-root", root, &e));
+        self.output_root.as_ref().map(real).transpose()
     }
 
     const fn isolation_name(&self) -> &'static str {

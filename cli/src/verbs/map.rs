@@ -2,7 +2,7 @@
 
 use super::run::print_id;
 use crate::cluster::{Cluster, ClusterOptions};
-use crate::failure::{Exit, Result};
+use crate::failure::{Exit, Failure, Result};
 use crate::job::options::TaskOptions;
 use crate::job::submit::MapOptions;
 use crate::job::{Link, ReconnectOptions, follow, submit};
@@ -14,7 +14,7 @@ use std::ffi::OsString;
 #[command(
     group = ArgGroup::new("what").args(["items", "inputs"]).required(true).multiple(true),
     override_usage = "smalti map [OPTIONS] BUNDLE --items N | --inputs URI|FILE|DIR|GLOB… [--reduce BUNDLE] [-- ARGS…]",
-    after_help = "stdout is the items' stdout in item order, or with --reduce the reduce's; stderr has the\nitem before each line. The exit code is that of the lowest failed item.\n\nExamples:\n  smalti map pi.wasm --items 100 --reduce sum.wasm\n  smalti map wordcount.wasm --inputs texts/ --reduce wordcount.wasm --reduce-arg --merge\n  smalti map train.wasm --inputs 's3://bucket/points/*.csv' --rounds 10 --reduce step.wasm\n  smalti map check.wasm --items 1000 --max-parallel 8 --fail-fast -- --strict"
+    after_help = "stdout is the items' stdout in item order, or with --reduce the reduce's; stderr has the\nitem before each line. The exit code is that of the lowest failed item.\n\nExamples:\n  smalti map pi.wasm --items 100 --reduce sum.wasm\n  smalti map wordcount.wasm --inputs texts/ --reduce wordcount.wasm --reduce-arg --merge\n  smalti map train.wasm --inputs 's3://bucket/points/*.csv' --rounds 10 --reduce step.wasm\n  smalti map wordcount.wasm --inputs 's3://bucket/logs/2026-*/*.gz' --reduce wordcount.wasm --reduce-arg --merge\n  smalti map check.wasm --items 1000 --max-parallel 8 --fail-fast -- --strict"
 )]
 pub(crate) struct Map {
     #[command(flatten)]
@@ -39,6 +39,10 @@ pub(crate) struct Map {
 
 impl Map {
     pub(crate) async fn run(self) -> Result<Exit> {
+        let outputs = self.task.outputs()?;
+        if self.detach && outputs.collect.is_some() {
+            return Err(Failure::new("--collect DIR needs this process to stay; leave --detach out, or name a store with --output-store"));
+        }
         self.task.check_supported()?;
         let cluster = Cluster::connect(&self.cluster).await?;
         let mut link = Link::new(&cluster, self.reconnect).await?;
@@ -47,6 +51,6 @@ impl Map {
             let job = submit::send(&mut link, request).await?;
             return print_id(&self.output, &job);
         }
-        follow::submit_and_follow(link, request, &self.output).await
+        follow::submit_and_follow(link, request, &self.output, outputs.collect.as_deref()).await
     }
 }

@@ -33,6 +33,10 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) async fn run(self) -> Result<Exit> {
+        let outputs = self.task.outputs()?;
+        if self.detach && outputs.collect.is_some() {
+            return Err(Failure::new("--collect DIR needs this process to stay; leave --detach out, or name a store with --output-store"));
+        }
         self.task.check_supported()?;
         let args = self.args()?;
         let cluster = Cluster::connect(&self.cluster).await?;
@@ -42,7 +46,7 @@ impl Run {
             let job = submit::send(&mut link, request).await?;
             return print_id(&self.output, &job);
         }
-        follow::submit_and_follow(link, request, &self.output).await
+        follow::submit_and_follow(link, request, &self.output, outputs.collect.as_deref()).await
     }
 
     pub(crate) fn bundle(&self) -> &OsStr {

@@ -36,6 +36,11 @@ pub(crate) struct Submit {
 impl Submit {
     pub(crate) async fn run(self) -> Result<Exit> {
         self.task.check_supported()?;
+        if self.task.outputs()?.collect.is_some() {
+            return Err(Failure::new(
+                "--collect DIR needs a process that stays: use `smalti run` or `map`, or name a store with --output-store",
+            ));
+        }
         if !self.map.is_map() && (self.map.reduce.is_some() || self.map.rounds > 1 || self.map.state.is_some()) {
             return Err(Failure::new("--reduce, --rounds and --state belong to a map: name its items with --items or --inputs"));
         }

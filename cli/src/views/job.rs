@@ -33,6 +33,10 @@ pub(crate) struct JobJson {
     pub(crate) finished_at: Option<String>,
     /// From submission to the end, or to now.
     pub(crate) elapsed_us: u64,
+    /// Where its outputs are written to.
+    pub(crate) output_store: Option<String>,
+    /// Items whose outputs are there.
+    pub(crate) items_stored: u64,
     /// The single task or the reduce, where the scheduler sends it along.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) tasks: Vec<TaskJson>,
@@ -60,6 +64,8 @@ impl From<v1::JobView> for JobJson {
             submitted_at: rfc3339(j.submitted_us),
             finished_at: j.finished_us.and_then(rfc3339),
             elapsed_us,
+            output_store: j.output_store,
+            items_stored: j.items_stored,
             tasks: j.tasks.into_iter().map(TaskJson::from).collect(),
         }
     }

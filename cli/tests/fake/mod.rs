@@ -219,7 +219,7 @@ impl Jobs for Fake {
         }
         state.views.insert(job.clone(), watch::Sender::new(view));
         state.submitted.push(request);
-        Ok(Response::new(SubmitReply { job }))
+        Ok(Response::new(SubmitReply { job, notes: Vec::new() }))
     }
 
     async fn watch(&self, request: Request<JobRef>) -> Answer<Self::WatchStream> {

@@ -5,7 +5,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use smalti_fetch::range::Have;
-use smalti_fetch::{Ask, SourceError};
+use smalti_fetch::{Ask, Part, SourceError};
 
 /// Keys that somebody has to encode.
 const KEYS: [&str; 6] = ["plain.wasm", "dir/with space.wasm", "dir/it's \"quoted\".wasm", "ümlaut/文.wasm", "a+b&c=d;e.wasm", "q?x#y.wasm"];
@@ -72,7 +72,7 @@ async fn objects_of_any_name_are_read_with_a_signature() {
         let sources = Sources::new(s3.setup(&[])).unwrap();
         let role = Role::default();
         assert_eq!(sources.head(&role, &place.location).await.unwrap().0, bytes.len() as u64);
-        assert_eq!(sources.range(&role, &place.location, 2..5).await.unwrap(), &bytes[2..5]);
+        assert_eq!(sources.range(&role, &place.location, Part { range: 2..5, version: None }).await.unwrap(), &bytes[2..5]);
         let have = Have { bytes: 4, etag: None, total: None };
         let ask = Ask { role: &role, location: &place.location, have: &have, version: None, digest_is_known: true };
         let opened = sources.open(ask).await.unwrap();
@@ -128,4 +128,44 @@ async fn an_object_that_changed_is_not_what_was_pinned() {
     s3.put("x", b"another content");
     let said = fetch_with(s3.setup(&[]), &pinned).await.unwrap_err().to_string();
     assert!(said.contains("changed since the task was submitted"), "{said}");
+    let part = Part { range: 1..3, version: pinned.etag.as_deref() };
+    let said = sources.range(&Role::default(), &pinned.location, part).await.unwrap_err();
+    assert!(matches!(said, SourceError::Changed { .. }), "{said:?}");
+}
+
+#[tokio::test]
+async fn outputs_are_put_whole_small_and_large_and_refusals_are_told() {
+    let s3 = S3::start().await;
+    let allowed = |changes: &[(&str, &str)]| {
+        let policy = "[default]\nstore = [\"s3://bucket/out/\"]".parse().unwrap();
+        Sources::new(Setup { policy, ..s3.setup(changes) }).unwrap()
+    };
+    let role = Role::default();
+    let deposit = allowed(&[]).deposit(&role, "s3://bucket/out/here").unwrap();
+    let large = content().repeat(15);
+    for (name, bytes) in [("j1/0.0.stdout", &large[..]), ("j1/1.0.stdout", b"small"), ("j1/2.0.stdout", b"")] {
+        // Twice: writing an output again is no failure.
+        for _ in 0..2 {
+            let mut upload = deposit.begin(name).await.unwrap();
+            for chunk in bytes.chunks(300_000) {
+                upload.write(bytes::Bytes::copy_from_slice(chunk)).await.unwrap();
+            }
+            upload.finish().await.unwrap();
+        }
+        assert_eq!(std::fs::read(s3.root.path().join("bucket/out/here").join(name)).unwrap(), bytes, "{name}");
+    }
+    let mut given_up = deposit.begin("j1/3.0.stdout").await.unwrap();
+    given_up.write(bytes::Bytes::from(large)).await.unwrap();
+    given_up.abort().await;
+    assert!(!s3.root.path().join("bucket/out/here/j1/3.0.stdout").exists());
+    for (changes, uri) in
+        [(&[("AWS_SECRET_ACCESS_KEY", "wrong-hush")][..], "s3://bucket/out/"), (&[("AWS_SKIP_SIGNATURE", "true")], "s3://bucket/out/")]
+    {
+        let said = match allowed(changes).deposit(&role, uri).unwrap().begin("j1/x").await {
+            Ok(upload) => upload.finish().await.unwrap_err(),
+            Err(e) => e,
+        };
+        assert!(!said.may_pass() && said.to_string().contains(uri), "{said:?}");
+        assert!(!format!("{said:?}").contains("hush") && !format!("{said:?}").contains(SECRET), "{said:?}");
+    }
 }

@@ -39,6 +39,8 @@ pub const MAX_ARGS_LEN: usize = 1 << 20;
 pub const MAX_LIST: usize = 1 << 20;
 /// Most entries of a list of large things (arguments, inputs, operations, attributes).
 pub const MAX_SHORT_LIST: usize = 1 << 16;
+/// Most objects that one array's splits refer to: as many as a listing may bring.
+pub const MAX_SPLIT_INPUTS: usize = 200_000;
 /// One past the highest item index: numbers up to 2⁵³ survive JSON, and sums of them stay far from overflow.
 pub const MAX_ITEM_END: u64 = 1 << 53;
 /// Longest span of time in milliseconds (a hundred years); longer ones are cut, so that adding to a clock never overflows.

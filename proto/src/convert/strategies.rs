@@ -8,8 +8,8 @@ use smalti_types::task::OutputSource;
 use smalti_types::{
     AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BootTime, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem,
     Filters, FrameworkId, FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch,
-    MilliCpus, MilliUnits, Offer, OfferId, Operation, PortRange, PortSet, Reason, Resources, Role, Split, StatusUpdate, Stdin, TaskId,
-    TaskKey, TaskSpec, TaskState, Time, UpdateKey, Usage,
+    MilliCpus, MilliUnits, Offer, OfferId, Operation, Packing, PortRange, PortSet, Reason, Resources, Role, Split, StatusUpdate, Stdin,
+    TaskId, TaskKey, TaskSpec, TaskState, Time, UpdateKey, Usage,
 };
 
 fn id_text() -> impl Strategy<Value = String> {
@@ -86,13 +86,15 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn input() -> impl Strategy<Value = Input> {
-    (option::of(text()), text(), any::<Option<[u8; 32]>>(), amount(), option::of(text())).prop_map(
-        |(guest_path, uri, digest, length, etag)| Input {
+    let packing = option::of(prop_oneof![Just(Packing::Plain), Just(Packing::Gzip), Just(Packing::Zstd)]);
+    (option::of(text()), text(), any::<Option<[u8; 32]>>(), amount(), option::of(text()), packing).prop_map(
+        |(guest_path, uri, digest, length, etag, packing)| Input {
             guest_path,
             uri: digest.is_none().then_some(uri),
             digest: digest.map(Digest::from_bytes),
             length,
             etag,
+            packing,
         },
     )
 }

@@ -2,13 +2,15 @@
 
 use super::resources::item_set;
 use super::{
-    ConvertError, MAX_ARGS_LEN, MAX_LABEL_LEN, MAX_LIST, MAX_SHORT_LIST, MAX_TEXT_LEN, MAX_URI_LEN, Problem, Result, at, duration, wire,
+    ConvertError, MAX_ARGS_LEN, MAX_LABEL_LEN, MAX_LIST, MAX_SHORT_LIST, MAX_SPLIT_INPUTS, MAX_TEXT_LEN, MAX_URI_LEN, Problem, Result, at,
+    duration, wire,
 };
 use crate::v1;
 use smalti_types::grants::{MAX_ENDPOINTS, check_path};
 use smalti_types::task::OutputSource;
 use smalti_types::{
-    ArrayTemplate, BundleRef, Bytes, Endpoint, Input, Isolation, ItemBatch, Launch, LaunchArray, Limits, Operation, Split, Stdin, TaskSpec,
+    ArrayTemplate, BundleRef, Bytes, Endpoint, Input, Isolation, ItemBatch, Launch, LaunchArray, Limits, Operation, Packing, Split, Stdin,
+    TaskSpec,
 };
 
 impl TryFrom<v1::BundleRef> for BundleRef {
@@ -54,6 +56,7 @@ impl TryFrom<v1::Input> for Input {
             digest: m.digest.map(|d| at("Input", "digest").digest(&d)).transpose()?,
             length: at("Input", "length").amount(m.length)?,
             etag: at("Input", "etag").optional_text(m.etag, MAX_LABEL_LEN)?,
+            packing: m.packing.map(packing).transpose()?,
         })
     }
 }
@@ -66,7 +69,25 @@ impl From<Input> for v1::Input {
             digest: i.digest.map(|d| d.as_bytes().to_vec().into()),
             length: i.length,
             etag: i.etag,
+            packing: i.packing.map(|p| {
+                let wire = match p {
+                    Packing::Plain => v1::Packing::Plain,
+                    Packing::Gzip => v1::Packing::Gzip,
+                    Packing::Zstd => v1::Packing::Zstd,
+                };
+                wire.into()
+            }),
         }
+    }
+}
+
+/// What this build does not know it cannot unpack.
+fn packing(wire: i32) -> Result<Packing> {
+    match v1::Packing::try_from(wire) {
+        Ok(v1::Packing::Plain) => Ok(Packing::Plain),
+        Ok(v1::Packing::Gzip) => Ok(Packing::Gzip),
+        Ok(v1::Packing::Zstd) => Ok(Packing::Zstd),
+        Err(_) => Err(at("Input", "packing").fail(Problem::Invalid("is a kind that this build does not know"))),
     }
 }
 
@@ -234,7 +255,7 @@ impl TryFrom<v1::ArrayTemplate> for ArrayTemplate {
         Ok(Self {
             spec: at("ArrayTemplate", "spec").get(m.spec)?,
             total_items: at("ArrayTemplate", "total_items").bound(m.total_items, super::MAX_ITEM_END)?,
-            split_inputs: at("ArrayTemplate", "split_inputs").list(m.split_inputs, MAX_SHORT_LIST)?,
+            split_inputs: at("ArrayTemplate", "split_inputs").list(m.split_inputs, MAX_SPLIT_INPUTS)?,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! What can come into the core, and what can come out of it.
 
+use crate::delivery::Delivered;
 use crate::id::JobId;
 use crate::spec::JobSpec;
 use smalti_types::protocol::{Call, FrameworkEvent};
@@ -33,6 +34,13 @@ pub enum Event {
         round: u32,
         /// The object in the cluster's store, or why it is not there.
         result: Result<Input, String>,
+    },
+    /// How far a job's outputs are on their way to its store; what is to be done is asked for with [`crate::Job::deliverable`].
+    Delivered {
+        /// The job.
+        job: JobId,
+        /// What came of writing.
+        what: Delivered,
     },
     /// About every 100 ms: back-off, lost answers. Nothing else waits for it.
     Tick,

@@ -48,6 +48,9 @@ impl Job {
             }
         }
         match (self.state.stage, self.state.run.is_some()) {
+            (Stage::Delivering, _) if self.spec.output_store.is_none() || self.state.delivery.outcome.is_none() => {
+                Err("outputs are delivered to no store, or for no outcome".into())
+            }
             (Stage::Single | Stage::Reduce | Stage::Storing, false) => Err(format!("stage {:?} without a task", self.state.stage)),
             _ => Ok(()),
         }

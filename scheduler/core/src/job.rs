@@ -6,8 +6,10 @@
 //! | Map | items of this round have no outcome yet | Reduce, Over |
 //! | Reduce | the round's last task waits, runs, or is tried again | Storing, Over; Map when outputs it reads are lost |
 //! | Storing | its stdout is copied into the cluster's store | Map of the next round; Reduce when the copy fails |
+//! | Delivering | its outputs are written to the store that it names, and nothing else is to be done | Over; Single, Reduce or Map when outputs are lost |
 //! | Over | the job has its outcome | |
 
+use crate::delivery::Delivery;
 use crate::event::Message;
 use crate::feed::Order;
 use crate::id::{JobId, TaskName};
@@ -44,6 +46,8 @@ pub enum Stage {
     Reduce,
     /// Between two rounds.
     Storing,
+    /// The last outputs go to the job's store.
+    Delivering,
     /// Done.
     Over,
 }
@@ -81,6 +85,9 @@ pub struct JobState {
     pub unread: BTreeMap<AgentId, u32>,
     /// Agents that were lost while the reduce was on its way: should it fail, their outputs are why.
     pub lost_agents: BTreeSet<AgentId>,
+    /// How far its outputs are on their way to its store.
+    #[serde(default)]
+    pub delivery: Delivery,
 }
 
 /// A job.
@@ -124,6 +131,7 @@ impl Job {
             troubles: Troubles::default(),
             unread: BTreeMap::new(),
             lost_agents: BTreeSet::new(),
+            delivery: Delivery::default(),
         };
         match &spec.work {
             Work::Single(_) => state.run = Some(TaskRun::new(spec.id.task(TaskName::Single))),
@@ -174,7 +182,7 @@ impl Job {
         match self.state.stage {
             Stage::Single | Stage::Reduce => self.state.run.as_ref().and_then(TaskRun::next_wake),
             Stage::Map => self.state.pool.as_ref().and_then(Pool::next_wake),
-            Stage::Storing | Stage::Over => None,
+            Stage::Storing | Stage::Delivering | Stage::Over => None,
         }
     }
 
@@ -232,10 +240,7 @@ impl Job {
 
     fn on_run_update(&mut self, now: Time, update: &StatusUpdate, rules: Rules, out: &mut Vec<Message>) {
         let unread = self.unread_source(update);
-        let exclusive = match &self.spec.work {
-            Work::Single(single) => single.spec.exclusive,
-            Work::Map(map) => map.reduce.as_ref().is_some_and(|r| r.spec.exclusive),
-        };
+        let exclusive = self.spec.is_exclusive();
         let Some(run) = self.state.run.as_mut().filter(|r| r.task == update.key.task.task) else { return };
         let before = (run.attempt(), run.agent.clone());
         let turn = run.apply(now, update, rules, exclusive, unread.is_some());
@@ -264,7 +269,7 @@ impl Job {
             Turn::Again => {}
             Turn::Failed => {
                 let outcome = self.state.run.as_ref().map(|r| Outcome::of_failure(&r.failure(), self.state.ending));
-                self.finish(now, outcome.unwrap_or_else(Outcome::finished));
+                self.conclude(now, outcome.unwrap_or_else(Outcome::finished));
             }
         }
     }
@@ -286,7 +291,7 @@ impl Job {
             self.state.stage = Stage::Storing;
             self.store_output(out);
         } else {
-            self.finish(now, Outcome::finished());
+            self.conclude(now, Outcome::finished());
         }
     }
 
@@ -345,6 +350,9 @@ impl Job {
                     self.recompute_lost(now, out);
                 }
             }
+            Stage::Delivering if concerned || self.state.run.as_ref().is_some_and(|r| r.agent.as_ref() == Some(agent)) => {
+                self.compute_again(now, agent, &format!("agent {agent} is gone"));
+            }
             _ => {}
         }
         self.advance(now, out);
@@ -358,7 +366,10 @@ impl Job {
         for (number, _) in parts.filter(|(_, p)| p.agent == *agent && p.is_live()) {
             self.call(Call::Kill { task: self.part_id(*number), attempt: 0, grace: None }, out);
         }
-        self.state.pool.as_mut().is_some_and(|p| p.lose_agent(now, agent, rules))
+        // A reduce reads what agents have, and nothing else.
+        let kept =
+            if self.spec.map().is_some_and(|m| m.reduce.is_some()) { ItemSet::default() } else { self.state.delivery.stored.clone() };
+        self.state.pool.as_mut().is_some_and(|p| p.lose_agent(now, agent, rules, &kept))
     }
 
     /// Back to the items whose outputs are lost. The reduce waits for them under its next attempt.
@@ -392,7 +403,7 @@ impl Job {
         if let Some(pool) = &mut self.state.pool {
             pool.cancel_waiting();
         }
-        if self.state.stage == Stage::Storing {
+        if matches!(self.state.stage, Stage::Storing | Stage::Delivering) {
             self.finish(now, Outcome::killed());
         } else if self.state.stage != Stage::Map
             && let Some(run) = self.state.run.as_mut().filter(|r| r.next_wake().is_some())
@@ -463,16 +474,26 @@ impl Job {
             }
             (None, None) => Outcome::finished(),
         };
-        self.finish(now, outcome);
+        self.conclude(now, outcome);
     }
 
-    fn finish(&mut self, now: Time, outcome: Outcome) {
+    /// It ends like this, once its outputs are where they belong.
+    fn conclude(&mut self, now: Time, outcome: Outcome) {
+        if self.is_owed(&outcome) {
+            self.state.stage = Stage::Delivering;
+            self.state.delivery.outcome = Some(outcome);
+        } else {
+            self.finish(now, outcome);
+        }
+    }
+
+    pub(crate) fn finish(&mut self, now: Time, outcome: Outcome) {
         self.state.stage = Stage::Over;
         self.state.finished = Some(now);
         self.state.outcome = Some(outcome);
     }
 
-    fn rules(&self) -> Rules {
+    pub(crate) fn rules(&self) -> Rules {
         Rules { retries: self.spec.policy.retries, ending: self.state.ending.is_some() }
     }
 

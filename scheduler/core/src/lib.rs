@@ -5,6 +5,7 @@
 //! splits (the shell does that before it submits), and everything about connections (the framework SDK's affair).
 
 pub mod again;
+pub mod delivery;
 pub mod event;
 pub mod feed;
 pub mod id;
@@ -27,6 +28,7 @@ pub mod views;
 mod yielding;
 
 pub use again::Again;
+pub use delivery::{Deliverable, Delivered, Delivery, output_name};
 pub use event::{Event, Message, Record};
 pub use id::{JobId, NameError, Target, TaskName};
 pub use job::{Job, JobState, Stage};

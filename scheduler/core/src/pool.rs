@@ -230,9 +230,10 @@ impl Pool {
         failed
     }
 
-    /// An agent is gone: what it had runs elsewhere, and what it had finished is computed again, because its output is gone.
+    /// An agent is gone: what it had runs elsewhere, and what it had finished is computed again, because its output is gone; but for `kept`,
+    /// whose outputs are somewhere else.
     /// Returns whether an item failed for good.
-    pub fn lose_agent(&mut self, now: Time, agent: &AgentId, rules: Rules) -> bool {
+    pub fn lose_agent(&mut self, now: Time, agent: &AgentId, rules: Rules, kept: &ItemSet) -> bool {
         let numbers: Vec<u32> = self.parts.iter().filter(|(_, p)| p.agent == *agent && !p.lost).map(|(n, _)| *n).collect();
         let mut failed = false;
         for number in numbers {
@@ -243,9 +244,10 @@ impl Pool {
             }
             let mut again = std::mem::take(&mut part.outstanding);
             if !rules.ending {
-                let finished = std::mem::take(&mut part.finished);
-                self.finished = self.finished.difference(&finished);
-                again.extend(&finished);
+                let lost = part.finished.difference(kept);
+                part.finished = part.finished.intersection(kept);
+                self.finished = self.finished.difference(&lost);
+                again.extend(&lost);
             }
             part.lost = true;
             let failure = Failure {

@@ -114,6 +114,10 @@ impl Scheduler {
             Event::OutputStored { job, round, result } => {
                 self.with_job(job, &mut out, |job, messages| job.on_stored(now, round, result, messages));
             }
+            Event::Delivered { job, what } => self.with_job(job, &mut out, |job, messages| {
+                job.on_delivered(now, what);
+                job.advance(now, messages);
+            }),
             Event::Framework { role, event } => self.on_framework(now, role, event, &mut out),
             Event::Tick => self.tick(now, &mut out),
         }

@@ -32,6 +32,9 @@ pub struct JobSpec {
     pub policy: Policy,
     /// What to run.
     pub work: Work,
+    /// Where its outputs are written to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_store: Option<String>,
 }
 
 /// What to run.
@@ -171,6 +174,15 @@ impl JobSpec {
         match &self.work {
             Work::Single(_) => None,
             Work::Map(map) => Some(map),
+        }
+    }
+
+    /// Whether its one task, or its reduce, may run once at most.
+    #[must_use]
+    pub fn is_exclusive(&self) -> bool {
+        match &self.work {
+            Work::Single(single) => single.spec.exclusive,
+            Work::Map(map) => map.reduce.as_ref().is_some_and(|r| r.spec.exclusive),
         }
     }
 

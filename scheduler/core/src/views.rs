@@ -51,6 +51,10 @@ pub struct JobView {
     pub framework: Option<FrameworkId>,
     /// What failed last and is tried again.
     pub again: Option<Again>,
+    /// Where its outputs are written to.
+    pub output_store: Option<String>,
+    /// Items whose outputs are there.
+    pub items_stored: u64,
 }
 
 /// A task, an array or an item as `ps` shows it.
@@ -156,7 +160,13 @@ impl Job {
             items_running: running,
             exit_code: outcome.map(|o| o.exit_code),
             reason: outcome.map_or(Reason::None, |o| o.reason),
-            message: outcome.map_or_else(|| state.run.as_ref().map_or_else(String::new, |r| r.message.clone()), |o| o.message.clone()),
+            message: match (outcome, &state.delivery.trouble) {
+                (Some(outcome), _) => outcome.message.clone(),
+                (None, Some(trouble)) => trouble.clone(),
+                (None, None) => state.run.as_ref().map_or_else(String::new, |r| r.message.clone()),
+            },
+            output_store: spec.output_store.clone(),
+            items_stored: state.delivery.stored.len(),
             submitted: state.submitted,
             finished: state.finished,
             phase: self.phase(),
@@ -170,6 +180,7 @@ impl Job {
         let name = match (self.state.stage, self.spec.map()) {
             (_, None) => return String::new(),
             (Stage::Over, Some(_)) => return "done".into(),
+            (Stage::Delivering, Some(_)) => return "storing outputs".into(),
             (Stage::Reduce | Stage::Storing, _) => "reduce",
             _ => "map",
         };

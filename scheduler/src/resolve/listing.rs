@@ -1,6 +1,6 @@
 //! What one input URI stands for: an object, the files below a directory, the keys below a prefix, or what a pattern matches.
 
-use super::{MAX_OBJECTS, ResolveError};
+use super::{MAX_LISTED, MAX_OBJECTS, ResolveError};
 use futures::TryStreamExt;
 use object_store::ObjectStore;
 use object_store::path::Path as Key;
@@ -34,8 +34,28 @@ pub(crate) async fn expand(asking: Asking<'_>, uri: &str) -> Result<Vec<Input>, 
         return files.map_err(|e| ResolveError::Read { uri: uri.into(), cause: e.to_string() })?;
     }
     let location = sources.exact(role, &location).await?;
-    let (length, etag) = sources.head(role, &location).await?;
-    Ok(vec![Input { guest_path: None, uri: Some(super::named(&location, uri)), digest: None, length, etag }])
+    let (length, etag) = sources.head(role, &location).await.map_err(|e| hint(e, &location))?;
+    Ok(vec![Input { uri: Some(super::named(&location, uri)), ..object(length, etag) }])
+}
+
+/// An object of a map, as far as a listing tells.
+fn object(length: u64, etag: Option<String>) -> Input {
+    Input { guest_path: None, uri: None, digest: None, length, etag, packing: None }
+}
+
+/// What somebody may have meant who named something that is not there.
+fn hint(error: SourceError, location: &Location) -> SourceError {
+    let advice = match location {
+        Location::S3 { .. } => "; for everything below it, end it with a slash",
+        Location::Http(url) if is_pattern(url.path()) || url.path().ends_with('/') => {
+            "; HTTP has no listing: name each object, or use s3:// or file://"
+        }
+        _ => return error,
+    };
+    match error {
+        SourceError::NotFound { at, why } => SourceError::NotFound { at, why: why + advice },
+        other => other,
+    }
 }
 
 fn is_pattern(text: &str) -> bool {
@@ -49,9 +69,8 @@ async fn keys((sources, role): Asking<'_>, uri: &str, bucket: &str, key: &str) -
     let fixed = key.split(['*', '?', '[']).next().unwrap_or_default();
     let prefix = fixed.rsplit_once('/').map_or("", |(prefix, _)| prefix);
     let store = sources.bucket(role, bucket, prefix)?;
-    let mut inputs = list(uri, store, prefix).await?;
     let options = glob::MatchOptions { require_literal_separator: true, ..Default::default() };
-    inputs.retain(|(name, _)| pattern.as_ref().is_none_or(|p| p.matches_with(name, options)));
+    let mut inputs = list(uri, store, prefix, |name| pattern.as_ref().is_none_or(|p| p.matches_with(name, options))).await?;
     if inputs.is_empty() {
         return Err(ResolveError::NotFound { uri: uri.into() });
     }
@@ -60,13 +79,25 @@ async fn keys((sources, role): Asking<'_>, uri: &str, bucket: &str, key: &str) -
     Ok(inputs.into_iter().map(named).collect())
 }
 
-async fn list(uri: &str, store: Arc<dyn ObjectStore>, prefix: &str) -> Result<Vec<(String, Input)>, ResolveError> {
+/// The keys below a prefix that are wanted. Those that end with a slash are what some programs make for a directory, and no objects.
+async fn list(
+    uri: &str,
+    store: Arc<dyn ObjectStore>,
+    prefix: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, Input)>, ResolveError> {
     let prefix = Key::parse(prefix).map_err(|e| SourceError::Uri { uri: uri.into(), why: e.to_string() })?;
     let mut stream = store.list((!prefix.as_ref().is_empty()).then_some(&prefix));
-    let mut found = Vec::new();
+    let (mut found, mut seen) = (Vec::new(), 0_usize);
     while let Some(meta) = stream.try_next().await.map_err(|e| smalti_fetch::from_store(uri, &e))? {
-        let input = Input { guest_path: None, uri: None, digest: None, length: meta.size, etag: meta.e_tag };
-        found.push((meta.location.to_string(), input));
+        seen += 1;
+        if seen > MAX_LISTED {
+            return Err(ResolveError::TooLong { uri: uri.into() });
+        }
+        if !wanted(meta.location.as_ref()) {
+            continue;
+        }
+        found.push((meta.location.to_string(), object(meta.size, smalti_fetch::object_version(&meta))));
         if found.len() > MAX_OBJECTS {
             return Err(ResolveError::TooMany { uri: uri.into() });
         }
@@ -93,9 +124,9 @@ fn files(path: &Path, uri: &str) -> Result<Vec<Input>, ResolveError> {
         return Err(ResolveError::NotFound { uri: uri.into() });
     }
     let input = |path: PathBuf| {
-        let length = path.metadata().map_err(|e| failed(&e))?.len();
+        let meta = path.metadata().map_err(|e| failed(&e))?;
         let name = path.to_str().ok_or_else(|| failed(&format!("{} is not UTF-8", path.display())))?;
-        Ok(Input { guest_path: None, uri: Some(format!("file://{name}")), digest: None, length, etag: None })
+        Ok(Input { uri: Some(format!("file://{name}")), ..object(meta.len(), Some(smalti_fetch::file_version(&meta))) })
     };
     found.into_iter().map(input).collect()
 }

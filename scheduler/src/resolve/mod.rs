@@ -10,14 +10,18 @@ mod splits;
 use crate::cluster::Cluster;
 use object::Object;
 use smalti_fetch::{Failed, Hashing, Location, Pin, PinError, Sink, SourceError, Sources, Transfer, Wanted};
-use smalti_types::{BundleRef, Bytes, Digest, Input, Role, Split};
+use smalti_types::{BundleRef, Bytes, Digest, Input, Packing, Role, Split};
 use std::sync::Arc;
 use tonic::{Code, Status};
 
 /// Stands for a digest that the client does not know.
 const UNRESOLVED: [u8; 32] = [0; 32];
 /// Most objects that one job's inputs may stand for.
-pub(crate) const MAX_OBJECTS: usize = 200_000;
+pub(crate) const MAX_OBJECTS: usize = smalti_proto::convert::MAX_SPLIT_INPUTS;
+/// Most objects that are looked at to find them.
+const MAX_LISTED: usize = 2_000_000;
+/// Most bytes that the names of one job's inputs take: every agent that works for the job is sent them, in one message.
+const MAX_NAMES: usize = 32 << 20;
 /// Largest bundle that is fetched to learn its digest.
 const MAX_BUNDLE: Bytes = Bytes::gib(1);
 /// Largest input that is fetched to compare its SHA-256.
@@ -38,8 +42,12 @@ pub(crate) enum ResolveError {
     NotFound { uri: String },
     #[error("cannot read {uri}: {cause}")]
     Read { uri: String, cause: String },
-    #[error("{uri} stands for more than {MAX_OBJECTS} objects")]
+    #[error("{uri} stands for more than {MAX_OBJECTS} objects; name fewer at a time")]
     TooMany { uri: String },
+    #[error("more than {MAX_LISTED} objects would have to be looked at for {uri}; begin the pattern with a longer prefix")]
+    TooLong { uri: String },
+    #[error("the names of the inputs take more than {MAX_NAMES} bytes together; name fewer at a time")]
+    LongNames,
     #[error("an input without a URI needs a digest")]
     NoDigest,
     #[error("{0} is in no place that is named, and not in the cluster's bundle store")]
@@ -48,6 +56,15 @@ pub(crate) enum ResolveError {
     TooManySplits { limit: usize },
     #[error(transparent)]
     Master(#[from] Status),
+}
+
+/// Inputs, cut into items.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) splits: Vec<Split>,
+    /// What its submitter should know.
+    pub(crate) notes: Vec<String>,
 }
 
 /// Resolves for one submission.
@@ -137,22 +154,35 @@ impl Resolver {
         for input in inputs {
             match &input.uri {
                 Some(uri) if Pin::split(uri)?.1.is_some() || input.digest.is_some() => all.push(self.pin(input).await?),
-                Some(uri) => all.extend(listing::expand((&self.sources, &self.role), uri).await?),
+                Some(uri) => {
+                    let found = listing::expand((&self.sources, &self.role), uri).await?;
+                    all.extend(found.into_iter().map(|object| Input { packing: input.packing, ..object }));
+                }
                 None => all.push(self.pin(input).await?),
             }
             if all.len() > MAX_OBJECTS {
                 return Err(ResolveError::TooMany { uri: "the list of inputs".into() });
             }
         }
+        let names: usize = all.iter().map(|i| i.uri.as_ref().map_or(0, String::len) + i.etag.as_ref().map_or(0, String::len)).sum();
+        if names > MAX_NAMES {
+            return Err(ResolveError::LongNames);
+        }
         Ok(all)
     }
 
-    /// Cuts inputs at line ends; without a size, one item per input. Empty inputs give no item and are left out.
-    pub(crate) async fn splits(&self, inputs: Vec<Input>, split_bytes: Option<u64>) -> Result<(Vec<Input>, Vec<Split>), ResolveError> {
-        let inputs: Vec<Input> = inputs.into_iter().filter(|i| i.length > 0).map(|i| Input { guest_path: None, ..i }).collect();
-        let mut splits = Vec::new();
+    /// Cuts inputs at line ends; without a size, one item per input. Empty inputs give no item and are left out. What is packed is read
+    /// from its beginning, so it is one item.
+    pub(crate) async fn splits(&self, inputs: Vec<Input>, split_bytes: Option<u64>) -> Result<Cut, ResolveError> {
+        let inputs = inputs.into_iter().filter(|i| i.length > 0).map(|i| Input { guest_path: None, packing: packing(&i), ..i });
+        let inputs: Vec<Input> = inputs.collect();
+        let (mut splits, mut whole) = (Vec::new(), 0);
         for (index, input) in inputs.iter().enumerate() {
             let ends = match split_bytes.filter(|s| *s > 0 && *s < input.length) {
+                Some(_) if input.packing.is_some() => {
+                    whole += 1;
+                    vec![input.length]
+                }
                 Some(size) => splits::ends(&self.object(input)?, input.length, size).await?,
                 None => vec![input.length],
             };
@@ -166,7 +196,12 @@ impl Resolver {
                 return Err(ResolveError::TooManySplits { limit: smalti_scheduler_core::spec::MAX_SPLITS });
             }
         }
-        Ok((inputs, splits))
+        let notes = match whole {
+            0 => Vec::new(),
+            1 => vec!["one input is compressed (.gz, .zst) and cannot be split: it is one item".to_owned()],
+            n => vec![format!("{n} inputs are compressed (.gz, .zst) and cannot be split: each is one item")],
+        };
+        Ok(Cut { inputs, splits, notes })
     }
 
     /// Length of what is in the cluster's store under this digest.
@@ -180,8 +215,18 @@ impl Resolver {
 
     fn object(&self, input: &Input) -> Result<Object, ResolveError> {
         let location = Location::parse(input.uri.as_deref(), input.digest)?;
-        Ok(Object { sources: self.sources.clone(), role: self.role.clone(), location })
+        let version = input.etag.clone().filter(|_| !matches!(location, Location::Store(_)));
+        Ok(Object { sources: self.sources.clone(), role: self.role.clone(), location, version })
     }
+}
+
+/// How an input is packed, if it is: as its client says, or as its name does.
+fn packing(input: &Input) -> Option<Packing> {
+    let by_name = || {
+        let location = Location::parse(input.uri.as_deref(), input.digest).ok()?;
+        Some(Packing::of_name(&location.file_name()?))
+    };
+    input.packing.or_else(by_name).filter(|p| *p != Packing::Plain)
 }
 
 /// The URI that agents are given: as it was written where that says it all, without its pin.

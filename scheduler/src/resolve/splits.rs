@@ -56,7 +56,8 @@ mod tests {
         let path = dir.path().join("x");
         std::fs::write(&path, text).unwrap();
         let location = smalti_fetch::Location::File(path);
-        let object = Object { sources: crate::resolve::object::everything(), role: smalti_types::Role::default(), location };
+        let sources = crate::resolve::object::everything();
+        let object = Object { sources, role: smalti_types::Role::default(), location, version: None };
         let mut from = 0;
         let mut out = Vec::new();
         for end in ends(&object, text.len() as u64, size).await.unwrap() {
@@ -74,6 +75,9 @@ mod tests {
         assert_eq!(pieces("abcdefghij\nk\n", 2).await, ["abcdefghij\n", "k\n"]);
         assert_eq!(pieces("abcdefghij", 2).await, ["abcdefghij"]);
         assert_eq!(pieces("\n\n\n\n", 1).await, ["\n", "\n", "\n", "\n"]);
+        assert_eq!(pieces("a\r\nbc\r\nd", 2).await, ["a\r\n", "bc\r\n", "d"], "a line ends behind its line feed");
+        assert_eq!(pieces("ab\ncd\n", 3).await, ["ab\n", "cd\n"], "a line that ends at the cut is not read twice");
+        assert_eq!(pieces("abc\nd\n", 3).await, ["abc\n", "d\n"], "the line that contains the cut belongs to the split before");
         let long = format!("{}\n{}\n", "x".repeat(200_000), "y".repeat(10));
         assert_eq!(pieces(&long, 1000).await.concat(), long);
         for size in 1..40 {
@@ -82,5 +86,17 @@ mod tests {
             assert_eq!(cut.concat(), text);
             assert!(cut.iter().all(|p| p.ends_with('\n') && !p.is_empty()), "{size}: {cut:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_object_that_changes_meanwhile_is_not_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, "ab\ncd\nef\n").unwrap();
+        let location = smalti_fetch::Location::File(path);
+        let sources = crate::resolve::object::everything();
+        let object = Object { sources, role: smalti_types::Role::default(), location, version: Some("\"0.0-9\"".into()) };
+        let said = ends(&object, 9, 3).await.unwrap_err().to_string();
+        assert!(said.contains("changed"), "{said}");
     }
 }

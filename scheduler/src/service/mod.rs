@@ -69,9 +69,9 @@ fn no_job(target: &Target) -> Status {
 #[tonic::async_trait]
 impl Jobs for JobService {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitReply>, Status> {
-        let job = submit::job(request.into_inner(), &self.role, (&self.cluster, &self.sources)).await?;
+        let (job, notes) = submit::job(request.into_inner(), &self.role, (&self.cluster, &self.sources)).await?;
         let id = self.handle.submit(job).await??;
-        Ok(Response::new(v1::SubmitReply { job: id.to_string() }))
+        Ok(Response::new(v1::SubmitReply { job: id.to_string(), notes }))
     }
 
     type WatchStream = Replies<v1::JobView>;

@@ -193,7 +193,8 @@ impl Sender {
         };
         let mut shown = 0;
         loop {
-            let (output, framework, shape) = self.ask(|job| (job.item_output(), job.state.framework.clone(), Shape::of(job))).await?;
+            let (output, framework, shape, stored) =
+                self.ask(|job| (job.item_output(), job.state.framework.clone(), Shape::of(job), job.only_stored())).await?;
             let output = output.unwrap_or(ItemOutput { sources: Vec::new(), done_below: 0, over: shape.over });
             let complete = (output.over && shape.last_round) || shape.over;
             let until = if complete { u64::MAX } else { output.done_below };
@@ -205,6 +206,13 @@ impl Sender {
                 let sources = output.sources.into_iter().filter(wanted).map(|s| OutputSource { items: s.items.intersection(&window), ..s });
                 let sources = sources.filter(|s| !s.items.is_empty()).collect();
                 if !self.merged(framework, sources, stream).await? {
+                    return Ok(false);
+                }
+                if let Some(item) = stored.intersection(&window).first() {
+                    let what = format!(
+                        "the outputs of item {item} and perhaps of others are gone with their agent; the job's output store has them"
+                    );
+                    let _ = self.replies.send(Ok(ReadReply { message: Some(read_reply::Message::Error(what)) })).await;
                     return Ok(false);
                 }
             }

@@ -355,6 +355,7 @@ fn an_exclusive_task_starts_again_only_after_its_end() {
         role: Role::default(),
         policy: Policy::default(),
         work: Work::Map(Box::new(array)),
+        output_store: None,
     };
     assert!(spec.check().unwrap_err().to_string().contains("exclusive"));
 }

@@ -115,7 +115,15 @@ fn a_repeated_request_is_the_same_job() {
     let mut world = World::new(&[(1000, 1)]);
     let Admission::New(id) = world.core.admit("again", 1) else { panic!() };
     let work = Work::Single(Box::new(SingleSpec { spec: spec(), resources: cpus(100), ports: 0 }));
-    let spec = JobSpec { id, request: "again".into(), name: String::new(), role: Role::default(), policy: Policy::default(), work };
+    let spec = JobSpec {
+        id,
+        request: "again".into(),
+        name: String::new(),
+        role: Role::default(),
+        policy: Policy::default(),
+        work,
+        output_store: None,
+    };
     world.step(Event::Submit(spec.into()));
     assert_eq!(world.core.admit("again", 2), Admission::Existing(id));
 }

@@ -152,7 +152,7 @@ impl World {
 
     pub(super) fn submit(&mut self, policy: Policy, work: Work) -> JobId {
         let Admission::New(id) = self.core.admit("", 0xabcd) else { panic!("full") };
-        let spec = JobSpec { id, request: String::new(), name: "test".into(), role: Role::default(), policy, work };
+        let spec = JobSpec { id, request: String::new(), name: "test".into(), role: Role::default(), policy, work, output_store: None };
         self.step(Event::Submit(Arc::new(spec)));
         id
     }
@@ -198,7 +198,7 @@ impl World {
                 Message::StoreOutput { job, round, task, .. } => {
                     self.stored.push((round, task));
                     let digest = Some(Digest::of(format!("{round}").as_bytes()));
-                    let input = Input { guest_path: None, uri: None, digest, length: 1, etag: None };
+                    let input = Input { guest_path: None, uri: None, digest, length: 1, etag: None, packing: None };
                     self.later(2 * LATENCY, Due::ToScheduler(Event::OutputStored { job, round, result: Ok(input) }));
                 }
             }

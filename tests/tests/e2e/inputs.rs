@@ -1,0 +1,132 @@
+//! Inputs from where a cluster fetches them: prefixes, patterns, splits, compressed objects, and objects that change.
+
+use crate::s3::S3;
+use crate::{Result, guest};
+use anyhow::Context;
+use smalti_tests::{AgentConfig, Cluster, Config};
+use std::collections::BTreeMap;
+use std::io::Write;
+
+fn with(s3: &S3, agents: usize) -> Result<Cluster> {
+    Cluster::start(Config { agents: vec![AgentConfig::default(); agents], env: s3.env(), ..Config::default() })
+}
+
+/// Counts words in the plainest way, as the reduce prints them.
+fn expected_counts(text: &str) -> String {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    text.split_whitespace().for_each(|w| *counts.entry(w).or_default() += 1);
+    let mut sorted: Vec<_> = counts.into_iter().collect();
+    sorted.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    sorted.iter().map(|(w, n)| format!("{w}\t{n}\n")).collect()
+}
+
+fn wordcount(c: &Cluster, input: &str, further: &[&str]) -> Result<smalti_tests::Finished> {
+    let guest = guest(c, "wordcount")?;
+    let args = [&["map", &guest, "--inputs", input, "--reduce", &guest, "--reduce-arg", "--merge"], further].concat();
+    let done = c.smalti(&args)?;
+    anyhow::ensure!(done.code == 0, "{input} {further:?}: {}{}\n{}", done.stdout, done.stderr, c.logs());
+    Ok(done)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    out.write_all(bytes).expect("in memory");
+    out.finish().expect("in memory")
+}
+
+#[test]
+fn a_prefix_in_splits_gives_the_same_counts_and_is_fetched_once() -> Result {
+    let s3 = S3::start()?;
+    let texts = [
+        ("logs/2026-01/a b.txt", "the cat and the dog\r\nand the mouse\r\n".repeat(500)),
+        ("logs/2026-01/\u{6587}.txt", "F\u{fc}\u{df}e na\u{ef}ve F\u{fc}\u{df}e\n".repeat(300)),
+        ("logs/2026-02/long-line.txt", "wort ".repeat(20_000)),
+        ("logs/2026-02/no-newline-at-end.txt", "one two three".into()),
+        ("logs/2026-02/empty.txt", String::new()),
+        ("logs/2025-12/old.txt", "old words\n".into()),
+    ];
+    for (key, text) in &texts {
+        s3.put(key, text.as_bytes())?;
+    }
+    let all = |wanted: &str| -> String { texts.iter().filter(|(k, _)| k.contains(wanted)).map(|(_, t)| format!("{t}\n")).collect() };
+    let c = with(&s3, 1)?;
+    for split in ["1KiB", "64KiB", "none"] {
+        assert_eq!(wordcount(&c, "s3://bucket/logs/", &["--split", split])?.stdout, expected_counts(&all("logs/")), "{split}");
+    }
+    let first = s3.fetched();
+    assert_eq!(first.len(), 5, "each object that is not empty once, over three jobs: {first:?}");
+    let out = wordcount(&c, "s3://bucket/logs/2026-*/*.txt", &["--split", "4KiB"])?.stdout;
+    assert_eq!(out, expected_counts(&all("2026")), "a pattern");
+    assert_eq!(s3.fetched(), Vec::<String>::new(), "another job over the same inputs");
+    for (input, says) in [
+        ("s3://bucket/logs/2027-*/*", "nothing at s3://bucket/logs/2027-*/*"),
+        ("s3://bucket/none/", "nothing at s3://bucket/none/"),
+        ("s3://bucket/log", "end it with a slash"),
+        ("s3://nothing/logs/", "s3://nothing/logs/"),
+    ] {
+        let done = c.smalti(&["map", &guest(&c, "wordcount")?, "--inputs", input])?;
+        assert!(done.code == 125 && done.stderr.contains(says), "{input}: {} {}", done.code, done.stderr);
+        assert!(!done.stderr.contains(crate::s3::SECRET));
+    }
+    Ok(())
+}
+
+#[test]
+fn compressed_objects_are_read_unpacked_and_not_split() -> Result {
+    let s3 = S3::start()?;
+    let text = "some words and more words\n".repeat(5_000);
+    let zstd = |bytes: &[u8]| ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest);
+    s3.put("packed/a.gz", &[gzip(text.as_bytes()), gzip(b"last\n")].concat())?;
+    s3.put("packed/b.zst", &zstd(text.as_bytes()))?;
+    let c = with(&s3, 1)?;
+    let done = wordcount(&c, "s3://bucket/packed/", &["--split", "1KiB"])?;
+    assert_eq!(done.stdout, expected_counts(&format!("{text}last\n{text}")));
+    let jobs = c.json(&["jobs", "--all"])?;
+    assert_eq!(jobs[0]["items_total"], 2, "{jobs}");
+    // A file of the client, too, and one that is not what its name says.
+    let local = c.dir().join("local.txt.gz");
+    std::fs::write(&local, gzip(text.as_bytes()))?;
+    assert_eq!(wordcount(&c, &local.display().to_string(), &[])?.stdout, expected_counts(&text));
+    s3.put("wrong/x.gz", b"not packed at all")?;
+    s3.put("wrong/y.txt", b"fine\n")?;
+    let done = c.smalti(&["map", &guest(&c, "wordcount")?, "--inputs", "s3://bucket/wrong/"])?;
+    assert!(done.code == 125 && done.stderr.contains("cannot be unpacked"), "{} {}", done.code, done.stderr);
+    let plain = c.smalti(&["map", &guest(&c, "hello")?, "--inputs", "s3://bucket/wrong/x.gz", "--no-unpack", "--", "cat"])?;
+    assert_eq!((plain.code, plain.stdout.as_str()), (0, "not packed at all"), "{}", plain.stderr);
+    Ok(())
+}
+
+#[test]
+fn an_input_that_changed_fails_its_items_and_no_others() -> Result {
+    let s3 = S3::start()?;
+    s3.put("in/0", b"stays\n")?;
+    s3.put("in/1", b"changes\n")?;
+    s3.put("in/2", b"goes\n")?;
+    // Nobody to run it yet.
+    let mut c = with(&s3, 0)?;
+    let local = c.dir().join("file.txt");
+    std::fs::write(&local, "as it was\n")?;
+    let hello = guest(&c, "hello")?;
+    let uri = format!("file://{}", local.display());
+    let job = c.ok(&["submit", &hello, "--inputs", "s3://bucket/in/", "--inputs", &uri, "--", "cat"])?.trim().to_owned();
+    s3.put("in/1", b"changed\n")?;
+    // Of a second's resolution at worst.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(2);
+    std::fs::File::options().write(true).open(s3.path("in/1"))?.set_modified(later)?;
+    std::fs::remove_file(s3.path("in/2"))?;
+    std::fs::write(&local, "as it is.\n")?;
+    std::fs::File::options().write(true).open(&local)?.set_modified(later)?;
+    c.add_agent(&AgentConfig { flags: vec!["--file-root=/".into()], ..AgentConfig::default() })?;
+    let done = c.smalti(&["wait", &job])?;
+    assert_eq!(done.code, 125, "{}", done.stderr);
+    let items = c.json(&["ps", "--all", "--items", &job])?;
+    let items = items.as_array().context("a list")?;
+    let of = |n: usize, key: &str| items[n][key].as_str().unwrap_or_default().to_owned();
+    assert_eq!((0..4).map(|n| of(n, "state")).collect::<Vec<_>>(), ["FINISHED", "FAILED", "FAILED", "FAILED"], "{items:?}");
+    for (n, says) in [(1, "changed since"), (2, "there is no s3://bucket/in/2"), (3, "changed since")] {
+        assert_eq!((of(n, "reason").as_str(), items[n]["attempt"].as_u64()), ("INPUT_FAILED", Some(0)));
+        assert!(of(n, "message").contains(says), "{}", of(n, "message"));
+    }
+    assert_eq!(c.ok(&["logs", &job, "--item", "0"])?, "stays\n");
+    Ok(())
+}
