@@ -11,6 +11,7 @@ use crate::launcher::{Gone, Running};
 use crate::ledgers;
 use crate::prepare::{self, Prepared};
 use crate::sandbox::{self, Sandboxes};
+use crate::watermark::Watermark;
 use crate::wire;
 use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Run, ToExecutor};
 use smalti_proto::v1;
@@ -143,6 +144,10 @@ pub(crate) struct Figures {
     items_finished: AtomicU64,
     executor_ignored: AtomicU64,
     executors_lost: AtomicU64,
+    /// 1 while the disk is too full for more tasks.
+    disk_full: AtomicU64,
+    /// By [`prepare::Kind`]: bytes, budget and number of what is cached.
+    caches: [[AtomicU64; 3]; 3],
 }
 
 impl Figures {
@@ -154,9 +159,14 @@ impl Figures {
             ("items_finished", &self.items_finished),
             ("executor_statements_ignored", &self.executor_ignored),
             ("executors_lost", &self.executors_lost),
+            ("disk_full", &self.disk_full),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.load(Ordering::Relaxed)))
+        .chain(prepare::Kind::ALL.into_iter().flat_map(|kind| {
+            let figures = ["bytes", "budget", "entries"].into_iter().zip(&self.caches[kind as usize]);
+            figures.map(move |(what, value)| (format!("cache_{}_{what}", kind.name()), value.load(Ordering::Relaxed)))
+        }))
         .collect()
     }
 }
@@ -214,6 +224,11 @@ pub(crate) struct EventLoop {
     lease_wanted: watch::Sender<bool>,
     /// Attempts that an earlier life left in executors, with their bundles.
     earlier: Vec<(TaskKey, Digest)>,
+    /// Whether there is room on the disk.
+    watermark: Watermark,
+    /// The same in the checkpoint log, and what the core was told of both.
+    log_room: bool,
+    room: bool,
     /// Who waits for the end of everything.
     drained: Option<oneshot::Sender<()>>,
 }
@@ -221,9 +236,7 @@ pub(crate) struct EventLoop {
 impl EventLoop {
     pub(crate) fn new(
         (checkpoint, core): (Checkpoint, Agent),
-        executors: Executors,
-        preparer: prepare::Handle,
-        sandboxes: Sandboxes,
+        (executors, preparer, sandboxes, watermark): (Executors, prepare::Handle, Sandboxes, Watermark),
         figures: Arc<Figures>,
         reporter: Reporter,
         lease_wanted: watch::Sender<bool>,
@@ -246,6 +259,9 @@ impl EventLoop {
             effects: Effects::default(),
             confirmed: BTreeMap::new(),
             lease_wanted,
+            watermark,
+            log_room: true,
+            room: true,
             drained: None,
         }
     }
@@ -271,6 +287,7 @@ impl EventLoop {
                 _ = inbox.recv_many(&mut inputs, BATCH) => {}
                 _ = prepared.recv_many(&mut answers, BATCH) => {}
                 _ = tick.tick() => {
+                    self.count_caches();
                     self.release_earlier();
                     for (ticket, permille, text) in self.preparer.progress() {
                         self.again.push_back(Event::Fetching { run: Run(ticket), permille, text });
@@ -298,7 +315,9 @@ impl EventLoop {
             }
             self.commit(now)?;
             self.checkpoint.keep_short(&self.core)?;
-            if let Some(room) = self.checkpoint.room_changed(self.core.len())? {
+            self.log_room = self.checkpoint.room_changed(self.core.len())?.unwrap_or(self.log_room);
+            let room = self.log_room && !self.watermark.is_low(Instant::now());
+            if std::mem::replace(&mut self.room, room) != room {
                 self.step(now, Event::Room(room));
             }
             self.send();
@@ -608,6 +627,13 @@ impl EventLoop {
         }
     }
 
+    fn count_caches(&self) {
+        for stock in self.preparer.stock() {
+            let figures = [stock.bytes.0, stock.budget.0, stock.entries as u64];
+            self.figures.caches[stock.kind as usize].iter().zip(figures).for_each(|(at, n)| at.store(n, Ordering::Relaxed));
+        }
+    }
+
     fn count(&self) {
         let (sent, received) = self.executors.frames();
         let counters = self.core.counters();
@@ -615,6 +641,7 @@ impl EventLoop {
         self.figures.frames_received.store(received, Ordering::Relaxed);
         self.figures.items_finished.store(counters.items_finished, Ordering::Relaxed);
         self.figures.executors_lost.store(counters.executors_lost, Ordering::Relaxed);
+        self.figures.disk_full.store(u64::from(!self.room), Ordering::Relaxed);
         self.figures.executor_ignored.store(counters.executor_ignored, Ordering::Relaxed);
     }
 }

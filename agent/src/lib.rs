@@ -30,6 +30,7 @@ pub mod process_options;
 mod reads;
 mod sandbox;
 pub mod uids;
+mod watermark;
 mod wire;
 
 pub use disk::Choice as DiskBackend;
@@ -80,7 +81,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let (cgroups, mut isolation) = open_cgroups(&options, &id)?;
     let disks = Disks::open(options.disk_backend, &data_dir).context("making disks for tasks, as --disk-backend says")?;
     isolation.insert(disk::LAYER.to_owned(), disks.state());
-    let detected = detect::resources(&options.overrides(), &data_dir)?;
+    let budgets = options.budgets(&data_dir);
+    let reserve = options.disk_reserve.map_or_else(|| watermark::default_reserve(&data_dir), |r| r.0);
+    let disk_kept = budgets.total.0.saturating_sub(prepare::cached(&data_dir).0).saturating_add(reserve);
+    let overrides = detect::Overrides { disk_kept: Bytes(disk_kept), ..options.overrides() };
+    let detected = detect::resources(&overrides, &data_dir)?;
     let detected = disk::advertise(&disks, (options.disk.is_some(), options.mem.is_some()), detected);
     disks.set_limit(detected.total.disk);
     let parameters =
@@ -100,7 +105,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
 
     let compile_command: Vec<OsString> = vec![std::env::current_exe().context("finding this program")?.into(), "compiler".into()];
     let mut prepare_options = prepare::Options::new(data_dir.clone(), options.master.clone(), compile_command);
-    prepare_options.cache_budget = options.cache_budget;
+    prepare_options.budgets = budgets;
     prepare_options.in_use = core.bundles_in_use().map(|(_, digest)| digest).collect();
     prepare_options.fetch = prepare_options.fetch.apply(&options.fetch)?;
     prepare_options.fetch.file_roots.clone_from(&options.file_root);
@@ -145,7 +150,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let figures = Arc::new(Figures::default());
     let (lease_wanted, wants_lease) = watch::channel(false);
     let reporter = Reporter::new(detect::overhead_parts(detected.overhead.mem, options.process.pool_memory()));
-    let event_loop = EventLoop::new((checkpoint, core), executors, preparer, sandboxes.clone(), figures.clone(), reporter, lease_wanted);
+    let shell = (executors, preparer, sandboxes.clone(), watermark::Watermark::new(&data_dir, reserve));
+    let event_loop = EventLoop::new((checkpoint, core), shell, figures.clone(), reporter, lease_wanted);
 
     let (ending, ended) = watch::channel(Ending::No);
     let (addr, reads, shutdown_link) = (options.master, Reads::new(sandboxes), ended.clone());

@@ -4,12 +4,18 @@
 
 use crate::cgroup::Mode;
 use crate::detect::Overrides;
+use crate::prepare::Budgets;
 use crate::process_options::ProcessOptions;
 use crate::uids::UidRange;
 use smalti_types::{Attributes, Bytes, DurationMs, MilliCpus, MilliUnits, PortSet};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Caches take this part of the disk without another word…
+const CACHE_PART: u64 = 4;
+/// … but no more than this.
+const MAX_CACHE: Bytes = Bytes::gib(10);
 
 /// Options of `smalti agent`.
 #[derive(Debug, Clone, clap::Args)]
@@ -62,9 +68,22 @@ pub struct Options {
     /// Outputs of ended tasks are kept up to this size
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub sandbox_budget: Bytes,
-    /// Bundles, compiled code and inputs are kept up to this size
-    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
-    pub cache_budget: Bytes,
+    /// Bundles, compiled code and inputs take at most this much of the disk together, like 20GiB; what was not used for the longest time
+    /// goes first, and a task that does not fit beside what is in use waits [default: a quarter of what is free, at most 10GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_budget: Option<Bytes>,
+    /// Most of it for bundles, fetched and unpacked [default: all of --cache-budget]
+    #[arg(long, value_name = "SIZE")]
+    pub bundles_budget: Option<Bytes>,
+    /// Most of it for compiled code [default: all of --cache-budget]
+    #[arg(long, value_name = "SIZE")]
+    pub compiled_budget: Option<Bytes>,
+    /// Most of it for inputs, like 8GiB [default: all of --cache-budget]
+    #[arg(long, value_name = "SIZE")]
+    pub inputs_budget: Option<Bytes>,
+    /// No tasks are taken while less than this is free on the data directory's disk, like 1GiB [default: a hundredth of it, at most 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub disk_reserve: Option<Bytes>,
     /// Slots of an executor: tasks that it runs at once [default: 32, and more in a framework's further ones, as the host's limits on open files,
     /// memory maps and threads allow]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -110,7 +129,19 @@ impl Options {
             ports: self.ports.clone(),
             custom: self.resources.0.clone(),
             pool_memory: self.process.pool_memory(),
+            disk_kept: Bytes(0),
         }
+    }
+
+    /// What the caches may take.
+    pub(crate) fn budgets(&self, data_dir: &std::path::Path) -> Budgets {
+        let total = self.cache_budget.unwrap_or_else(|| {
+            let free = crate::watermark::room(data_dir).map_or(0, |(free, _)| free);
+            let have = free.saturating_add(crate::prepare::cached(data_dir).0);
+            Bytes((have / CACHE_PART).min(MAX_CACHE.0))
+        });
+        let of = |kind: Option<Bytes>| kind.unwrap_or(total);
+        Budgets { total, kinds: [of(self.bundles_budget), of(self.compiled_budget), of(self.inputs_budget)] }
     }
 }
 

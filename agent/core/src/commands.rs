@@ -26,7 +26,7 @@ const NO_EXCLUSIVE_ITEMS: &str = "items of an array cannot be exclusive: only a 
 /// Why nothing is launched any more.
 const DRAINING: &str = "this agent is about to end and takes no more tasks";
 /// Why nothing can be launched.
-const NO_ROOM: &str = "no room in the agent's checkpoint log: its data directory's file system is full";
+const NO_ROOM: &str = "the disk of the agent's data directory is full: it takes no tasks until there is room (see --disk-reserve)";
 /// A grace period counts as at most this long: no deadline may lie beyond reach.
 const LONGEST_GRACE: DurationMs = DurationMs(24 * 3_600 * 1_000);
 

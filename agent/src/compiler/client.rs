@@ -9,7 +9,7 @@ use crate::cgroup::{Cgroups, ExecutorGroup};
 use smalti_types::{Bytes, ExecutorId, Reason};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -61,15 +61,6 @@ pub struct Compiler {
     said: Mutex<Option<String>>,
 }
 
-/// A finished compilation.
-#[derive(Debug)]
-pub struct Compiled {
-    /// What the guest is.
-    pub inspection: Inspection,
-    /// The code, below the directory that was given.
-    pub code: PathBuf,
-}
-
 /// How a process ended, and what it said.
 struct Ended {
     status: ExitStatus,
@@ -104,24 +95,23 @@ impl Compiler {
         Self { options, next: AtomicU64::new(1), said: Mutex::default() }
     }
 
-    /// Compiles the guest at `input` into a file in the directory `work`, which must not be used by anybody else. Beside the result: the
+    /// Compiles the guest at `input` into the file `output`, which nobody else must use, and says what the guest is. Beside the result: the
     /// processor time that it took in microseconds, where that is known.
     ///
     /// # Errors
     /// [`Refusal`] with `LAUNCH_FAILED` when the process could not do its work, else with what is wrong with the guest.
-    pub async fn compile(&self, input: &Path, work: &Path, fuel: bool) -> (Result<Compiled, Refusal>, Option<u64>) {
+    pub async fn compile(&self, input: &Path, output: &Path, fuel: bool) -> (Result<Inspection, Refusal>, Option<u64>) {
         let mut used = None;
-        let result = self.try_compile(input, work, fuel, &mut used).await;
+        let result = self.try_compile(input, output, fuel, &mut used).await;
         (result, used)
     }
 
-    async fn try_compile(&self, input: &Path, work: &Path, fuel: bool, used: &mut Option<u64>) -> Result<Compiled, Refusal> {
-        let code = work.join("code");
+    async fn try_compile(&self, input: &Path, output: &Path, fuel: bool, used: &mut Option<u64>) -> Result<Inspection, Refusal> {
         let size = std::fs::metadata(input).map(|m| m.len()).unwrap_or_default();
         let limit = processor_time(size);
         let request = CompileRequest {
             input: input.to_owned(),
-            output: code.clone(),
+            output: output.to_owned(),
             fuel,
             memory: self.options.memory.0,
             cpu_seconds: limit.as_secs(),
@@ -131,7 +121,7 @@ impl Compiler {
         self.say_walls(&ended.reply);
         let line = ended.reply.lines().rev().find(|l| l.starts_with('{')).unwrap_or_default();
         match serde_json::from_str(line) {
-            Ok(CompileReply::Ok(inspection)) if ended.status.success() => Ok(Compiled { inspection, code }),
+            Ok(CompileReply::Ok(inspection)) if ended.status.success() => Ok(inspection),
             Ok(CompileReply::Error(refusal)) => Err(refusal),
             _ => Err(self.ended(&ended, limit)),
         }

@@ -14,7 +14,7 @@ mod syscalls;
 pub(crate) mod tests;
 mod walls;
 
-pub use client::{Compiled, Compiler, CompilerOptions};
+pub use client::{Compiler, CompilerOptions};
 pub use inspect::{Inspection, inspect};
 pub use limits::{MAX_PROCESSOR_TIME, processor_time};
 pub use process::main;

@@ -89,7 +89,7 @@ fn prepare(request: &CompileRequest) -> Result<Work, Refusal> {
     };
     limit(request)?;
     let input = File::open(&request.input).map_err(ours("open", &request.input))?;
-    let output = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&request.output);
+    let output = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&request.output);
     let output = output.map_err(ours("make", &request.output))?;
     let mut config = smalti_engine::base_config(request.fuel);
     config.cranelift_opt_level(wasmtime::OptLevel::Speed);
@@ -127,7 +127,6 @@ fn compile(work: &mut Work) -> Result<Inspection, Refusal> {
     let inspection = inspect(&wasm)?;
     let code = if inspection.component { work.engine.precompile_component(&wasm) } else { work.engine.precompile_module(&wasm) };
     let code = code.map_err(|e| Refusal::invalid(format!("it cannot be compiled: {}", one_line(&format!("{e:#}")))))?;
-    // Synced: the agent renames its directory, and what has its final name is whole, also after a crash of the machine.
-    work.output.write_all(&code).and_then(|()| work.output.sync_data()).map_err(|e| ours("write the code", e))?;
+    work.output.write_all(&code).map_err(|e| ours("write the code", e))?;
     Ok(inspection)
 }

@@ -34,11 +34,12 @@ pub(crate) fn options() -> CompilerOptions {
     }
 }
 
-async fn compile(bytes: &[u8], fuel: bool) -> (tempfile::TempDir, Result<Compiled, Refusal>) {
+/// The code is in the file `code` of the directory.
+async fn compile(bytes: &[u8], fuel: bool) -> (tempfile::TempDir, Result<Inspection, Refusal>) {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("guest");
     std::fs::write(&input, bytes).unwrap();
-    let result = Compiler::new(options()).compile(&input, dir.path(), fuel).await.0;
+    let result = Compiler::new(options()).compile(&input, &dir.path().join("code"), fuel).await.0;
     (dir, result)
 }
 
@@ -66,23 +67,24 @@ fn kind(path: &Path) -> Option<wasmtime::Precompiled> {
 async fn a_module_as_text_becomes_code_with_and_without_fuel() {
     let mut sizes = Vec::new();
     for fuel in [false, true] {
-        let (_dir, compiled) = compile(PROGRAM.as_bytes(), fuel).await;
+        let (dir, compiled) = compile(PROGRAM.as_bytes(), fuel).await;
         let compiled = compiled.unwrap();
-        assert!(!compiled.inspection.component);
-        assert_eq!(compiled.inspection.imports, ["wasi_snapshot_preview1::proc_exit"]);
-        assert_eq!(compiled.inspection.exports, ["memory", "_start"]);
-        assert!(matches!(kind(&compiled.code), Some(wasmtime::Precompiled::Module)));
-        sizes.push(std::fs::read(&compiled.code).unwrap());
+        assert!(!compiled.component);
+        assert_eq!(compiled.imports, ["wasi_snapshot_preview1::proc_exit"]);
+        assert_eq!(compiled.exports, ["memory", "_start"]);
+        let code = dir.path().join("code");
+        assert!(matches!(kind(&code), Some(wasmtime::Precompiled::Module)));
+        sizes.push(std::fs::read(&code).unwrap());
     }
     assert_ne!(sizes[0], sizes[1], "counting fuel is other code");
 }
 
 #[tokio::test]
 async fn a_component_becomes_code() {
-    let (_dir, compiled) = compile(COMPONENT.as_bytes(), false).await;
+    let (dir, compiled) = compile(COMPONENT.as_bytes(), false).await;
     let compiled = compiled.unwrap();
-    assert!(compiled.inspection.component);
-    assert!(matches!(kind(&compiled.code), Some(wasmtime::Precompiled::Component)));
+    assert!(compiled.component);
+    assert!(matches!(kind(&dir.path().join("code")), Some(wasmtime::Precompiled::Component)));
 }
 
 #[tokio::test]
@@ -186,8 +188,8 @@ async fn behind_all_walls_it_still_compiles_and_says_what_it_used() {
     let input = dir.path().join("guest");
     std::fs::write(&input, PROGRAM).unwrap();
     let (_groups, compiler) = guarded("walls", |_| {});
-    let (compiled, used_us) = compiler.compile(&input, dir.path(), false).await;
-    assert!(matches!(kind(&compiled.unwrap().code), Some(wasmtime::Precompiled::Module)));
+    let (compiled, used_us) = compiler.compile(&input, &dir.path().join("code"), false).await;
+    assert!(matches!(kind(&compiled.map(|_| dir.path().join("code")).unwrap()), Some(wasmtime::Precompiled::Module)));
     if _groups.0.version().is_some() {
         assert!(used_us.is_some_and(|us| us > 0), "{used_us:?}");
     }
@@ -217,7 +219,7 @@ async fn what_takes_more_memory_than_a_compiler_has_is_refused_with_that_reason(
         eprintln!("NOT TESTED: the limit of memory needs groups");
         return;
     }
-    let refusal = compiler.compile(&input, dir.path(), false).await.0.unwrap_err();
+    let refusal = compiler.compile(&input, &dir.path().join("code"), false).await.0.unwrap_err();
     assert_eq!(refusal.reason, Reason::InvalidBundle, "{refusal}");
     assert!(refusal.message.contains("more than 96MiB of memory"), "{refusal}");
 }

@@ -23,10 +23,6 @@ const EXECUTORS_MEMORY: Bytes = Bytes::mib(256);
 const COMPILER_MEMORY: Bytes = Bytes::gib(crate::prepare::LEAST_COMPILERS as u64);
 /// On small nodes overhead takes at most this part of the memory.
 const MAX_OVERHEAD_PART: u64 = 4;
-/// Disk kept for bundles, compiled code and logs: this part of what is free…
-const DISK_OVERHEAD_PART: u64 = 10;
-/// … but no more than this.
-const MAX_DISK_OVERHEAD: Bytes = Bytes::gib(10);
 /// Ports when none are named: those that Mesos offers, above well-known and below ephemeral ones.
 pub const DEFAULT_PORTS: PortRange = PortRange { first: 31_000, last: 32_000 };
 
@@ -43,6 +39,8 @@ pub struct Overrides {
     pub ports: Option<PortSet>,
     /// `--resource NAME=AMOUNT`
     pub custom: BTreeMap<Arc<str>, MilliUnits>,
+    /// Disk that is free now and will be the caches', or must stay free: overhead.
+    pub disk_kept: Bytes,
     /// What executors kept ready for class `process` take: overhead, too.
     pub pool_memory: Bytes,
 }
@@ -108,7 +106,7 @@ pub fn resources(overrides: &Overrides, data_dir: &Path) -> Result<Detected, Err
 fn advertise(overrides: &Overrides, node: Node) -> Detected {
     let wanted = (AGENT_MEMORY.0 + EXECUTORS_MEMORY.0 + COMPILER_MEMORY.0).saturating_add(overrides.pool_memory.0);
     let memory_overhead = if overrides.mem.is_some() { wanted } else { wanted.min(node.memory.0 / MAX_OVERHEAD_PART) };
-    let disk_overhead = (node.disk.0 / DISK_OVERHEAD_PART).min(MAX_DISK_OVERHEAD.0);
+    let disk_overhead = overrides.disk_kept.0.min(node.disk.0);
     let less = |set: bool, have: u64, overhead: u64| if set { have } else { have.saturating_sub(overhead) };
     let total = Resources {
         cpus: node.cpus,
@@ -152,6 +150,7 @@ mod tests {
             ports: Some("8000-8001".parse().unwrap()),
             custom: BTreeMap::from([("gpus".into(), MilliUnits(1000)), ("none".into(), MilliUnits(0))]),
             pool_memory: Bytes::mib(4),
+            disk_kept: Bytes::mib(100),
         };
         let node = Node { cpus: MilliCpus(4000), memory: Bytes::gib(4), disk: Bytes::gib(1) };
         let Detected { total, overhead } = advertise(&set, node);
@@ -162,7 +161,10 @@ mod tests {
 
     #[test]
     fn what_is_detected_is_advertised_less_the_overhead() {
-        let Detected { total, overhead } = advertise(&Overrides::default(), NODE);
+        let kept = Overrides { disk_kept: Bytes::gib(12), ..Overrides::default() };
+        let Detected { total, overhead } = advertise(&kept, NODE);
+        assert_eq!(overhead.disk, kept.disk_kept);
+        assert_eq!(advertise(&Overrides { disk_kept: Bytes(u64::MAX), ..kept }, NODE).total.disk, Bytes(0));
         assert_eq!(total.mem.0 + overhead.mem.0, NODE.memory.0);
         assert_eq!(total.disk.0 + overhead.disk.0, NODE.disk.0);
         assert_eq!((total.cpus, total.ports.len()), (MilliCpus(2000), 1001));

@@ -4,7 +4,7 @@
 //! to packed are bounded. Deliberately absent: modes, owners and times of the archive; files are plain and read-only to guests.
 
 use super::Failure;
-use super::cache::size_of;
+use super::cache::BLOCK;
 use smalti_types::Reason;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -29,6 +29,8 @@ const MAX_RATIO: u64 = 200;
 const RATIO_FREE: u64 = 64 << 20;
 /// Longest header extension (long names, attributes), which the tar reader holds in memory.
 const MAX_EXTENSION: u64 = 64 << 10;
+/// Room that one name takes in a directory, at most: it may be 255 bytes long, and directories are half empty.
+const MAX_NAME: u64 = 1 << 10;
 /// Deepest path.
 const MAX_DEPTH: usize = 32;
 /// The names by which a guest is found among several.
@@ -67,13 +69,31 @@ fn invalid(why: impl std::fmt::Display) -> Failure {
     Failure::new(Reason::InvalidBundle, format!("the archive cannot be used: {why}"))
 }
 
+fn most_unpacked(bundle: &Path) -> Result<u64, Failure> {
+    let packed = fs::metadata(bundle).map_err(|e| Failure::new(Reason::LaunchFailed, format!("cannot read {}: {e}", bundle.display())))?;
+    Ok(MAX_UNPACKED.min(packed.len().saturating_mul(MAX_RATIO).max(RATIO_FREE)))
+}
+
+/// An archive that may be unpacked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Surveyed {
+    packing: Packing,
+    most: u64,
+    /// How much its files will take on the disk, at most.
+    pub(crate) room: u64,
+}
+
+/// Reads it through, and refuses what must not be unpacked.
+pub(crate) fn look_at(bundle: &Path, packing: Packing, wanted: &Wanted) -> Result<Surveyed, Failure> {
+    let most = most_unpacked(bundle)?;
+    let room = survey(&mut Archive::new(open(bundle, packing, most, wanted)?), most)?;
+    Ok(Surveyed { packing, most, room })
+}
+
 /// Unpacks into `target` (an empty directory): the guest into `guest/`, the rest into `assets/`. Ends early, with whatever failure, when
 /// `wanted` says that nobody waits for it any more.
-pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path, wanted: &Wanted) -> Result<(), Failure> {
+pub(crate) fn unpack(bundle: &Path, Surveyed { packing, most, .. }: Surveyed, target: &Path, wanted: &Wanted) -> Result<(), Failure> {
     let ours = |e: io::Error| Failure::new(Reason::LaunchFailed, format!("cannot unpack the archive into {}: {e}", target.display()));
-    let packed = fs::metadata(bundle).map_err(ours)?.len();
-    let most = MAX_UNPACKED.min(packed.saturating_mul(MAX_RATIO).max(RATIO_FREE));
-    survey(&mut Archive::new(open(bundle, packing, most, wanted)?), most)?;
     // A name that cannot be, or that is a file and a directory, is the archive's fault.
     let blame = |path: &Path, e: io::Error| match e.kind() {
         io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidFilename => {
@@ -113,14 +133,18 @@ pub(crate) fn unpack(bundle: &Path, packing: Packing, target: &Path, wanted: &Wa
 }
 
 /// Reads all headers first, without the tar reader's own handling of extensions, which would trust their sizes.
-fn survey(archive: &mut Archive<impl Read>, most: u64) -> Result<(), Failure> {
-    let (mut entries, mut bytes) = (0_u64, 0_u64);
+/// Gives the room that they take.
+fn survey(archive: &mut Archive<impl Read>, most: u64) -> Result<u64, Failure> {
+    let (mut entries, mut bytes, mut parts) = (0_u64, 0_u64, 0_u64);
     for entry in archive.entries().map_err(invalid)?.raw(true) {
         let mut entry = entry.map_err(invalid)?;
         let size = entry.header().entry_size().map_err(invalid)?;
         entries += 1;
         within(entries, "entries")?;
         bytes = bytes.saturating_add(size);
+        // A path may imply as many directories as it has parts; names in extensions are counted with theirs.
+        let implied = entry.path_bytes().iter().filter(|b| **b == b'/').count() as u64;
+        parts += implied + if entry.header().entry_type().is_file() { 0 } else { size.min(MAX_EXTENSION) / 2 };
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XHeader | EntryType::XGlobalHeader) && size <= MAX_EXTENSION {
             check_extension(&mut entry)?;
@@ -141,7 +165,11 @@ fn survey(archive: &mut Archive<impl Read>, most: u64) -> Result<(), Failure> {
             return Err(invalid(format!("it unpacks to more than {} MiB", most >> 20)));
         }
     }
-    if entries == 0 { Err(invalid("it is empty")) } else { Ok(()) }
+    if entries == 0 {
+        return Err(invalid("it is empty"));
+    }
+    // Each file is rounded up to a block, each directory takes one, and the top ones beside.
+    Ok(bytes.saturating_add((entries + parts.min(MAX_ENTRIES) + 3).saturating_mul(BLOCK + MAX_NAME)))
 }
 
 /// A size in an extension would take precedence over the header's when unpacking: the entries behind it would be others than those
@@ -253,6 +281,10 @@ fn make_dirs(base: &Path, relative: &Path, made: &mut u64) -> io::Result<()> {
     Ok(())
 }
 
+fn is_empty(dir: &Path) -> bool {
+    fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
+}
+
 /// The guest's file name at the top level: `main.wasm`, `app.wasm`, or the only `*.wasm`.
 fn choose_guest(assets: &Path) -> Result<String, Failure> {
     let ours = |e: io::Error| Failure::new(Reason::LaunchFailed, format!("cannot list {}: {e}", assets.display()));
@@ -272,7 +304,7 @@ fn choose_guest(assets: &Path) -> Result<String, Failure> {
     }
     match found.len() {
         1 => Ok(found.remove(0)),
-        0 if size_of(assets) == 0 => Err(invalid("it is empty")),
+        0 if is_empty(assets) => Err(invalid("it is empty")),
         0 => Err(invalid("it has no .wasm file at its top level")),
         n => Err(invalid(format!("it has {n} .wasm files at its top level; name the guest main.wasm"))),
     }
@@ -331,7 +363,12 @@ pub(crate) mod tests {
         let target = dir.path().join("target");
         fs::create_dir(&target).unwrap();
         let packing = detect(&mut File::open(&bundle).unwrap()).unwrap().expect("an archive");
-        let result = unpack(&bundle, packing, &target, &Wanted::default());
+        let wanted = Wanted::default();
+        let result = look_at(&bundle, packing, &wanted).and_then(|surveyed| {
+            unpack(&bundle, surveyed, &target, &wanted)?;
+            assert!(super::super::cache::size_of(&target) <= surveyed.room, "it takes no more than was said");
+            Ok(())
+        });
         (dir, result)
     }
 
@@ -388,7 +425,7 @@ pub(crate) mod tests {
         let wanted = waiter.wanted();
         drop(waiter);
         assert!(reader.read(&mut [0; 1_000]).unwrap_err().to_string().contains("nobody waits"));
-        let failure = unpack(&bundle, Packing::Plain, &target, &wanted).unwrap_err();
+        let failure = look_at(&bundle, Packing::Plain, &wanted).unwrap_err();
         assert!(failure.message.contains("nobody waits"), "{failure}");
     }
 

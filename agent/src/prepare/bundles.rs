@@ -4,14 +4,14 @@
 //! and for each role only what that has fetched itself. Code is loaded only from files that this agent wrote and nobody else can, and only if they are what was written.
 
 use super::archive::{self, ASSETS_DIR, GUEST_DIR};
-use super::cache::{Cache, Dirs, PARTIAL_PREFIX, Pin, size_of};
-use super::download::{Fetched, Fetcher, Keep, candidates};
+use super::cache::{BLOCK, Cache, Dirs, Idle, PARTIAL_PREFIX, Pin, Warm, size_of};
+use super::download::{Fetched, Fetcher, Keep, Unfetched, candidates};
 use super::flight::Flights;
 use super::refused::Refused;
 use super::rights::Rights;
 use super::service::Shares;
 use super::turns::Waiting;
-use super::{Failure, Options};
+use super::{Failure, Options, Stop};
 use crate::compiler::{Compiler, CompilerOptions};
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,8 @@ use smalti_types::{BundleRef, Digest, FrameworkId, Reason, Role};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Seek};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -140,16 +141,16 @@ impl Bundles {
         (reference, fuel): (&BundleRef, bool),
         role: &Role,
         tenant: &FrameworkId,
-    ) -> Result<Arc<Bundle>, Failure> {
+    ) -> Result<Arc<Bundle>, Stop> {
         let key = (reference.digest, fuel);
         let (this, asks) = (self.clone(), role.clone());
-        let is_entitled = blocking(move || Ok(this.rights.recalls(key.0, &asks))).await?;
+        let is_entitled = blocking(move || Ok::<_, Stop>(this.rights.recalls(key.0, &asks))).await?;
         let shown = if is_entitled { None } else { Some(self.bring(reference, role, tenant).await?) };
         if let Some(bundle) = self.ready(key) {
             return Ok(bundle);
         }
         if let Some(failure) = self.refused.get(key, Instant::now()) {
-            return Err(failure);
+            return Err(failure.into());
         }
         let this = self.clone();
         let load = move |waiting: Waiting| {
@@ -174,26 +175,10 @@ impl Bundles {
     }
 
     /// The bundle's bytes, shown to be the role's to use.
-    async fn bring(self: &Arc<Self>, reference: &BundleRef, role: &Role, tenant: &FrameworkId) -> Result<Stored, Failure> {
+    async fn bring(self: &Arc<Self>, reference: &BundleRef, role: &Role, tenant: &FrameworkId) -> Result<Stored, Stop> {
         let (this, from, asks, asked) = (self.clone(), reference.clone(), role.clone(), tenant.clone());
         let fetch = move |waiting: Waiting| async move { this.fetch(from, asks, waiting, asked).await }.boxed();
         self.fetches.join((reference.clone(), role.clone()), tenant, fetch).await
-    }
-
-    /// Forgets warm bundles that no ticket and no task uses, so that the cache may remove their files.
-    pub(crate) fn release_idle(&self) {
-        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
-        warm.retain(|_, bundle| {
-            let idle = Arc::strong_count(bundle) == 1
-                && Arc::strong_count(&bundle.code) == 1
-                && bundle.assets.as_ref().is_none_or(|a| Arc::strong_count(a) == 1);
-            if idle {
-                for (path, _) in &bundle.pins {
-                    self.cache.touch(path, bundle.used.load(Ordering::Relaxed));
-                }
-            }
-            !idle
-        });
     }
 
     fn compiled_dir(&self, (digest, fuel): Key) -> PathBuf {
@@ -253,7 +238,7 @@ impl Bundles {
     }
 
     /// The bundle's bytes: on disk from before if that is the role's to use, or fetched now.
-    async fn fetch(self: Arc<Self>, reference: BundleRef, role: Role, waiting: Waiting, asked: FrameworkId) -> Result<Stored, Failure> {
+    async fn fetch(self: Arc<Self>, reference: BundleRef, role: Role, waiting: Waiting, asked: FrameworkId) -> Result<Stored, Stop> {
         let digest = reference.digest;
         let location = Location::parse(reference.uri.as_deref(), Some(digest)).map_err(|e| bundle_failure(&e.into()))?;
         let path = self.dirs.bundles.join(digest.to_hex());
@@ -263,7 +248,7 @@ impl Bundles {
         let is_entitled = self.rights.recalls(digest, &role)
             || (location == Location::Store(digest) && path.exists() && self.fetcher.sources.head(&role, &location).await.is_ok());
         let this = self.clone();
-        if is_entitled && let Some(stored) = blocking(move || Ok(this.stored(digest))).await? {
+        if is_entitled && let Some(stored) = blocking(move || Ok::<_, Stop>(this.stored(digest))).await? {
             self.grant(digest, role).await?;
             return Ok(stored);
         }
@@ -278,20 +263,23 @@ impl Bundles {
         });
         let keep = if alone.is_some() { Keep::Bundle } else { Keep::Nothing };
         let fetched = self.fetcher.fetch(&wanted.collect::<Vec<_>>(), keep, &turn.tenant(&asked)).await;
-        let Fetched { file, name, .. } = fetched.map_err(|e| bundle_failure(&e))?;
+        let Fetched { file, name, .. } = fetched.map_err(|e| match e {
+            Unfetched::Failed(error) => bundle_failure(&error).into(),
+            Unfetched::NoRoom(no_room) => Stop::NoRoom(no_room),
+        })?;
         let pin = file.persist(&path).map_err(|e| ours("move the bundle to", &path, e))?;
         if let Some(name) = &name {
             // Only a nicer args[0]; without it the digest stands in.
             let named = name_path(&path);
-            if fs::write(&named, name).is_ok() {
-                self.cache.add(&named, name.len() as u64);
+            if let Ok(_pin) = self.cache.reserve(&named, name.len() as u64) {
+                let _ = fs::write(&named, name);
             }
         }
         self.grant(digest, role).await?;
         Ok(Stored { path, name, _pin: pin })
     }
 
-    async fn grant(self: &Arc<Self>, digest: Digest, role: Role) -> Result<(), Failure> {
+    async fn grant(self: &Arc<Self>, digest: Digest, role: Role) -> Result<(), Stop> {
         let this = self.clone();
         blocking(move || {
             this.rights.grant(digest, &role, &this.cache);
@@ -329,20 +317,20 @@ impl Bundles {
         None
     }
 
-    async fn compile(self: Arc<Self>, key: Key, stored: Stored, waiting: Waiting) -> Result<Arc<Bundle>, Failure> {
+    async fn compile(self: Arc<Self>, key: Key, stored: Stored, waiting: Waiting) -> Result<Arc<Bundle>, Stop> {
         let mut turn = waiting.turn().await;
         let began = Instant::now();
         let mut compiler_us = None;
         let result = self.compile_now(key, &stored, &mut compiler_us).await;
         // Processor time where it is known: a tenant does not pay for waiting while others are busy.
         turn.charge(compiler_us.unwrap_or_else(|| micros(began)));
-        if let Err(failure) = &result {
+        if let Err(Stop::Failed(failure)) = &result {
             self.refused.keep(key, failure, Instant::now());
         }
         result
     }
 
-    async fn compile_now(self: &Arc<Self>, key: Key, stored: &Stored, compiler_us: &mut Option<u64>) -> Result<Arc<Bundle>, Failure> {
+    async fn compile_now(self: &Arc<Self>, key: Key, stored: &Stored, compiler_us: &mut Option<u64>) -> Result<Arc<Bundle>, Stop> {
         // Somebody may have been quicker between two flights.
         if let Some(bundle) = self.ready(key) {
             return Ok(bundle);
@@ -356,17 +344,16 @@ impl Bundles {
             Some((guest, name, _)) => (guest.clone(), name.clone()),
             None => (stored.path.clone(), stored.name.clone().unwrap_or_else(|| format!("{}.wasm", &key.0.to_hex()[..12]))),
         };
-        let work = tempfile::Builder::new()
-            .prefix(PARTIAL_PREFIX)
-            .tempdir_in(&self.dirs.compiled)
-            .map_err(|e| ours("make a directory in", &self.dirs.compiled, e))?;
-        let (compiled, used_us) = self.compiler.compile(&input, work.path(), key.1).await;
+        // Into memory: how much room the code needs on the disk is known when it is there.
+        let code = memory_file().map_err(|e| ours("make a file in memory for the code of", &input, e))?;
+        let output = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), code.as_raw_fd()));
+        let (compiled, used_us) = self.compiler.compile(&input, &output, key.1).await;
         *compiler_us = used_us;
         let compiled = compiled.map_err(|r| {
             let shown = if name.ends_with(".wasm") || name.ends_with(".wat") { format!("{name} ({})", key.0) } else { key.0.to_string() };
             Failure::new(r.reason, format!("the bundle {shown} cannot run: {}", r.message))
         })?;
-        let (inspection, archive) = (compiled.inspection, unpacked.is_some());
+        let (inspection, archive) = (compiled, unpacked.is_some());
         let meta = move |code| Meta {
             format: META_FORMAT,
             name,
@@ -376,29 +363,35 @@ impl Bundles {
             code,
         };
         let this = self.clone();
-        blocking(move || this.finish(key, work, &compiled.code, meta)).await
+        blocking(move || this.finish(key, &code, meta)).await
     }
 
     /// Describes the code, moves it into place and opens it.
-    fn finish(&self, key: Key, work: tempfile::TempDir, code: &Path, meta: impl FnOnce(Digest) -> Meta) -> Result<Arc<Bundle>, Failure> {
+    fn finish(&self, key: Key, mut code: &File, meta: impl FnOnce(Digest) -> Meta) -> Result<Arc<Bundle>, Stop> {
         let target = self.compiled_dir(key);
-        let written = || -> io::Result<u64> {
-            let meta = meta(hash(&File::open(code)?)?);
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(work.path().join("meta.json"))?;
-            serde_json::to_writer(&mut file, &meta)?;
+        let failed = |e: io::Error| ours("keep compiled code at", &target, e);
+        let meta = meta(hash(code).map_err(failed)?);
+        let length = code.metadata().map_err(failed)?.len();
+        // The directory and the description take a block each.
+        let work = Work::make(&self.cache, &self.dirs.compiled, length.saturating_add(3 * BLOCK))?;
+        let mut written = || -> io::Result<()> {
+            let create = |name| fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(work.path.join(name));
+            let mut file = create("code")?;
+            io::copy(&mut code, &mut file)?;
+            // What has its final name is whole, also after a crash of the machine.
             file.sync_data()?;
-            let _ = fs::remove_dir_all(&target);
-            fs::rename(work.path(), &target)?;
-            Ok(size_of(&target))
+            let mut file = create("meta.json")?;
+            serde_json::to_writer(&mut file, &meta)?;
+            file.sync_data()
         };
-        let size = written().map_err(|e| ours("keep compiled code at", &target, e))?;
-        let mut pins = vec![(target.clone(), self.cache.add(&target, size))];
+        written().map_err(failed)?;
+        let mut pins = vec![(target.clone(), work.keep(&target).map_err(failed)?)];
         let bundle = self.open(key, &target, &mut pins).map_err(|e| ours("open compiled code at", &target, e))?;
         Ok(self.keep(key, bundle))
     }
 
     /// Unpacks an archive, unless it is unpacked: the guest's path, its name, and a pin. `None` for plain guests.
-    fn unpack(&self, digest: Digest, bundle: &Path, wanted: &archive::Wanted) -> Result<Option<(PathBuf, String, Pin)>, Failure> {
+    fn unpack(&self, digest: Digest, bundle: &Path, wanted: &archive::Wanted) -> Result<Option<(PathBuf, String, Pin)>, Stop> {
         let packing = File::open(bundle).and_then(|mut f| archive::detect(&mut f)).map_err(|e| ours("read", bundle, e))?;
         let Some(packing) = packing else { return Ok(None) };
         let target = self.dirs.unpacked.join(digest.to_hex());
@@ -407,17 +400,75 @@ impl Bundles {
         {
             return Ok(Some((guest, name, pin)));
         }
-        let work = tempfile::Builder::new()
-            .prefix(PARTIAL_PREFIX)
-            .tempdir_in(&self.dirs.unpacked)
-            .map_err(|e| ours("make a directory in", &self.dirs.unpacked, e))?;
-        archive::unpack(bundle, packing, work.path(), wanted)?;
-        let _ = fs::remove_dir_all(&target);
-        fs::rename(work.path(), &target).map_err(|e| ours("move the archive's files to", &target, e))?;
-        let pin = self.cache.add(&target, size_of(&target));
+        let surveyed = archive::look_at(bundle, packing, wanted)?;
+        let work = Work::make(&self.cache, &self.dirs.unpacked, surveyed.room)?;
+        archive::unpack(bundle, surveyed, &work.path, wanted)?;
+        let pin = work.keep(&target).map_err(|e| ours("move the archive's files to", &target, e))?;
         let (guest, name) = find_guest(&target).ok_or_else(|| ours("find the guest in", &target, "it is gone"))?;
         Ok(Some((guest, name, pin)))
     }
+}
+
+/// A directory that is not finished, with the room it will take.
+struct Work {
+    cache: Arc<Cache>,
+    path: PathBuf,
+    pin: Option<Pin>,
+}
+
+impl Work {
+    fn make(cache: &Arc<Cache>, dir: &Path, room: u64) -> Result<Self, Stop> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let path = dir.join(format!("{PARTIAL_PREFIX}{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+        let work = Self { cache: cache.clone(), pin: Some(cache.reserve(&path, room)?), path };
+        fs::DirBuilder::new().mode(0o700).create(&work.path).map_err(|e| ours("make", &work.path, e))?;
+        Ok(work)
+    }
+
+    /// Moves it into place; what was not needed of its room goes back.
+    fn keep(mut self, target: &Path) -> io::Result<Pin> {
+        self.cache.settle(&self.path, size_of(&self.path));
+        let pin = self.cache.moved(&self.path, target)?;
+        self.pin = None;
+        Ok(pin)
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if self.pin.is_some() {
+            self.cache.discard(&self.path);
+        }
+    }
+}
+
+/// A file that takes no room on the disk.
+fn memory_file() -> io::Result<File> {
+    Ok(rustix::fs::memfd_create("code", rustix::fs::MemfdFlags::CLOEXEC)?.into())
+}
+
+impl Warm for Bundles {
+    fn idle(&self) -> Vec<Idle> {
+        let warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = |(key, bundle): (&Key, &Arc<Bundle>)| {
+            let paths = || bundle.pins.iter().map(|(path, _)| path.clone()).collect();
+            is_idle(bundle).then(|| Idle { used: bundle.used.load(Ordering::Relaxed), key: *key, paths: paths() })
+        };
+        warm.iter().filter_map(idle).collect()
+    }
+
+    fn release(&self, key: Key) -> bool {
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = warm.get(&key).is_some_and(is_idle);
+        idle && warm.remove(&key).is_some()
+    }
+}
+
+/// Whether no ticket and no task uses it.
+fn is_idle(bundle: &Arc<Bundle>) -> bool {
+    Arc::strong_count(bundle) == 1
+        && Arc::strong_count(&bundle.code) == 1
+        && bundle.assets.as_ref().is_none_or(|a| Arc::strong_count(a) == 1)
 }
 
 fn bundle_failure(error: &Failed) -> Failure {
@@ -476,9 +527,11 @@ fn hash(mut file: &File) -> io::Result<Digest> {
 }
 
 /// Runs what touches the disk off the event loop's threads.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+pub(crate) async fn blocking<T: Send + 'static, E: From<Failure> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(e) => Err(Failure::new(Reason::LaunchFailed, format!("preparation failed inside the agent: {e}"))),
+        Err(e) => Err(Failure::new(Reason::LaunchFailed, format!("preparation failed inside the agent: {e}")).into()),
     }
 }

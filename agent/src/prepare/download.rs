@@ -6,7 +6,7 @@
 //! file after it. How one place is read, and what is worth a retry, is `smalti-fetch`'s; never decides what a digest means.
 
 use super::Error;
-use super::cache::{Cache, Dirs, PARTIAL_PREFIX};
+use super::cache::{Cache, Dirs, NoRoom, PARTIAL_PREFIX};
 use super::meters::{Meter, Meters};
 use super::partial::Partial;
 use super::turns::Turns;
@@ -35,6 +35,17 @@ pub(crate) enum Keep {
     Nothing,
 }
 
+/// Why nothing came.
+#[derive(Debug)]
+pub(crate) enum Unfetched {
+    Failed(Failed),
+    /// Not now.
+    NoRoom(NoRoom),
+}
+
+/// Lengths that are remembered.
+const MOST_LENGTHS: usize = 65_536;
+
 /// Fetches.
 pub(crate) struct Fetcher {
     pub(crate) sources: Sources,
@@ -46,6 +57,8 @@ pub(crate) struct Fetcher {
     pub(crate) meters: Meters,
     /// Names what no other try may go on with.
     unpinned: AtomicU64,
+    /// Lengths of what was asked for before: room is taken before anybody is asked again.
+    lengths: Mutex<HashMap<Digest, u64>>,
     /// Partial files that are being written.
     files: Mutex<HashMap<PathBuf, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -61,6 +74,7 @@ impl Fetcher {
             chunks,
             meters: Meters::default(),
             unpinned: AtomicU64::new(0),
+            lengths: Mutex::default(),
             files: Mutex::default(),
         })
     }
@@ -69,24 +83,35 @@ impl Fetcher {
     ///
     /// They are the same object: `wanted` differ in their locations only. What one place began another goes on with, where a digest tells
     /// whether that fits.
-    pub(crate) async fn fetch(&self, wanted: &[Wanted], keep: Keep, tenant: &FrameworkId) -> Result<Fetched, Failed> {
-        let Some(first) = wanted.first() else { return Err(nowhere()) };
+    pub(crate) async fn fetch(&self, wanted: &[Wanted], keep: Keep, tenant: &FrameworkId) -> Result<Fetched, Unfetched> {
+        let Some(first) = wanted.first() else { return Err(Unfetched::Failed(nowhere())) };
         let meter = Arc::new(Meter::default());
         let _shown = self.meters.show(wanted.iter().map(|w| w.location.clone()), &meter);
         let path = self.dir.join(self.name(first, keep));
         let alone = self.alone(&path).await;
         let opened = Partial::open(path, alone, self.cache.clone(), (self.chunks.clone(), tenant.clone()), meter).await;
-        let mut file = opened.map_err(|e| Failed::disk(self.dir.display().to_string(), &e))?;
+        let mut file = opened.map_err(|e| Unfetched::Failed(Failed::disk(self.dir.display().to_string(), &e)))?;
+        // Before anybody is asked for it, who would then wait with it.
+        let length = first.length.or_else(|| self.lengths().get(&first.digest?).copied());
+        if let Some(length) = length.filter(|length| *length <= first.limit.0) {
+            file.reserve(length).await.map_err(Unfetched::NoRoom)?;
+        }
         let mut failures: Vec<Failed> = Vec::new();
         for wanted in wanted {
             file.comes_from(&wanted.location);
             match (Transfer { sources: &self.sources, wanted }).run(&mut file).await {
                 Ok(facts) => {
                     // Before the rename: after a crash of the machine a file under its final name must be whole.
-                    let length = file.close().await.map_err(|e| Failed::disk(file.path().display().to_string(), &e))?;
+                    let closed = file.close().await.map_err(|e| Failed::disk(file.path().display().to_string(), &e));
+                    let length = closed.map_err(Unfetched::Failed)?;
                     return Ok(Fetched { file, length, name: facts.name });
                 }
                 Err(failed) => {
+                    if let Some(no_room) = file.no_room() {
+                        let no_room = no_room.clone();
+                        self.remember(first.digest, file.total());
+                        return Err(Unfetched::NoRoom(no_room));
+                    }
                     let goes_on = may_be_elsewhere(&failed);
                     failures.push(failed);
                     if !goes_on {
@@ -98,7 +123,20 @@ impl Fetcher {
         if !failures.iter().any(is_of_use_later) {
             file.discard();
         }
-        Err(summary(failures))
+        Err(Unfetched::Failed(summary(failures)))
+    }
+
+    fn lengths(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, u64>> {
+        self.lengths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, digest: Option<Digest>, length: Option<u64>) {
+        let (Some(digest), Some(length)) = (digest, length) else { return };
+        let mut lengths = self.lengths();
+        if lengths.len() >= MOST_LENGTHS {
+            lengths.clear();
+        }
+        lengths.insert(digest, length);
     }
 
     /// Waits until nobody writes this file any more.
@@ -122,7 +160,8 @@ impl Fetcher {
         let (kind, digest, etag) = match keep {
             Keep::Bundle => ("b", wanted.digest, wanted.etag.as_ref()),
             Keep::Input => ("i", wanted.digest, wanted.etag.as_ref()),
-            Keep::Nothing => ("", None, None),
+            // Of a bundle, if no length says that it is an input.
+            Keep::Nothing => (if wanted.length.is_none() { "b" } else { "" }, None, None),
         };
         match (digest, etag) {
             (Some(digest), _) => format!("{kind}{}-{}", digest.to_hex(), &Digest::of(role.as_bytes()).to_hex()[..16]),
@@ -131,7 +170,7 @@ impl Fetcher {
                 format!("u{}", Digest::of(pinned.as_bytes()).to_hex())
             }
             // Nothing tells whether it is still the same.
-            (None, None) => format!("{PARTIAL_PREFIX}{}", self.unpinned.fetch_add(1, Ordering::Relaxed)),
+            (None, None) => format!("{PARTIAL_PREFIX}{kind}{}", self.unpinned.fetch_add(1, Ordering::Relaxed)),
         }
     }
 }

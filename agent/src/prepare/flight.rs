@@ -4,7 +4,7 @@
 //! it, and with it the transfer or the compiler process. A flight waits for its turn in the queue of every tenant that joined
 //! it, so nobody waits longer because somebody else asked first. Results are not kept here; caches are for that.
 
-use super::Failure;
+use super::Stop;
 use super::turns::{Claim, Turns, Waiting};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
@@ -14,7 +14,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What is done once.
-type Work<V> = BoxFuture<'static, Result<V, Failure>>;
+type Work<V> = BoxFuture<'static, Result<V, Stop>>;
 
 /// One piece of work under way. Await it; drop it to give up.
 pub(crate) type Flight<V> = Shared<Work<V>>;

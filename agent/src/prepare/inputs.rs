@@ -5,11 +5,11 @@
 
 use super::bundles::{blocking, room};
 use super::cache::{Cache, Dirs, Pin};
-use super::download::{Fetched, Fetcher, Keep, candidates};
+use super::download::{Fetched, Fetcher, Keep, Unfetched, candidates};
 use super::flight::Flights;
 use super::service::Shares;
 use super::turns::{Turns, Waiting};
-use super::{Failure, ReadyDir};
+use super::{Failure, ReadyDir, Stop};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use smalti_fetch::{Failed, Location, Wanted};
 pub(crate) use smalti_types::grants::ASSETS_PATH;
@@ -36,15 +36,40 @@ pub(crate) struct Fresh {
     pub(crate) file: Arc<File>,
     pub(crate) length: u64,
     path: PathBuf,
-    _kept: Kept,
+    pub(super) kept: Kept,
 }
 
-/// What keeps the file there while it is being linked.
+/// What keeps the file there, and in the cache's books, as long as a task uses it.
 #[derive(Debug, Clone)]
-enum Kept {
-    Cached(#[expect(dead_code, reason = "held, never read")] Pin),
-    /// Not pinned by anything: removed with the last user.
-    Once(#[expect(dead_code, reason = "held, never read")] Arc<tempfile::TempPath>),
+pub(super) struct Kept {
+    pin: Pin,
+    /// Nothing pins its content: of no use after its last user.
+    once: Option<Arc<Once>>,
+}
+
+impl Kept {
+    /// For as long as the task lives.
+    pub(super) fn into_parts(self) -> (Pin, Option<Arc<Once>>) {
+        (self.pin, self.once)
+    }
+}
+
+/// A file that is fetched anew for the next one.
+pub(super) struct Once {
+    cache: Arc<Cache>,
+    path: PathBuf,
+}
+
+impl std::fmt::Debug for Once {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Once").field(&self.path).finish()
+    }
+}
+
+impl Drop for Once {
+    fn drop(&mut self) {
+        self.cache.forsake(&self.path);
+    }
 }
 
 /// In which role an input is fetched, and on whose account.
@@ -59,6 +84,13 @@ pub(crate) struct Inputs {
     flights: Flights<String, Fresh>,
     /// For laying out.
     disk: Turns,
+}
+
+fn unfetched(error: Unfetched) -> Stop {
+    match error {
+        Unfetched::Failed(error) => failed(&error).into(),
+        Unfetched::NoRoom(no_room) => no_room.into(),
+    }
 }
 
 fn failed(error: &Failed) -> Failure {
@@ -79,7 +111,7 @@ impl Inputs {
     }
 
     /// Fetches an input, or finds what the same role fetched before.
-    pub(crate) async fn get(self: &Arc<Self>, input: &Input, (role, tenant): Whose<'_>) -> Result<Fresh, Failure> {
+    pub(crate) async fn get(self: &Arc<Self>, input: &Input, (role, tenant): Whose<'_>) -> Result<Fresh, Stop> {
         let location = Location::parse(input.uri.as_deref(), input.digest).map_err(|e| failed(&e.into()))?;
         let kept_under = key(input, &location, role);
         // Unpinned inputs share a flight too: those who ask at the same time may have the same bytes.
@@ -105,14 +137,14 @@ impl Inputs {
         key: Option<String>,
         waiting: Waiting,
         asked: FrameworkId,
-    ) -> Result<Fresh, Failure> {
+    ) -> Result<Fresh, Stop> {
         let path = key.map(|key| self.dir.join(key));
         if let Some(path) = &path
             && let Some(pin) = self.cache.pin(path)
         {
             match File::open(path).and_then(|f| f.metadata().map(|m| (f, m.len()))) {
                 Ok((file, found)) if found == length => {
-                    return Ok(Fresh { file: Arc::new(file), length, path: path.clone(), _kept: Kept::Cached(pin) });
+                    return Ok(Fresh { file: Arc::new(file), length, path: path.clone(), kept: Kept { pin, once: None } });
                 }
                 _ => self.cache.discard(path),
             }
@@ -120,29 +152,35 @@ impl Inputs {
         let turn = waiting.turn().await;
         let keep = if path.is_some() { Keep::Input } else { Keep::Nothing };
         let fetched = self.fetcher.fetch(&wanted, keep, &turn.tenant(&asked)).await;
-        let Fetched { file, length, .. } = fetched.map_err(|e| failed(&e))?;
+        let Fetched { file, length, .. } = fetched.map_err(unfetched)?;
         drop(turn);
         // Readable by the executor's user, who reaches it only through the directory that was opened for it.
         fs::set_permissions(file.path(), Permissions::from_mode(0o444)).map_err(|e| ours("open up", file.path(), e))?;
         let (path, keep) = match path {
             Some(path) => {
                 let pin = file.persist(&path).map_err(|e| ours("move an input to", &path, e))?;
-                (path, Kept::Cached(pin))
+                (path, Kept { pin, once: None })
             }
             None => {
-                let temp = file.release().map_err(|e| ours("take over an input in", &self.dir, e))?;
-                (temp.to_path_buf(), Kept::Once(Arc::new(temp)))
+                let left = file.leave().ok_or_else(|| ours("take over an input in", &self.dir, "it was given up"))?;
+                let once = Arc::new(Once { cache: self.cache.clone(), path: left.0.clone() });
+                (left.0, Kept { pin: left.1, once: Some(once) })
             }
         };
         let file = File::open(&path).map_err(|e| ours("open", &path, e))?;
-        Ok(Fresh { file: Arc::new(file), length, path, _kept: keep })
+        Ok(Fresh { file: Arc::new(file), length, path, kept: keep })
     }
 
     /// Fetches all inputs that are files of the guest and lays them out below `directory`, one directory per distinct
     /// parent of their guest paths.
-    pub(crate) async fn lay_out(self: &Arc<Self>, inputs: &[Input], directory: &Path, whose: Whose<'_>) -> Result<Vec<ReadyDir>, Failure> {
+    pub(crate) async fn lay_out(
+        self: &Arc<Self>,
+        inputs: &[Input],
+        directory: &Path,
+        whose: Whose<'_>,
+    ) -> Result<(Vec<ReadyDir>, Vec<Kept>), Stop> {
         if inputs.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
         let places = places(inputs)?;
         let fresh = futures::future::try_join_all(inputs.iter().map(|i| self.get(i, whose))).await?;
@@ -164,7 +202,7 @@ impl Inputs {
                 let opened = File::open(&dir).map_err(|e| ours("open", &dir, e))?;
                 dirs.push(ReadyDir { guest_path: parent, dir: Arc::new(opened), writable: false });
             }
-            Ok(dirs)
+            Ok((dirs, fresh.into_iter().map(|f| f.kept).collect()))
         })
         .await
     }
@@ -176,9 +214,9 @@ impl Inputs {
         inputs: &[Input],
         directory: &Path,
         whose: Whose<'_>,
-    ) -> Result<Option<Arc<File>>, Failure> {
+    ) -> Result<(Option<Arc<File>>, Vec<Kept>), Stop> {
         if inputs.is_empty() {
-            return Ok(None);
+            return Ok(Default::default());
         }
         let base = directory.join(SPLITS_DIR);
         let (dir, at) = (base.clone(), base.clone());
@@ -191,25 +229,28 @@ impl Inputs {
         // A few at a time: each holds a descriptor, and perhaps a connection, until it has its place.
         let wanted: Vec<(PathBuf, Input)> =
             inputs.iter().enumerate().map(|(n, input)| (at.join(format!("{n}{}", suffix(input))), input.clone())).collect();
-        futures::stream::iter(wanted.into_iter().map(|(at, input)| {
+        let kept = futures::stream::iter(wanted.into_iter().map(|(at, input)| {
             let this = self.clone();
             async move {
                 let got = this.get(&input, whose).await;
                 let _turn = this.disk.take(whose.1).await;
                 match got {
-                    Ok(fresh) => blocking(move || place(&fresh.path, &at)).await,
+                    Ok(fresh) => blocking(move || Ok::<_, Stop>(place(&fresh.path, &at).map(|()| Some(fresh.kept))?)).await,
                     // The items that read it fail, and no others.
-                    Err(failure) if failure.reason == Reason::InputFailed => blocking(move || explain(&failure, &at)).await,
-                    Err(failure) => Err(failure),
+                    Err(Stop::Failed(failure)) if failure.reason == Reason::InputFailed => {
+                        blocking(move || Ok::<_, Stop>(explain(&failure, &at).map(|()| None)?)).await
+                    }
+                    Err(stop) => Err(stop),
                 }
             }
         }))
         .buffer_unordered(SPLITS_AT_ONCE)
-        .try_collect::<()>()
+        .try_collect::<Vec<Option<Kept>>>()
         .await?;
         blocking(move || {
             fs::set_permissions(&base, Permissions::from_mode(0o755)).map_err(|e| ours("open up", &base, e))?;
-            File::open(&base).map(|dir| Some(Arc::new(dir))).map_err(|e| ours("open", &base, e))
+            let dir = File::open(&base).map_err(|e| ours("open", &base, e))?;
+            Ok((Some(Arc::new(dir)), kept.into_iter().flatten().collect()))
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! Makes ready what a task needs before it starts: its bundle fetched, verified and compiled, its inputs and its standard
 //! input in files, all of it as open descriptors that can be handed to an executor.
 //!
-//! Owns: `bundles/`, `compiled/`, `unpacked/`, `inputs/` and `partial/` below the data directory, with one budget over all of them.
+//! Owns: `bundles/`, `compiled/`, `unpacked/`, `inputs/` and `partial/` below the data directory, within their budgets at all times.
 //! One download per digest and one compilation per digest at a time, however many tickets wait; a ticket whose bundle is
 //! compiled already costs a map look-up. Whatever arrives is hostile until its digest is checked.
 //!
@@ -16,6 +16,7 @@ mod flight;
 mod inputs;
 mod meters;
 mod partial;
+mod queue;
 mod refused;
 mod rights;
 mod service;
@@ -24,6 +25,7 @@ mod stdin;
 mod tests;
 mod turns;
 
+pub use cache::{Budgets, Kind, Stock};
 pub use service::{Handle, Preparer};
 pub use smalti_agent_core::Failure;
 
@@ -36,11 +38,37 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Why a preparation does not go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// For good.
+    Failed(Failure),
+    /// All that it holds is to be given up until there is room.
+    NoRoom(cache::NoRoom),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<cache::NoRoom> for Stop {
+    fn from(no_room: cache::NoRoom) -> Self {
+        Self::NoRoom(no_room)
+    }
+}
+
 /// What preparation puts into a task's directory, which is of no use after the task.
 pub(crate) const LAID_OUT: [&str; 3] = [inputs::INPUTS_DIR, inputs::SPLITS_DIR, stdin::STDIN_FILE];
 
 /// Compiler processes at a time on the smallest nodes: one for somebody else.
 pub(crate) const LEAST_COMPILERS: usize = 2;
+
+/// What an earlier life's caches take of the disk.
+pub(crate) fn cached(data_dir: &std::path::Path) -> Bytes {
+    Bytes(cache::Dirs::below(data_dir).all().iter().map(|dir| cache::size_of(dir)).sum())
+}
 
 /// How bundles and inputs are prepared. [`Options::new`] gives the defaults.
 #[derive(Clone)]
@@ -53,8 +81,10 @@ pub struct Options {
     pub fetch: smalti_fetch::Setup,
     /// Bundles that tasks of an earlier life still run: their files stay until [`Handle::release`].
     pub in_use: BTreeSet<Digest>,
-    /// Most bytes that all caches take together. What is in use is never removed, so they may exceed it for a while.
-    pub cache_budget: Bytes,
+    /// Most bytes that the caches take. What is in use is never removed: a task that does not fit beside it waits.
+    pub budgets: Budgets,
+    /// How long it waits.
+    pub room_timeout: Duration,
     /// Largest bundle, as it is fetched.
     pub max_bundle: Bytes,
     /// Largest input.
@@ -87,7 +117,8 @@ impl Options {
             compile_command,
             fetch: smalti_fetch::Setup::new(master),
             in_use: BTreeSet::new(),
-            cache_budget: Bytes::gib(10),
+            budgets: Budgets::shared(Bytes::gib(10)),
+            room_timeout: Duration::from_secs(300),
             max_bundle: Bytes::mib(512),
             max_input: Bytes::gib(64),
             compile_timeout: 5 * crate::compiler::MAX_PROCESSOR_TIME,
@@ -197,6 +228,9 @@ pub struct Ready {
     pub stdin: Option<ReadyStdin>,
     /// A directory with one file per entry of [`Request::split_inputs`], named by its index; `None` when there are no entries.
     pub split_inputs: Option<Arc<File>>,
+    /// What the caches keep for it. The last one: by then all files above are closed.
+    #[expect(dead_code, reason = "held, never read")]
+    pub(crate) held: Arc<cache::Held>,
 }
 
 /// One directory that the guest sees.

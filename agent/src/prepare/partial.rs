@@ -2,10 +2,11 @@
 //!
 //! Owns `partial/`: each file has a note beside it that says from where it comes and which version it is of. It is an entry of the cache like
 //! others: pinned while it grows, and removed when the room is needed. One at a time writes it, until its last write has really ended: a
-//! transfer that is given up leaves nothing behind that could still write into the next one's bytes. Deliberately absent: whether a part still fits; a tag or the digest of
+//! transfer that is given up leaves nothing behind that could still write into the next one's bytes. Nothing is written before its room is
+//! in the cache's books. Deliberately absent: whether a part still fits; a tag or the digest of
 //! the whole says so.
 
-use super::cache::{Cache, Pin};
+use super::cache::{BLOCK, Cache, NoRoom, Pin};
 use super::meters::Meter;
 use super::turns::Turns;
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use tokio::task::spawn_blocking;
 const TURN: u64 = 8 << 20;
 /// Bytes read at a time.
 const BUFFER: usize = 256 << 10;
-/// How much of a file whose length nobody says is entered into the cache's books at a time.
+/// How much room is taken at a time for a file whose length nobody says, a quarter of what there is at least: it must fit into small caches too.
 const STEP: u64 = 8 << 20;
 
 /// Beside the file.
@@ -55,6 +56,8 @@ pub(crate) struct Partial {
     cache: Arc<Cache>,
     pin: Option<Pin>,
     booked: u64,
+    /// Why it cannot grow now.
+    no_room: Option<NoRoom>,
     turns: (Turns, FrameworkId),
     meter: Arc<Meter>,
 }
@@ -78,9 +81,9 @@ impl Partial {
             Err(_) => None,
         };
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(note.is_none()).mode(0o600).open(&path)?;
-        let pin = Some(cache.add(&path, 0));
+        let pin = Some(cache.reserve(&path, 0).map_err(io::Error::other)?);
         let (note, open) = (note.unwrap_or_default(), Some(Open { file, hasher: blake3::Hasher::new(), _alone: alone }));
-        let mut partial = Self { path, open, bytes: 0, note, cache, pin, booked: 0, turns, meter };
+        let mut partial = Self { path, open, bytes: 0, note, cache, pin, booked: 0, no_room: None, turns, meter };
         partial.take_up().await?;
         Ok(partial)
     }
@@ -123,7 +126,7 @@ impl Partial {
         if self.bytes > 0 {
             tracing::debug!(path = %self.path.display(), bytes = self.bytes, "going on with what an earlier transfer left");
         }
-        self.book(self.bytes);
+        self.booked = self.bytes;
         self.tell();
         Ok(())
     }
@@ -134,6 +137,11 @@ impl Partial {
         if self.note.place != place {
             self.note = Note { place, ..Note::default() };
         }
+    }
+
+    /// How long it will be, as far as that is known.
+    pub(crate) fn total(&self) -> Option<u64> {
+        self.note.total
     }
 
     /// Where it is.
@@ -149,18 +157,54 @@ impl Partial {
 
     /// Moves it into place and enters it there.
     pub(crate) fn persist(mut self, target: &Path) -> io::Result<Pin> {
-        let pin = self.cache.moved(&self.path, target, self.bytes)?;
+        self.cache.settle(&self.path, self.bytes);
+        let pin = self.cache.moved(&self.path, target)?;
         self.pin = None;
         self.cache.discard(&note_path(&self.path));
         Ok(pin)
     }
 
-    /// Takes it out of the cache's books: it belongs to whoever has its path now.
-    pub(crate) fn release(mut self) -> io::Result<tempfile::TempPath> {
-        self.cache.forget(&self.path);
+    /// Leaves it where it is, for who has the pin.
+    pub(crate) fn leave(mut self) -> Option<(PathBuf, Pin)> {
+        self.cache.settle(&self.path, self.bytes);
         self.cache.discard(&note_path(&self.path));
-        self.pin = None;
-        tempfile::TempPath::try_from_path(&self.path)
+        Some((self.path.clone(), self.pin.take()?))
+    }
+
+    /// Why it could not grow.
+    pub(crate) fn no_room(&self) -> Option<&NoRoom> {
+        self.no_room.as_ref()
+    }
+
+    /// Takes room for so many bytes in all.
+    pub(crate) async fn reserve(&mut self, bytes: u64) -> Result<(), NoRoom> {
+        if bytes <= self.booked {
+            return Ok(());
+        }
+        let (cache, path) = (self.cache.clone(), self.path.clone());
+        let reserved = match spawn_blocking(move || cache.reserve(&path, bytes)).await {
+            Ok(reserved) => reserved,
+            // Only at the agent's end.
+            Err(_) => self.cache.reserve(&self.path, bytes),
+        };
+        match reserved {
+            Ok(_) => self.booked = bytes,
+            Err(no_room) => {
+                self.no_room = Some(no_room.clone());
+                return Err(no_room);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes room for bytes of which nobody says how many they are.
+    async fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        let step = STEP.min(self.cache.smallest_budget() / 4);
+        match self.reserve(bytes.saturating_add(step)).await {
+            Ok(()) => Ok(()),
+            Err(_) => self.reserve(bytes).await.map_err(|e| io::Error::new(io::ErrorKind::StorageFull, e)),
+        }
+        .inspect(|()| self.no_room = None)
     }
 
     /// Nobody will go on with it.
@@ -168,12 +212,6 @@ impl Partial {
         self.pin = None;
         self.cache.discard(&self.path);
         self.cache.discard(&note_path(&self.path));
-    }
-
-    /// Enters so many bytes into the cache's books.
-    fn book(&mut self, bytes: u64) {
-        self.booked = bytes;
-        self.pin = Some(self.cache.add(&self.path, bytes));
     }
 
     fn tell(&self) {
@@ -189,8 +227,8 @@ impl Drop for Partial {
             if self.bytes == 0 {
                 self.cache.discard(&self.path);
                 self.cache.discard(&note_path(&self.path));
-            } else {
-                drop(self.cache.add(&self.path, self.bytes));
+            } else if self.open.is_some() {
+                self.cache.settle(&self.path, self.bytes);
             }
         }
     }
@@ -203,14 +241,14 @@ impl Sink for Partial {
 
     async fn note(&mut self, facts: &Facts) -> io::Result<()> {
         self.note = Note { place: std::mem::take(&mut self.note.place), etag: facts.etag.clone(), total: facts.total };
+        match facts.total {
+            Some(total) => self.reserve(total).await.map_err(|e| io::Error::new(io::ErrorKind::StorageFull, e))?,
+            None => self.grow(self.bytes).await?,
+        }
         let (path, text) = (note_path(&self.path), serde_json::to_vec(&self.note)?);
-        tokio::fs::write(&path, &text).await?;
-        drop(self.cache.add(&path, text.len() as u64));
-        // Room is made before the bytes come.
-        self.book(facts.total.unwrap_or(self.bytes).max(self.bytes));
-        let cache = self.cache.clone();
-        if cache.is_over() {
-            let _ = tokio::task::spawn_blocking(move || cache.evict()).await;
+        // Without it, the next try begins anew.
+        if let Ok(_pin) = self.cache.reserve(&path, BLOCK) {
+            tokio::fs::write(&path, &text).await?;
         }
         self.tell();
         Ok(())
@@ -220,15 +258,15 @@ impl Sink for Partial {
         let mut turn = self.turns.0.take(&self.turns.1).await;
         let length = bytes.len() as u64;
         turn.charge(length);
+        if self.bytes + length > self.booked {
+            self.grow(self.bytes + length).await?;
+        }
         self.with(move |open| {
             open.hasher.update(&bytes);
             open.file.write_all(&bytes)
         })
         .await?;
         self.bytes += length;
-        if self.bytes > self.booked {
-            self.book(self.bytes + STEP);
-        }
         self.tell();
         Ok(())
     }

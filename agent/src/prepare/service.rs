@@ -3,21 +3,22 @@
 //! A ticket that needs nothing but a warm bundle is answered inside [`Handle::prepare`], without a task and without the disk.
 
 use super::background::Background;
-use super::bundles::{Bundle, Bundles, blocking};
-use super::cache::{Cache, Dirs, Pin};
+use super::bundles::{Bundle, Bundles};
+use super::cache::{Cache, Dirs, Held, Kind, NoRoom, Pin, Stock, Warm};
 use super::download::Fetcher;
-use super::inputs::{ASSETS_PATH, Inputs};
+use super::inputs::{ASSETS_PATH, Inputs, Kept};
+use super::queue::{Needs, Queue};
 use super::stdin::OutputReader;
 use super::turns::{Places, Turns};
-use super::{Error, Failure, Options, Prepared, Ready, ReadyDir, Request};
+use super::{Error, Failure, Options, Prepared, Ready, ReadyDir, Request, Stop};
 use futures::FutureExt;
 use smalti_fetch::Location;
-use smalti_types::{Digest, FrameworkId, Reason, Stdin, TaskSpec};
+use smalti_types::{Bytes, Digest, FrameworkId, Reason, Stdin, TaskSpec};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -62,6 +63,8 @@ impl Shares {
     }
 }
 
+/// How often those who wait for room are looked after, if nobody says that there is some.
+const LOOKS_EVERY: Duration = Duration::from_millis(250);
 /// How often people are told how far a transfer is.
 const TOLD_EVERY: Duration = Duration::from_millis(500);
 /// Places of one ticket that are looked at for that.
@@ -89,6 +92,8 @@ struct Service {
     results: mpsc::Sender<Prepared>,
     tickets: Mutex<Tickets>,
     told: Mutex<Told>,
+    queue: Queue,
+    room_timeout: Duration,
     max_tickets: (usize, usize),
     background: Background,
 }
@@ -99,6 +104,8 @@ struct Tickets {
     tasks: HashMap<u64, (FrameworkId, AbortHandle)>,
     /// What they may be waiting for.
     places: HashMap<u64, Vec<Location>>,
+    /// Those that wait for room, and why.
+    no_room: HashMap<u64, NoRoom>,
     by_tenant: HashMap<FrameworkId, usize>,
 }
 
@@ -106,6 +113,7 @@ impl Tickets {
     fn remove(&mut self, ticket: u64) -> Option<AbortHandle> {
         let (tenant, task) = self.tasks.remove(&ticket)?;
         self.places.remove(&ticket);
+        self.no_room.remove(&ticket);
         if let Some(n) = self.by_tenant.get_mut(&tenant) {
             *n -= 1;
             if *n == 0 {
@@ -119,6 +127,13 @@ impl Tickets {
         self.places.insert(ticket, places);
         *self.by_tenant.entry(tenant.clone()).or_default() += 1;
         self.tasks.insert(ticket, (tenant, task));
+    }
+
+    /// It waits for room.
+    fn note(&mut self, ticket: u64, why: &NoRoom) {
+        if self.tasks.contains_key(&ticket) {
+            self.no_room.insert(ticket, why.clone());
+        }
     }
 
     /// Whether one more may be taken.
@@ -159,7 +174,7 @@ impl Preparer {
             // Compiled code is loaded only from where nobody else can write.
             fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed("close"))?;
         }
-        let opened = Cache::open(&dirs, options.cache_budget.0);
+        let opened = Cache::open(&dirs, options.budgets);
         let cache = Arc::new(opened.map_err(|source| Error::Directory { operation: "read", path: options.data_dir.clone(), source })?);
         let pin = |digest: &Digest| Some((*digest, cache.pin(&dirs.unpacked.join(digest.to_hex()))?));
         let earlier = options.in_use.iter().filter_map(pin).collect();
@@ -167,8 +182,11 @@ impl Preparer {
         let shares = Shares::new(&options);
         let fetcher = Arc::new(Fetcher::new(options.fetch.clone(), &dirs, cache.clone(), shares.chunks.clone())?);
         let (results, receiver) = mpsc::channel(RESULTS);
-        let service = Service {
-            bundles: Arc::new(Bundles::new(&options, &dirs, fetcher.clone(), cache.clone(), &shares)),
+        let bundles = Arc::new(Bundles::new(&options, &dirs, fetcher.clone(), cache.clone(), &shares));
+        let warm: Weak<dyn Warm> = Arc::<Bundles>::downgrade(&bundles);
+        cache.set_warm(warm);
+        let service = Arc::new(Service {
+            bundles,
             inputs: Arc::new(Inputs::new(&dirs, options.max_input, fetcher.clone(), cache.clone(), &shares)),
             fetcher,
             outputs: OutputReader {
@@ -178,6 +196,8 @@ impl Preparer {
                 limit: options.max_input,
                 transfers: shares.transfers.clone(),
             },
+            queue: Queue::new(cache.freed()),
+            room_timeout: options.room_timeout,
             cache,
             earlier: Mutex::new(earlier),
             results,
@@ -185,8 +205,9 @@ impl Preparer {
             told: Mutex::default(),
             max_tickets: options.max_tickets,
             background: Background::start(options.compile_parallel, options.groups.clone()).map_err(Error::Threads)?,
-        };
-        Ok((Handle(Arc::new(service)), receiver))
+        });
+        service.background.handle().spawn(give_out(Arc::downgrade(&service), service.cache.freed()));
+        Ok((Handle(service), receiver))
     }
 }
 
@@ -207,7 +228,7 @@ impl Handle {
             };
         }
         let places = places(&request);
-        self.spawn(request.ticket, request.framework.clone(), places, move |service| async move { service.run(request).await })
+        self.spawn(request.ticket, request.framework.clone(), places, move |service| async move { service.through(request).await })
     }
 
     /// Of the bundles that tasks of an earlier life ran, only these are still in use.
@@ -223,18 +244,37 @@ impl Handle {
         }
     }
 
+    /// Bytes on the disk now.
+    #[cfg(test)]
+    pub(crate) fn on_disk(&self) -> u64 {
+        self.0.cache.on_disk()
+    }
+
+    /// Keeps the budgets.
+    #[cfg(test)]
+    pub(crate) fn evict(&self) {
+        self.0.cache.evict();
+    }
+
+    /// What the caches have.
+    pub fn stock(&self) -> Vec<Stock> {
+        self.0.cache.stock()
+    }
+
     /// How far the transfers of tickets are, where that is news: ticket, thousandths, words.
     pub fn progress(&self) -> Vec<(u64, u16, String)> {
         let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if self.0.fetcher.meters.is_empty() || told.at.is_some_and(|at| now.saturating_duration_since(at) < TOLD_EVERY) {
+        let nothing = self.0.fetcher.meters.is_empty() && self.0.tickets().no_room.is_empty();
+        if nothing || told.at.is_some_and(|at| now.saturating_duration_since(at) < TOLD_EVERY) {
             return Vec::new();
         }
         told.at = Some(now);
         let tickets = self.0.tickets();
         told.words.retain(|ticket, _| tickets.tasks.contains_key(ticket));
         let read = |(ticket, places): (&u64, &Vec<Location>)| {
-            let (permille, words) = self.0.fetcher.meters.read(places)?;
+            let waits = tickets.no_room.get(ticket).map(|why| (0, format!("waiting for room in this agent's caches: {why}")));
+            let (permille, words) = waits.or_else(|| self.0.fetcher.meters.read(places))?;
             Some((*ticket, permille, words))
         };
         let mut news: Vec<_> = tickets.places.iter().filter_map(read).collect();
@@ -261,7 +301,6 @@ impl Handle {
                 return; // cancelled
             }
             place.send(Prepared { ticket, result });
-            service.tidy().await;
         });
         tickets.insert(ticket, tenant, task.abort_handle(), places);
         Ok(())
@@ -280,36 +319,108 @@ impl Service {
         if !plain {
             return None;
         }
-        Some(ready(&*self.bundles.warm(spec.bundle.digest, request.fuel, &request.role)?, spec))
+        let bundle = self.bundles.warm(spec.bundle.digest, request.fuel, &request.role)?;
+        Some(self.ready(&bundle, spec, Vec::new()))
     }
 
-    async fn run(&self, request: Request) -> Result<Ready, Failure> {
-        let Request { framework, role, spec, split_inputs, directory, fuel, .. } = &request;
+    /// Prepares, and comes back as often as there is no room.
+    async fn through(&self, request: Request) -> Result<Ready, Failure> {
+        let (number, began, mut needs, mut alone) = (self.queue.number(), Instant::now(), None, 0);
+        let too_late = |why: &NoRoom| {
+            Failure::new(Reason::LaunchFailed, format!("this agent's caches have had no room for {} s: {why}", self.room_timeout.as_secs()))
+        };
+        let mut why: Option<NoRoom> = None;
+        loop {
+            let left = self.room_timeout.saturating_sub(began.elapsed());
+            let place = self.queue.wait(number, needs, |needs| self.could_have(needs));
+            let place = match &why {
+                None => place.await.ok(),
+                Some(why) => tokio::time::timeout(left, place).await.map_err(|_| too_late(why))?.ok(),
+            };
+            let Some(place) = place else { continue };
+            let no_room = match self.run(&request).await {
+                Ok(ready) => {
+                    place.got_through();
+                    return Ok(ready);
+                }
+                Err(Stop::Failed(failure)) => return Err(failure),
+                Err(Stop::NoRoom(no_room)) => no_room,
+            };
+            // By now everything that it held is given up.
+            let (could_have, budget) = (self.cache.could_have(no_room.kind), self.cache.budget(no_room.kind));
+            alone = if place.found_none() && could_have == budget { alone + 1 } else { 0 };
+            if no_room.wanted > budget || alone == 2 {
+                return Err(too_much(&no_room));
+            }
+            if left.is_zero() {
+                return Err(too_late(&no_room));
+            }
+            tracing::debug!(ticket = request.ticket, %no_room, "waits for room");
+            // What it held itself comes on top of what was missing; nobody can have more than all.
+            let held = could_have.saturating_sub(budget.saturating_sub(no_room.in_use));
+            needs = Some(Needs { kind: no_room.kind, bytes: no_room.wanted.saturating_add(held).min(budget) });
+            self.tickets().note(request.ticket, &no_room);
+            why = Some(no_room);
+        }
+    }
+
+    fn could_have(&self, needs: Needs) -> bool {
+        self.cache.could_have(needs.kind) >= needs.bytes
+    }
+
+    async fn run(&self, request: &Request) -> Result<Ready, Stop> {
+        let Request { framework, role, spec, split_inputs, directory, fuel, .. } = request;
         let whose = (role, framework);
         let bundle = self.bundles.get((&spec.bundle, *fuel), role, framework);
         let inputs = self.inputs.lay_out(&spec.inputs, directory, whose);
         let splits = self.inputs.lay_out_splits(split_inputs, directory, whose);
         let stdin = self.outputs.prepare(&spec.stdin, whose, directory, &self.inputs);
-        let (bundle, dirs, splits, stdin) = tokio::try_join!(bundle, inputs, splits, stdin)?;
-        let mut ready = ready(&bundle, spec);
+        let (bundle, (dirs, mut kept), (splits, of_splits), (stdin, of_stdin)) = tokio::try_join!(bundle, inputs, splits, stdin)?;
+        kept.extend(of_splits);
+        kept.extend(of_stdin);
+        let mut ready = self.ready(&bundle, spec, kept);
         ready.dirs.extend(dirs);
         ready.stdin = stdin;
         ready.split_inputs = splits;
         Ok(ready)
     }
 
-    /// Keeps the budget, after what was just added.
-    async fn tidy(&self) {
-        if self.cache.is_over() {
-            self.bundles.release_idle();
-            let cache = self.cache.clone();
-            let _ = blocking(move || {
-                cache.evict();
-                Ok(())
-            })
-            .await;
+    /// What the bundle alone gives, with what is kept for the task beside it.
+    fn ready(&self, bundle: &Arc<Bundle>, spec: &TaskSpec, kept: Vec<Kept>) -> Ready {
+        let mut others: Vec<Arc<dyn std::fmt::Debug + Send + Sync>> = vec![bundle.clone()];
+        let mut pins = Vec::with_capacity(kept.len());
+        for kept in kept {
+            let (pin, once) = kept.into_parts();
+            pins.push(pin);
+            others.extend(once.map(|once| once as Arc<dyn std::fmt::Debug + Send + Sync>));
+        }
+        ready(bundle, spec, Arc::new(self.cache.hold(pins, others)))
+    }
+}
+
+/// Who waits for room goes on when something may be free: when somebody has ended, and now and then, since the links of a task's inputs go
+/// without a word.
+async fn give_out(service: Weak<Service>, freed: Arc<tokio::sync::Notify>) {
+    loop {
+        let _ = tokio::time::timeout(LOOKS_EVERY, freed.notified()).await;
+        let Some(service) = service.upgrade() else { return };
+        if service.queue.is_waited_for() {
+            let could_have = Kind::ALL.map(|kind| service.cache.could_have(kind));
+            service.queue.give_out(|needs| could_have[needs.kind as usize] >= needs.bytes);
         }
     }
+}
+
+/// It would not fit if nothing else was there.
+fn too_much(no_room: &NoRoom) -> Failure {
+    let kind = no_room.kind.name();
+    let text = format!(
+        "it does not fit into this agent's caches, even if nothing else is in them: {} more of {kind} are needed beside what it has, the budget is \
+         {}. Raise --cache-budget or --{kind}-budget of the agent, or use less",
+        Bytes(no_room.wanted),
+        Bytes(no_room.budget)
+    );
+    Failure::new(Reason::LaunchFailed, text)
 }
 
 /// Where what a ticket needs comes from, as far as people are told.
@@ -322,7 +433,7 @@ fn places(request: &Request) -> Vec<Location> {
 }
 
 /// What the bundle alone gives.
-fn ready(bundle: &Bundle, spec: &TaskSpec) -> Ready {
+fn ready(bundle: &Bundle, spec: &TaskSpec, held: Arc<Held>) -> Ready {
     let own_name = || Location::parse(spec.bundle.uri.as_deref(), Some(spec.bundle.digest)).ok().and_then(|l| l.file_name());
     let name = if bundle.assets.is_some() { None } else { own_name() };
     let dirs = bundle.assets.iter().map(|dir| ReadyDir { guest_path: ASSETS_PATH.into(), dir: dir.clone(), writable: false });
@@ -336,5 +447,6 @@ fn ready(bundle: &Bundle, spec: &TaskSpec) -> Ready {
         dirs: dirs.collect(),
         stdin: None,
         split_inputs: None,
+        held,
     }
 }

@@ -1,8 +1,8 @@
 //! A task's standard input as a part of a file: one object, or the outputs of earlier array items merged in item order.
 
-use super::inputs::{Inputs, Whose};
+use super::inputs::{Inputs, Kept, Whose};
 use super::turns::Turns;
-use super::{Failure, ReadyStdin};
+use super::{Failure, ReadyStdin, Stop};
 use futures::StreamExt;
 use smalti_proto::client::outputs::{OutputsError, merged_outputs};
 use smalti_proto::v1::OutputStream;
@@ -42,16 +42,16 @@ impl OutputReader {
         whose: Whose<'_>,
         directory: &Path,
         inputs: &Arc<Inputs>,
-    ) -> Result<Option<ReadyStdin>, Failure> {
+    ) -> Result<(Option<ReadyStdin>, Option<Kept>), Stop> {
         match stdin {
-            Stdin::Empty | Stdin::Split => Ok(None),
+            Stdin::Empty | Stdin::Split => Ok((None, None)),
             Stdin::Object(input) => {
                 let fresh = inputs.get(input, whose).await?;
-                Ok(Some(ReadyStdin { file: fresh.file, offset: 0, length: fresh.length }))
+                Ok((Some(ReadyStdin { file: fresh.file, offset: 0, length: fresh.length }), Some(fresh.kept)))
             }
             Stdin::Outputs(sources) => {
                 let _turn = self.transfers.take(whose.1).await;
-                self.merge(whose.1, sources, directory).await.map(Some)
+                Ok((Some(self.merge(whose.1, sources, directory).await?), None))
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod fair;
 mod fetching;
+mod room;
 
 use super::archive::tests::tar;
 use super::*;
@@ -28,6 +29,8 @@ enum Answer {
     HalfThenStalls(Vec<u8>),
     /// Sends a byte, then nothing, until the client leaves; says so.
     Stalls(mpsc::UnboundedSender<&'static str>),
+    /// Sends for ever, and says nothing of a length.
+    Endless(mpsc::UnboundedSender<&'static str>),
     /// Answers when told.
     Gated(Vec<u8>, Arc<Notify>),
 }
@@ -91,6 +94,10 @@ async fn serve(State(origin): State<Shared>, request: HttpRequest) -> Response {
                 std::future::pending().await
             }));
             Body::from_stream(never).into_response()
+        }
+        Some(Answer::Endless(tell)) => {
+            let _ = tell.send("asked");
+            Body::from_stream(futures::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![5_u8; 16 << 10]))).into_response()
         }
         Some(Answer::Gated(bytes, gate)) => {
             gate.notified().await;
@@ -273,18 +280,13 @@ async fn what_tasks_of_an_earlier_life_see_stays_until_they_have_ended() {
     let mut bed = Bed::new().await;
     let bundle = bed.store(&tar(&[("main.wasm", &wasm()), ("data.txt", b"words")]));
     bed.answer(bed.request(1, bundle.clone())).await.unwrap();
-    bed.options.cache_budget = Bytes(1);
+    bed.options.budgets = Budgets::shared(Bytes(1));
     bed.options.in_use = BTreeSet::from([bundle.digest]);
     (bed.handle, bed.results) = Preparer::start(bed.options.clone()).unwrap();
     assert_eq!((bed.count("bundles"), bed.count("compiled"), bed.count("unpacked")), (0, 0, 1), "what is open or linked may go");
     bed.handle.release(&BTreeSet::new());
-    let other = bed.store(&wasm());
-    bed.answer(bed.request(2, other)).await.unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while bed.count("unpacked") > 0 {
-        assert!(std::time::Instant::now() < deadline, "nobody uses it any more");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    bed.handle.evict();
+    assert_eq!(bed.count("unpacked"), 0, "nobody uses it any more");
 }
 
 #[tokio::test]
@@ -536,17 +538,17 @@ async fn an_object_of_a_map_that_cannot_be_had_leaves_word_for_its_items() {
 
 #[tokio::test]
 async fn the_budget_is_kept_and_what_is_in_use_stays() {
-    let mut bed = Bed::with(|o| o.cache_budget = Bytes(1)).await;
+    let mut bed = Bed::with(|o| o.budgets = Budgets::shared(Bytes(150 << 10))).await;
     let archive = |n: u8| tar(&[("main.wasm", &wasm()), ("n", &[n])]);
     let first = bed.store(&archive(1));
     let in_use = bed.answer(bed.request(1, first)).await.unwrap();
     let second = bed.store(&archive(2));
     drop(bed.answer(bed.request(2, second.clone())).await.unwrap());
-    // A third ticket's end is when the second's files must be gone.
-    let third = bed.store(&archive(3));
-    drop(bed.answer(bed.request(3, third)).await.unwrap());
+    let mut n = 3;
     while bed.data.path().join("unpacked").join(second.digest.to_hex()).exists() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        let next = bed.store(&archive(n));
+        drop(bed.answer(bed.request(n.into(), next)).await.unwrap());
+        n += 1;
     }
     assert_eq!(read(&in_use.dirs[0], "n"), "\u{1}");
 }

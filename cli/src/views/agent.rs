@@ -31,8 +31,39 @@ pub(crate) struct AgentView {
     /// Since when the master has not heard of it; null while it is connected.
     pub(crate) away_since: Option<String>,
     pub(crate) boot_id: String,
+    /// What its caches hold, by kind: bundles, compiled, inputs.
+    pub(crate) caches: BTreeMap<String, CacheView>,
+    /// Its disk is too full for more tasks.
+    pub(crate) disk_full: bool,
     /// What the master and the agent count: frames of each kind, items.
     pub(crate) counters: BTreeMap<String, u64>,
+}
+
+/// What one kind takes of an agent's disk.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct CacheView {
+    pub(crate) bytes: u64,
+    /// At most.
+    pub(crate) budget: u64,
+    /// Files and directories.
+    pub(crate) entries: u64,
+}
+
+/// Takes what agents count of their caches out of their counters: `cache_KIND_FIGURE`.
+fn caches(counters: &mut BTreeMap<String, u64>) -> BTreeMap<String, CacheView> {
+    let mut caches: BTreeMap<String, CacheView> = BTreeMap::new();
+    counters.retain(|name, n| {
+        let Some((kind, figure)) = name.strip_prefix("cache_").and_then(|rest| rest.rsplit_once('_')) else { return true };
+        let place = |cache: &mut CacheView| match figure {
+            "bytes" => cache.bytes = *n,
+            "budget" => cache.budget = *n,
+            "entries" => cache.entries = *n,
+            _ => {}
+        };
+        place(caches.entry(kind.to_owned()).or_default());
+        false
+    });
+    caches
 }
 
 /// What one framework has lost on an agent.
@@ -98,6 +129,8 @@ impl From<v1::ExecutorReport> for ExecutorView {
 impl From<v1::AgentStatus> for AgentView {
     fn from(status: v1::AgentStatus) -> Self {
         let info = status.info.unwrap_or_default();
+        let mut counters: BTreeMap<String, u64> = status.counters.into_iter().collect();
+        let caches = caches(&mut counters);
         Self {
             id: info.id,
             hostname: info.hostname,
@@ -116,7 +149,9 @@ impl From<v1::AgentStatus> for AgentView {
             registered_at: rfc3339(status.registered_us),
             away_since: status.away_since_us.and_then(rfc3339),
             boot_id: info.boot_id,
-            counters: status.counters.into_iter().collect(),
+            caches,
+            disk_full: counters.remove("disk_full").is_some_and(|n| n > 0),
+            counters,
         }
     }
 }
@@ -124,6 +159,15 @@ impl From<v1::AgentStatus> for AgentView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn caches_are_shown_by_kind() {
+        let counters = [("cache_bundles_bytes", 5), ("cache_bundles_budget", 9), ("cache_inputs_entries", 2), ("disk_full", 1), ("x", 3)];
+        let status = v1::AgentStatus { counters: counters.map(|(k, n)| (k.to_owned(), n)).into(), ..Default::default() };
+        let view = AgentView::from(status);
+        assert_eq!((view.caches["bundles"].bytes, view.caches["bundles"].budget, view.caches["inputs"].entries), (5, 9, 2));
+        assert!(view.disk_full && view.counters.len() == 1);
+    }
 
     #[test]
     fn the_promised_keys_are_there() {
