@@ -42,7 +42,7 @@ enum Verb {
     TestV2(test_v2::Options),
     /// Measures, each figure beside its floor
     Bench {
-        /// Arguments for the bench program: see `cargo xtask bench --help-bench`
+        /// Arguments for the bench program: names of groups, --quick, --json FILE, --plots DIR
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

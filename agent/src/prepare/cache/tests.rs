@@ -1,3 +1,5 @@
+//! The cache by itself: budgets, pins, what goes first, what an earlier life left. Owns nothing that outlives a test.
+
 use super::*;
 use proptest::prelude::*;
 
