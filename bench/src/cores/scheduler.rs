@@ -35,7 +35,15 @@ impl World {
 
     fn submit(&mut self, work: Work) -> Result<()> {
         let Admission::New(id) = self.core.admit("", 0xabcd) else { anyhow::bail!("the job is not admitted") };
-        let spec = JobSpec { id, request: String::new(), name: "job".into(), role: Role::default(), policy: Policy::default(), work };
+        let spec = JobSpec {
+            id,
+            request: String::new(),
+            name: "job".into(),
+            role: Role::default(),
+            policy: Policy::default(),
+            output_store: None,
+            work,
+        };
         self.play(Event::Submit(Arc::new(spec)))?;
         let offer = self.offer()?;
         self.play(offer)?;
