@@ -79,6 +79,7 @@ pub(crate) async fn one_task(jobs: &mut Jobs, digest: &str, n: usize, isolation:
         role: "default".into(),
         kind: Some(v1::submit_request::Kind::Single(single)),
         request_id: String::new(),
+        output_store: None,
     };
     let start = Instant::now();
     let job = jobs.submit(request).await?.into_inner().job;
