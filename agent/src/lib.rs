@@ -121,16 +121,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     prepare_options.compile_uid = compiler_user.as_ref().map(|user| user.number);
     let (preparer, prepared) = Preparer::start(prepare_options)?;
 
-    let info = AgentInfo {
-        id: id.clone(),
-        hostname: options.hostname.clone().unwrap_or_else(detect::hostname),
-        total: detected.total.clone(),
-        overhead: detected.overhead.clone(),
-        attributes: detect::attributes(&options.attributes),
-        isolation,
-        boot_id: detect::boot_id(),
-        incarnation: incarnation(),
-    };
+    let info = describe(&options, &id, &detected, isolation);
     tracing::info!(agent = %id, total = %info.total, overhead = %info.overhead, data_dir = %data_dir.display(), "starting");
 
     let mut services = options.protect.clone();
@@ -177,6 +168,20 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     }
     drop(identity);
     result
+}
+
+/// What the master is told about this agent.
+fn describe(options: &Options, id: &AgentId, detected: &detect::Detected, isolation: BTreeMap<String, String>) -> AgentInfo {
+    AgentInfo {
+        id: id.clone(),
+        hostname: options.hostname.clone().unwrap_or_else(detect::hostname),
+        total: detected.total.clone(),
+        overhead: detected.overhead.clone(),
+        attributes: detect::attributes(&options.attributes),
+        isolation,
+        boot_id: detect::boot_id(),
+        incarnation: incarnation(),
+    }
 }
 
 /// Runs link and loop until the agent is to stop or one of them cannot go on. Gives whether executors go on, and how it went.

@@ -168,6 +168,9 @@ struct Entry {
     pins: Weak<Alive>,
 }
 
+/// What may go: when it was used, the warm code that holds it, its files.
+type Candidate = (u64, Option<(Digest, bool)>, Vec<PathBuf>);
+
 #[derive(Default)]
 struct Inner {
     entries: HashMap<PathBuf, Entry>,
@@ -413,8 +416,7 @@ impl Cache {
             return Ok(());
         }
         let free = inner.entries.iter().filter(|(_, e)| e.pins.strong_count() == 0);
-        let mut oldest: Vec<(u64, Option<(Digest, bool)>, Vec<PathBuf>)> =
-            free.map(|(path, e)| (e.used, None, vec![path.clone()])).collect();
+        let mut oldest: Vec<Candidate> = free.map(|(path, e)| (e.used, None, vec![path.clone()])).collect();
         oldest.extend(self.idle().into_iter().map(|i| (i.used, Some(i.key), i.paths)));
         oldest.sort_unstable();
         for (_, key, paths) in oldest {

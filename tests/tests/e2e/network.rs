@@ -178,7 +178,9 @@ fn a_taken_port_fails_the_launch_and_is_named() -> Result {
         let job = c.ok(&["submit", "--ports", "1", &bundle, "--", "0"])?.trim().to_owned();
         eventually("the reason names the port", || {
             let said = c.smalti(&["explain", &job])?.stdout;
-            Ok(said.contains("in use") && said.contains(&format!("port {first}")) && said.contains("; attempt "))
+            // Which of them is tried first depends on what the others were told meanwhile.
+            let names_one = (first..first + 4).any(|port| said.contains(&format!("port {port}")));
+            Ok(said.contains("in use") && names_one && said.contains("; attempt "))
         })?;
         jobs.push(job);
     }

@@ -392,7 +392,7 @@ fn an_exclusive_array_and_a_launch_without_room_are_refused() {
     w.ended(1, "b");
     let update = w.update();
     assert_eq!((update.state, update.reason), (TaskState::Dropped, Reason::LaunchFailed));
-    assert!(update.message.contains("no room"), "{}", update.message);
+    assert!(update.message.contains("takes no tasks until there is room"), "{}", update.message);
     w.event(Event::Room(true));
     w.event(launch(1, "c"));
     assert!(matches!(w.next(), Message::Prepare { .. }));
