@@ -82,13 +82,8 @@ fn start(args: &Supervisor, inherited: Option<OwnedFd>) -> Result<(Launched, Pid
     let (from_us, to_init) = std::io::pipe().map_err(step("making a pipe"))?;
     let (from_init, to_us) = std::io::pipe().map_err(step("making a pipe"))?;
     // The descriptor that stands for the uid stays open in it, unused, under the number that its command line says.
-    let descriptors: fork::Descriptors = [from_us.into(), to_us.into(), stderr.into()]
-        .into_iter()
-        .chain(inherited.map(|fd| {
-            for_init.keep_fd = Some(3);
-            fd
-        }))
-        .collect();
+    for_init.keep_fd = inherited.is_some().then_some(3);
+    let descriptors: fork::Descriptors = [from_us.into(), to_us.into(), stderr.into()].into_iter().chain(inherited).collect();
     let child = fork::fork(&for_init.for_init(), descriptors, || super::report_end(init::run(&for_init)))
         .map_err(step("starting the supervisor"))?;
     attend(child, &for_init, (from_init, to_init), &stderr_path, &mut warnings)?;
