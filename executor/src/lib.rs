@@ -64,6 +64,8 @@ pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     match args.first().and_then(|verb| verb.to_str()) {
         Some("forge") => supervise::main(&args),
+        Some("init") => supervise::init(args),
+        Some("work") => worker::main(args),
         Some("floor") => floor::main(args),
         other => {
             eprintln!("smalti-executor: {other:?} is not a role; an agent starts this program as `forge`");

@@ -2,7 +2,7 @@
 //!
 //! `forge` is started by the agent, once, and copies itself for each executor. Such a copy is `launch`: it makes the namespaces and
 //! starts `init` in them; `init` is the worker's parent, survives the agent, and records how the worker ended. All of them are copies
-//! of the forge's process ([`fork`]), so that no program is started for an executor. Neither knows what a worker does, and neither
+//! of the forge's process ([`fork`]), so that no program is started for an executor, but where its agent has no privilege. Neither knows what a worker does, and neither
 //! touches a cgroup: only the agent writes those.
 
 mod args;
@@ -40,6 +40,12 @@ fn step<E: Into<std::io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> E
 #[must_use]
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
     report_end(forge::run(args))
+}
+
+/// Runs `smalti-executor init …`, where a copy of its parent would not do; `args` begin with that verb.
+#[must_use]
+pub(crate) fn init(args: Vec<OsString>) -> ExitCode {
+    report_end(args::Supervisor::parse(args).and_then(|parsed| init::run(&parsed)))
 }
 
 /// A role's last words.

@@ -6,6 +6,7 @@
 //! Single-threaded, with the agent's own rights; executors have no descriptor of it.
 
 use super::args::{Supervisor, Verb};
+use super::fork::Image;
 use super::{Error, fork, launch, step};
 use crate::prepared;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -93,7 +94,7 @@ fn launcher(packet: &[u8], fds: Vec<OwnedFd>, namespaces: bool) -> Result<Pid, E
     }
     let mut descriptors = fds;
     descriptors.push(std::io::stderr().as_fd().try_clone_to_owned().map_err(step("passing stderr on"))?);
-    fork::fork(&arguments, descriptors, || {
+    fork::fork(&arguments, descriptors, Image::Copied, || {
         // As this process was when it began.
         let _ = SigSet::all().thread_unblock();
         super::report_end(launch::run(&parsed))

@@ -9,6 +9,7 @@ use nix::unistd::{ForkResult, Pid};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -22,12 +23,29 @@ const PANICKED: i32 = 101;
 /// What a copy has open: these become 0, 1, 2, and so on. Nothing else stays open in it.
 pub(super) type Descriptors = Vec<OwnedFd>;
 
+/// Whether a copy goes on as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Image {
+    /// It does.
+    Copied,
+    /// It runs this program anew. The kernel lets only those look at a process who may at where its memory was made: an agent without
+    /// privilege may look into the user namespaces that it made, and this puts the memory there.
+    Anew,
+}
+
+impl Image {
+    /// For what is started in a user namespace that nobody with privilege made.
+    pub(super) const fn of(self_mapped: bool) -> Self {
+        if self_mapped { Self::Anew } else { Self::Copied }
+    }
+}
+
 /// Starts a copy of this process, which must have one thread, that has `descriptors`, is called `smalti-executor` with these
-/// `arguments`, does `body` and ends. Returns in the parent only.
+/// `arguments`, does `body` (or what its arguments say, if it runs the program anew) and ends. Returns in the parent only.
 ///
 /// # Errors
 /// When the kernel does not make the process.
-pub(super) fn fork(arguments: &[OsString], descriptors: Descriptors, body: impl FnOnce() -> ExitCode) -> io::Result<Pid> {
+pub(super) fn fork(arguments: &[OsString], descriptors: Descriptors, image: Image, body: impl FnOnce() -> ExitCode) -> io::Result<Pid> {
     #[expect(unsafe_code, reason = "there is no safe fork")]
     // SAFETY: this process has one thread, so the copy is in no state that it could not go on from.
     let forked = unsafe { nix::unistd::fork() }?;
@@ -39,6 +57,11 @@ pub(super) fn fork(arguments: &[OsString], descriptors: Descriptors, body: impl 
             }
             // Their numbers are others' now.
             mem::forget(descriptors);
+            if image == Image::Anew {
+                let e = run_anew(arguments);
+                eprintln!("smalti-executor: running this program anew: {e}");
+                return false;
+            }
             set_title(arguments);
             body() == ExitCode::SUCCESS
         }));
@@ -46,6 +69,12 @@ pub(super) fn fork(arguments: &[OsString], descriptors: Descriptors, body: impl 
         process::exit(code.map_or(PANICKED, |well| i32::from(!well)));
     };
     Ok(child)
+}
+
+/// Returns only when it could not be done. By its real path, so that `ps` shows its name.
+fn run_anew(arguments: &[OsString]) -> io::Error {
+    let path = std::env::current_exe().ok().filter(|p| p.exists()).unwrap_or_else(|| "/proc/self/exe".into());
+    std::process::Command::new(path).arg0("smalti-executor").args(arguments).env_clear().exec()
 }
 
 /// Gives the descriptors their numbers and closes everything else.

@@ -7,6 +7,7 @@
 //! SIGINT and SIGTERM are blocked (the agent says Shutdown through the socket, or kills the whole namespace through this process).
 
 use super::args::Supervisor;
+use super::fork::Image;
 use super::launch::{LISTENING, MAPPED, UNMAPPED, WARNING};
 use super::{Error, fork, step};
 use crate::confine::namespaces::Left;
@@ -147,7 +148,7 @@ fn start_worker(args: &Supervisor, listener: UnixListener, line: OwnedFd) -> Res
         }
         worker::main(arguments.clone())
     };
-    fork::fork(&arguments, descriptors, body).map_err(step("starting the worker"))
+    fork::fork(&arguments, descriptors, Image::of(args.self_mapped), body).map_err(step("starting the worker"))
 }
 
 /// Another descriptor of what the launcher passed on.

@@ -8,6 +8,7 @@
 //! stays until the executor has ended.
 
 use super::args::Supervisor;
+use super::fork::Image;
 use super::{Error, fork, init, step};
 use crate::broker;
 use crate::confine::{identity, namespaces, open_wall};
@@ -84,7 +85,7 @@ fn start(args: &Supervisor, inherited: Option<OwnedFd>) -> Result<(Launched, Pid
     // The descriptor that stands for the uid stays open in it, unused, under the number that its command line says.
     for_init.keep_fd = inherited.is_some().then_some(3);
     let descriptors: fork::Descriptors = [from_us.into(), to_us.into(), stderr.into()].into_iter().chain(inherited).collect();
-    let child = fork::fork(&for_init.for_init(), descriptors, || super::report_end(init::run(&for_init)))
+    let child = fork::fork(&for_init.for_init(), descriptors, Image::of(for_init.self_mapped), || super::report_end(init::run(&for_init)))
         .map_err(step("starting the supervisor"))?;
     attend(child, &for_init, (from_init, to_init), &stderr_path, &mut warnings)?;
     Ok((Launched::Started { pid: child.as_raw(), pid_namespace: way != Way::NotAtAll, warnings }, child))
