@@ -63,7 +63,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let setup = Setup { kernel, first: &first, root: &root, accelerator: Accelerator::Emulation };
         let accelerator = *accelerator.get_or_insert_with(|| choose(setup, &cache));
         let log = cache.join(format!("{}.log", kernel.series.name()));
-        let outcomes = machine::run(Setup { accelerator, ..setup }, &log)?;
+        let run = || machine::run(Setup { accelerator, ..setup }, &log);
+        let outcomes = run().or_else(|e| {
+            // Kernels have been seen to fail at their start under emulation. One that fails because of a test does so again.
+            if !e.to_string().contains("Kernel panic") {
+                return Err(e);
+            }
+            println!("{}: the kernel panicked; it is started once more. {e:#}", kernel.series.name());
+            run()
+        })?;
         let passed: u32 = outcomes.iter().map(|o| o.passed).sum();
         if passed == 0 {
             bad.push(format!("{}: no test ran", kernel.series.name()));
