@@ -8,9 +8,11 @@
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::geteuid;
+use smalti_executor_protocol::supervision::SOCKET_NAME;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Its name in the data directory.
@@ -123,6 +125,12 @@ fn make_own(dir: &Path) -> io::Result<()> {
     Err(io::Error::other("it is there and is no directory of this user alone"))
 }
 
+/// Whether an executor listens in one of the homes: its agent may live where this one cannot see its data directory.
+fn is_inhabited(target: &Path) -> bool {
+    let sockets = fs::read_dir(target).into_iter().flatten().flatten().map(|home| home.path().join(SOCKET_NAME));
+    sockets.into_iter().any(|socket| UnixStream::connect(socket).is_ok())
+}
+
 /// Removes homes of agents whose data directories are gone, or lead elsewhere by now.
 fn sweep(base: &Path) {
     if make_own(base).is_err() {
@@ -131,7 +139,7 @@ fn sweep(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let Some(target) = entry.path().to_str().and_then(|p| p.strip_suffix(BACK)).map(PathBuf::from) else { continue };
         let Ok(data_dir) = fs::read_link(entry.path()) else { continue };
-        if fs::read_link(data_dir.join(NAME)).ok().as_ref() != Some(&target) {
+        if fs::read_link(data_dir.join(NAME)).ok().as_ref() != Some(&target) && !is_inhabited(&target) {
             let _ = fs::remove_dir_all(&target);
             let _ = fs::remove_file(entry.path());
         }
