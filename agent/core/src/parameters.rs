@@ -57,10 +57,10 @@ impl ProcessPolicy {
     }
 }
 
-/// Starting executors may take a quarter of what tasks have, and on the smallest nodes a tenth of a core. What one takes itself is about
-/// half of what it costs the machine: the agent and the kernel have their part.
+/// Starting executors may take a tenth of what tasks have, and on the smallest nodes a tenth of a core. What one takes itself is about
+/// a third of what it costs the machine: the forge, the agent and the kernel have their part.
 const fn start_cpus(cpus: MilliCpus) -> MilliCpus {
-    let part = cpus.0 / 4;
+    let part = cpus.0 / 10;
     MilliCpus(if part > LEAST_START_CPUS { part } else { LEAST_START_CPUS })
 }
 
