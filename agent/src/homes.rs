@@ -28,18 +28,17 @@ pub(crate) fn open(data_dir: &Path) -> PathBuf {
     for base in &bases {
         sweep(base);
     }
-    match fs::read_link(&path) {
+    if let Some(target) = target(data_dir, &bases) {
         // After a boot it leads nowhere.
-        Ok(target) if bases.iter().any(|base| target.parent() == Some(base)) => {
-            if let Err(e) = make_target(&target, data_dir) {
-                tracing::warn!("{}: {e}; homes of executors lie in the data directory instead", target.display());
-                let _ = fs::remove_file(&path);
-            }
-            return path;
+        if let Err(e) = make_target(&target, data_dir) {
+            tracing::warn!("{}: {e}; homes of executors lie in the data directory instead", target.display());
+            let _ = fs::remove_file(&path);
         }
+        return path;
+    }
+    if path.is_symlink() {
         // Somebody else's, perhaps an operator's.
-        Ok(_) => return path,
-        Err(_) => {}
+        return path;
     }
     // Executors of an earlier version may live there. An empty one goes.
     if fs::remove_dir(&path).is_err() && path.exists() {
@@ -56,22 +55,25 @@ pub(crate) fn open(data_dir: &Path) -> PathBuf {
 
 /// Removes what [`open`] made for this data directory, unless there is a home in it still.
 pub fn close(data_dir: &Path) {
-    let path = data_dir.join(NAME);
-    let Ok(target) = fs::read_link(&path) else { return };
-    if bases().iter().any(|base| target.parent() == Some(base)) && (fs::remove_dir(&target).is_ok() || !target.exists()) {
+    let Some(target) = target(data_dir, &bases()) else { return };
+    if fs::remove_dir(&target).is_ok() || !target.exists() {
         let _ = fs::remove_file(back(&target));
-        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(data_dir.join(NAME));
     }
 }
 
 /// As [`close`], with whatever is in there: nothing of the agent lives any more.
 pub fn remove(data_dir: &Path) {
-    if let Ok(target) = fs::read_link(data_dir.join(NAME))
-        && bases().iter().any(|base| target.parent() == Some(base))
-    {
+    if let Some(target) = target(data_dir, &bases()) {
         let _ = fs::remove_dir_all(&target);
         close(data_dir);
     }
+}
+
+/// Where the link in a data directory leads, if that is a place of ours.
+fn target(data_dir: &Path, bases: &[PathBuf]) -> Option<PathBuf> {
+    let target = fs::read_link(data_dir.join(NAME)).ok()?;
+    bases.iter().any(|base| target.parent() == Some(base)).then_some(target)
 }
 
 /// File systems in memory that this user may have directories in.

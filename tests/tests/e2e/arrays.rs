@@ -6,7 +6,7 @@ use smalti_tests::Cluster;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Counts words in the plainest way, as the reduce prints them.
-fn expected_counts(text: &str) -> String {
+pub(crate) fn expected_counts(text: &str) -> String {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     text.split_whitespace().for_each(|w| *counts.entry(w).or_default() += 1);
     let mut sorted: Vec<_> = counts.into_iter().collect();

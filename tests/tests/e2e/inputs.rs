@@ -1,23 +1,14 @@
 //! Inputs from where a cluster fetches them: prefixes, patterns, splits, compressed objects, and objects that change.
 
+use crate::arrays::expected_counts;
 use crate::s3::S3;
 use crate::{Result, guest};
 use anyhow::Context;
 use smalti_tests::{AgentConfig, Cluster, Config};
-use std::collections::BTreeMap;
 use std::io::Write;
 
 fn with(s3: &S3, agents: usize) -> Result<Cluster> {
     Cluster::start(Config { agents: vec![AgentConfig::default(); agents], env: s3.env(), ..Config::default() })
-}
-
-/// Counts words in the plainest way, as the reduce prints them.
-fn expected_counts(text: &str) -> String {
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
-    text.split_whitespace().for_each(|w| *counts.entry(w).or_default() += 1);
-    let mut sorted: Vec<_> = counts.into_iter().collect();
-    sorted.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
-    sorted.iter().map(|(w, n)| format!("{w}\t{n}\n")).collect()
 }
 
 fn wordcount(c: &Cluster, input: &str, further: &[&str]) -> Result<smalti_tests::Finished> {
