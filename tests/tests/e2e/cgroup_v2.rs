@@ -117,8 +117,8 @@ fn every_limit_is_in_the_kernels_files() -> Result {
     let agent_group = service.group.join(format!("smalti-{}", agent_id(&c)?));
     assert_eq!(
         text(&agent_group, "cpu.max")?,
-        "125000 100000",
-        "all executors together: what the agent advertises, and a quarter for starts"
+        "110000 100000",
+        "all executors together: what the agent advertises, and a tenth for starts"
     );
     let (job, executor) = spinning(&c, &agent_group, "0.3")?;
     assert_eq!(text(&executor, "cgroup.type")?, "domain threaded");
