@@ -8,8 +8,10 @@ use crate::v1;
 pub const PROTOCOL: u32 = 1;
 /// The oldest protocol this build understands (N−1; there is no version before the first).
 pub const OLDEST: u32 = 1;
-/// Optional parts of the protocol that this build understands. Empty: nothing is optional yet.
-pub const FEATURES: &[&str] = &[];
+/// Agents tell what their caches hold, and ask where to fetch from.
+pub const HOLDINGS: &str = "holdings";
+/// Optional parts of the protocol that this build understands.
+pub const FEATURES: &[&str] = &[HOLDINGS];
 
 /// What this build says of itself in Register and Subscribe.
 #[must_use]

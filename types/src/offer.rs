@@ -1,6 +1,7 @@
 //! Offers: what the master holds out to a framework, and what the framework answers.
 
 use crate::attributes::Attributes;
+use crate::holdings::HoldingKey;
 use crate::id::{AgentId, FrameworkId, OfferId, Role};
 use crate::resources::Resources;
 use crate::task::{Launch, LaunchArray};
@@ -24,6 +25,9 @@ pub struct Offer {
     pub resources: Resources,
     /// The agent's attributes.
     pub attributes: Attributes,
+    /// Which bundles and inputs of this role are on the agent already.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holdings: Vec<HoldingKey>,
 }
 
 /// What to do with accepted resources.

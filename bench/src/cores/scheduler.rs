@@ -66,6 +66,7 @@ impl World {
             hostname: "a".into(),
             resources: Resources::new(MilliCpus(2_000), Bytes::gib(2)),
             attributes: Attributes::default(),
+            holdings: Vec::new(),
         }])))
     }
 

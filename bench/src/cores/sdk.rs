@@ -36,6 +36,7 @@ pub(super) fn task(rounds: u64) -> Result<u64> {
             hostname: "a".into(),
             resources: resources.clone(),
             attributes: Attributes::default(),
+            holdings: Vec::new(),
         };
         let _ = client.step(now, Event::FromMaster(FrameworkEvent::Offers(vec![offer])));
         let key = TaskKey { framework: framework.clone(), task: TaskId::new(format!("t{n}"))?, attempt: 0 };

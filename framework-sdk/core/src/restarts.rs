@@ -99,6 +99,7 @@ impl World {
             hostname: "h".into(),
             resources: Resources::new(MilliCpus(100), Bytes::mib(16)),
             attributes: Attributes::default(),
+            holdings: Vec::new(),
         };
         let offers = vec![offer.id];
         self.step(Event::FromMaster(FrameworkEvent::Offers(vec![offer])), None);

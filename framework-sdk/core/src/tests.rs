@@ -108,6 +108,7 @@ impl Bench {
             hostname: "h".into(),
             resources: resources(),
             attributes: Attributes::default(),
+            holdings: Vec::new(),
         }]));
         id
     }

@@ -88,5 +88,6 @@ pub(crate) fn offer(number: u64) -> Offer {
         hostname: "h".into(),
         resources: Resources::new(MilliCpus(1000), Bytes::gib(1)),
         attributes: Attributes::default(),
+        holdings: Vec::new(),
     }
 }

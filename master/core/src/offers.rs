@@ -43,6 +43,7 @@ impl Master {
             hostname: agent.info.hostname.clone(),
             resources: resources.clone(),
             attributes: agent.info.attributes.clone(),
+            holdings: Vec::new(),
         };
         self.shares.add(fx, Column::Offered, &resources);
         let expires = now.after(self.config.offer_timeout);

@@ -1,5 +1,6 @@
 //! What frameworks and agents say about themselves, and offers.
 
+use super::holdings::keys;
 use super::{ConvertError, MAX_LABEL_LEN, Result, at, duration};
 use crate::v1;
 use smalti_types::{AgentInfo, Attributes, DurationMs, FrameworkInfo, Offer, Role};
@@ -74,6 +75,7 @@ impl TryFrom<v1::Offer> for Offer {
             hostname: at("Offer", "hostname").text(m.hostname, MAX_LABEL_LEN)?,
             resources: at("Offer", "resources").get(m.resources)?,
             attributes: Attributes(at("Offer", "attributes").labels(m.attributes)?),
+            holdings: keys(m.holdings, "Offer", "holdings")?,
         })
     }
 }
@@ -88,6 +90,7 @@ impl From<Offer> for v1::Offer {
             hostname: o.hostname,
             resources: Some(o.resources.into()),
             attributes: o.attributes.0.into_iter().collect(),
+            holdings: o.holdings.into_iter().map(|key| key.0).collect(),
         }
     }
 }

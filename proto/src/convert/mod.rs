@@ -7,6 +7,7 @@
 
 mod agent;
 mod framework;
+mod holdings;
 mod ids;
 mod info;
 mod resources;
@@ -16,6 +17,7 @@ pub(crate) mod strategies;
 mod task;
 
 pub use framework::HEARTBEAT_INTERVAL_MS;
+pub use holdings::peer_address;
 pub use info::DEFAULT_FAILOVER_TIMEOUT;
 
 use smalti_types::id::IdError;

@@ -7,9 +7,9 @@ use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent, Registra
 use smalti_types::task::OutputSource;
 use smalti_types::{
     AgentId, AgentInfo, ArrayDelta, ArrayTemplate, Attributes, BootTime, BundleRef, Bytes, Digest, DurationMs, Endpoint, FailedItem,
-    Filters, FrameworkId, FrameworkInfo, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch, LaunchArray, Limits, MasterEpoch,
-    MilliCpus, MilliUnits, Offer, OfferId, Operation, Packing, PortRange, PortSet, Reason, Resources, Role, Split, StatusUpdate, Stdin,
-    TaskId, TaskKey, TaskSpec, TaskState, Time, UpdateKey, Usage,
+    Filters, FrameworkId, FrameworkInfo, HoldingKey, HoldingsChange, HoldingsNews, Input, Isolation, ItemBatch, ItemRange, ItemSet, Launch,
+    LaunchArray, Limits, MasterEpoch, MilliCpus, MilliUnits, Offer, OfferId, Operation, Packing, PortRange, PortSet, Reason, Resources,
+    Role, Split, StatusUpdate, Stdin, TaskId, TaskKey, TaskSpec, TaskState, Time, UpdateKey, Usage,
 };
 
 fn id_text() -> impl Strategy<Value = String> {
@@ -250,8 +250,8 @@ pub(crate) fn agent_info() -> impl Strategy<Value = AgentInfo> {
 }
 
 pub(super) fn offer() -> impl Strategy<Value = Offer> {
-    (offer_id(), framework(), role(), agent(), text(), resources(), btree_map(text(), text(), 0..3)).prop_map(
-        |(id, framework, role, agent, hostname, resources, attributes)| Offer {
+    (offer_id(), framework(), role(), agent(), text(), resources(), btree_map(text(), text(), 0..3), holding_keys()).prop_map(
+        |(id, framework, role, agent, hostname, resources, attributes, holdings)| Offer {
             id,
             framework,
             role,
@@ -259,8 +259,19 @@ pub(super) fn offer() -> impl Strategy<Value = Offer> {
             hostname,
             resources,
             attributes: Attributes(attributes),
+            holdings,
         },
     )
+}
+
+fn holding_keys() -> impl Strategy<Value = Vec<HoldingKey>> {
+    vec(any::<u64>().prop_map(HoldingKey), 0..4)
+}
+
+pub(super) fn holdings_news() -> impl Strategy<Value = HoldingsNews> {
+    let change = (holding_keys(), holding_keys()).prop_map(|(added, removed)| HoldingsChange { added, removed });
+    let address = option::of((1..=u16::MAX).prop_map(|port| (std::net::Ipv4Addr::LOCALHOST, port).into()));
+    (any::<bool>(), address, btree_map(role(), change, 0..3)).prop_map(|(all, address, changes)| HoldingsNews { all, address, changes })
 }
 
 pub(super) fn registration() -> impl Strategy<Value = Registration> {

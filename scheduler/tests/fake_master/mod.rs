@@ -166,6 +166,7 @@ impl Session {
             hostname: "host".into(),
             resources: resources(milli),
             attributes: Attributes::default(),
+            holdings: Vec::new(),
         };
         self.say(FrameworkEvent::Offers(vec![offer])).await;
     }

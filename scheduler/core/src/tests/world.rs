@@ -14,6 +14,7 @@ pub(super) struct Agent {
     pub(super) id: AgentId,
     pub(super) free: Resources,
     pub(super) attributes: Attributes,
+    pub(super) holdings: Vec<HoldingKey>,
     /// Microseconds per item.
     pub(super) item_us: u64,
     /// From launch until it runs.
@@ -111,6 +112,7 @@ impl World {
             id: AgentId::new(format!("a{i}")).unwrap(),
             free: Resources { ports: "31000-31009".parse().unwrap(), ..cpus(*milli) },
             attributes: format!("zone=z{i}").parse().unwrap(),
+            holdings: Vec::new(),
             item_us: *item_us,
             start_us: 20_000,
             alive: true,
@@ -262,6 +264,7 @@ impl World {
                 hostname: "host".into(),
                 resources,
                 attributes: agent.attributes.clone(),
+                holdings: agent.holdings.clone(),
             });
         }
         if !offers.is_empty() {
