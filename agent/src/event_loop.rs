@@ -7,6 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::disk::Lent;
 use crate::executor_reports::Reporter;
 use crate::executors::Executors;
+use crate::holdings::Teller;
 use crate::launcher::{Gone, Running};
 use crate::ledgers;
 use crate::prepare::{self, Prepared};
@@ -51,6 +52,8 @@ pub(crate) enum Input {
         connection: u64,
         /// This life of the master.
         epoch: MasterEpoch,
+        /// Whether it wants to know what the caches hold.
+        wants_holdings: bool,
     },
     /// The connection is gone.
     Disconnected {
@@ -213,6 +216,10 @@ pub(crate) struct EventLoop {
     outgoing: VecDeque<StatusUpdate>,
     /// What the master is told about executors.
     reporter: Reporter,
+    /// What the master is told about the caches.
+    holdings: Teller,
+    /// As of the last look at them.
+    generation: Option<u64>,
     /// Consequences of acting that the core must hear of in the same batch.
     again: VecDeque<Event>,
     checkpoint: Checkpoint,
@@ -238,7 +245,7 @@ impl EventLoop {
         (checkpoint, core): (Checkpoint, Agent),
         (executors, preparer, sandboxes, watermark): (Executors, prepare::Handle, Sandboxes, Watermark),
         figures: Arc<Figures>,
-        reporter: Reporter,
+        (reporter, holdings): (Reporter, Teller),
         lease_wanted: watch::Sender<bool>,
     ) -> Self {
         Self {
@@ -254,6 +261,8 @@ impl EventLoop {
             outbound: None,
             outgoing: VecDeque::new(),
             reporter,
+            holdings,
+            generation: None,
             again: VecDeque::new(),
             checkpoint,
             effects: Effects::default(),
@@ -322,6 +331,7 @@ impl EventLoop {
             }
             self.send();
             self.report(now);
+            self.tell_holdings();
             self.count();
         }
         self.commit(self.clock.now())?;
@@ -408,6 +418,7 @@ impl EventLoop {
                 self.outbound = None;
                 self.outgoing.clear();
                 self.reporter.close();
+                self.holdings.close();
                 self.step(now, Event::MasterDisconnected);
                 // What it says leaves the process.
                 self.commit(now)?;
@@ -416,17 +427,22 @@ impl EventLoop {
                 }
                 None
             }
-            Input::Registered { connection, epoch } => {
+            Input::Registered { connection, epoch, wants_holdings } => {
                 if connection != self.connection {
                     return Ok(None);
                 }
                 self.reporter.open();
+                if wants_holdings {
+                    self.holdings.open();
+                    self.generation = None;
+                }
                 Some(Event::MasterConnected { epoch })
             }
             Input::Disconnected { connection } if connection == self.connection => {
                 self.outbound = None;
                 self.outgoing.clear();
                 self.reporter.close();
+                self.holdings.close();
                 Some(Event::MasterDisconnected)
             }
             Input::Disconnected { .. } => None,
@@ -624,6 +640,21 @@ impl EventLoop {
         });
         if let Some(reports) = self.reporter.due(now, executors, self.core.losses()) {
             permit.send(v1::AgentToMaster { message: Some(v1::agent_to_master::Message::Executors(reports)) });
+        }
+    }
+
+    /// Tells the master what the caches hold, when something has changed and the connection has room.
+    fn tell_holdings(&mut self) {
+        if !self.holdings.is_due(Instant::now()) {
+            return;
+        }
+        let generation = Some(self.preparer.generation());
+        let Some(Ok(permit)) = self.outbound.as_ref().map(mpsc::Sender::try_reserve) else { return };
+        if self.generation != generation {
+            self.generation = generation;
+            if let Some(news) = self.holdings.news(self.preparer.holdings()) {
+                permit.send(v1::AgentToMaster { message: Some(v1::agent_to_master::Message::Holdings(news)) });
+            }
         }
     }
 

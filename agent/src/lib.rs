@@ -15,6 +15,7 @@ mod executor_reports;
 mod executors;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod holdings;
 pub mod homes;
 pub mod identity;
 pub mod launcher;
@@ -25,6 +26,7 @@ pub mod network;
 pub mod options;
 mod outputs;
 mod pace;
+pub mod peer_listen;
 pub mod prepare;
 pub mod process_options;
 mod reads;
@@ -44,6 +46,7 @@ use disk::Disks;
 use event_loop::{Ending, EventLoop, Figures, Input};
 use executor_reports::Reporter;
 use executors::Executors;
+use holdings::Teller;
 use identity::Identity;
 use launcher::Launcher;
 use master_link::MasterLink;
@@ -57,6 +60,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uids::Users;
@@ -110,6 +114,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     prepare_options.fetch = prepare_options.fetch.apply(&options.fetch)?;
     prepare_options.fetch.file_roots.clone_from(&options.file_root);
     prepare_options.fetch.services.extend(options.protect.iter().cloned());
+    let peer_listener = peer_listen::open(options.peer_listen, &options.master).await?;
+    let peer_address = peer_listener.as_ref().map(TcpListener::local_addr).transpose().context("where other agents fetch from")?;
+    prepare_options.fetch.services.extend(peer_address.map(|a| a.to_string()));
     let work_groups = cgroups.beside(detected.total.cpus).context("making groups for compilers")?;
     prepare_options.groups = work_groups.clone();
     let users = Users::detect(options.executor_uids);
@@ -119,13 +126,16 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
         Users::Shared(_) => None,
     };
     prepare_options.compile_uid = compiler_user.as_ref().map(|user| user.number);
+    let locator = prepare_options.locator.clone();
     let (preparer, prepared) = Preparer::start(prepare_options)?;
+    let peers = peer_listener.map(|listener| tokio::spawn(prepare::serve(listener, preparer.clone())));
 
     let info = describe(&options, &id, &detected, isolation);
     tracing::info!(agent = %id, total = %info.total, overhead = %info.overhead, data_dir = %data_dir.display(), "starting");
 
     let mut services = options.protect.clone();
     services.push(options.master.clone());
+    services.extend(peer_address.map(|a| a.to_string()));
     let network = Arc::new(Network::new(options.network_policy.as_deref(), options.task_listen, services)?);
     let (inbox, events) = mpsc::channel(event_loop::INBOX);
     let launcher = Launcher::new(launcher::Options {
@@ -142,11 +152,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let (lease_wanted, wants_lease) = watch::channel(false);
     let reporter = Reporter::new(detect::overhead_parts(detected.overhead.mem, options.process.pool_memory()));
     let shell = (executors, preparer, sandboxes.clone(), watermark::Watermark::new(&data_dir, reserve));
-    let event_loop = EventLoop::new((checkpoint, core), shell, figures.clone(), reporter, lease_wanted);
+    let event_loop = EventLoop::new((checkpoint, core), shell, figures.clone(), (reporter, Teller::new(peer_address)), lease_wanted);
 
     let (ending, ended) = watch::channel(Ending::No);
     let (addr, reads, shutdown_link) = (options.master, Reads::new(sandboxes), ended.clone());
-    let link = MasterLink { addr, info, inbox: inbox.clone(), reads, figures, lease_wanted: wants_lease, shutdown: shutdown_link };
+    let link = MasterLink { addr, info, inbox: inbox.clone(), reads, figures, locator, lease_wanted: wants_lease, shutdown: shutdown_link };
     let (link, event_loop) = (tokio::spawn(link.run()), tokio::spawn(event_loop.run(events, prepared, ended)));
     let stop = async {
         shutdown.await;
@@ -156,6 +166,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     };
     let (alone, result) = until_end(stop, options.keep_tasks, link, event_loop, ending).await;
     collector.abort();
+    if let Some(peers) = peers {
+        peers.abort();
+    }
     leftovers::close(&work_groups, &[], CLEANUP_WITHIN).await;
     drop(compiler_user);
     if alone {

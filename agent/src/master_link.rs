@@ -4,6 +4,7 @@
 //! Deliberately absent: what commands mean, and what to say about tasks.
 
 use crate::event_loop::{Ending, Figures, Input};
+use crate::prepare::Locator;
 use crate::reads::Reads;
 use smalti_proto::convert::MAX_FRAME_LEN;
 use smalti_proto::v1::{self, agent_service_client::AgentServiceClient, agent_to_master, master_to_agent};
@@ -71,6 +72,8 @@ pub(crate) struct MasterLink {
     pub(crate) inbox: mpsc::Sender<Input>,
     pub(crate) reads: Reads,
     pub(crate) figures: Arc<Figures>,
+    /// Asks the master where to fetch from.
+    pub(crate) locator: Locator,
     /// Whether exclusive tasks need a lease.
     pub(crate) lease_wanted: watch::Receiver<bool>,
     /// When the agent ends: then it says goodbye, unless its executors go on.
@@ -89,6 +92,7 @@ impl MasterLink {
             let began = Instant::now();
             let had = registered;
             let end = self.connect_once(connection, &mut registered).await;
+            self.locator.disconnected();
             let _ = self.inbox.send(Input::Disconnected { connection }).await;
             match end {
                 End::Shutdown => return Ok(()),
@@ -138,7 +142,7 @@ impl MasterLink {
             Err(_) => return End::Again(format!("{} did not answer the registration within {REGISTER_WITHIN:?}", self.addr)),
         };
         let interval = match first.and_then(|m| m.message) {
-            Some(master_to_agent::Message::Registered(answer)) => match self.accepted(connection, answer, registered).await {
+            Some(master_to_agent::Message::Registered(answer)) => match self.accepted(connection, answer, &outbound, registered).await {
                 Ok(interval) => interval,
                 Err(end) => return end,
             },
@@ -161,14 +165,24 @@ impl MasterLink {
         outbound.send(v1::AgentToMaster { message: Some(message) }).await.map_err(|_| End::Shutdown)
     }
 
-    async fn accepted(&self, connection: u64, answer: v1::Registered, registered: &mut bool) -> Result<Duration, End> {
+    async fn accepted(
+        &self,
+        connection: u64,
+        answer: v1::Registered,
+        outbound: &mpsc::Sender<v1::AgentToMaster>,
+        registered: &mut bool,
+    ) -> Result<Duration, End> {
+        let wants_holdings = answer.version.as_ref().is_some_and(|peer| version::has(peer, version::HOLDINGS));
         if let Some(peer) = answer.version
             && let Err(reason) = version::check(peer)
         {
             return Err(End::Final(Error::Refused { addr: self.addr.clone(), reason }));
         }
         let epoch = MasterEpoch(answer.epoch);
-        self.inbox.send(Input::Registered { connection, epoch }).await.map_err(|_| End::Shutdown)?;
+        if wants_holdings {
+            self.locator.connected(outbound.clone());
+        }
+        self.inbox.send(Input::Registered { connection, epoch, wants_holdings }).await.map_err(|_| End::Shutdown)?;
         tracing::info!(agent = %self.info.id, master = %self.addr, "registered");
         if !std::mem::replace(registered, true) {
             crate::say_ready(&self.info.id);
@@ -256,6 +270,10 @@ impl MasterLink {
                     let refused = agent_to_master::Message::ReadRefused(v1::ReadRefused { read_id, reason });
                     let _ = outbound.try_send(v1::AgentToMaster { message: Some(refused) });
                 }
+                Ok(())
+            }
+            Some(master_to_agent::Message::Located(located)) => {
+                self.locator.answered(&located);
                 Ok(())
             }
             Some(master_to_agent::Message::Refused(refused)) => Err(End::Again(format!("the master ends it: {}", refused.reason))),

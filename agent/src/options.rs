@@ -4,6 +4,7 @@
 
 use crate::cgroup::Mode;
 use crate::detect::Overrides;
+use crate::peer_listen::PeerListen;
 use crate::prepare::Budgets;
 use crate::process_options::ProcessOptions;
 use crate::uids::UidRange;
@@ -23,6 +24,10 @@ pub struct Options {
     /// Address of the master
     #[arg(long, value_name = "HOST:PORT", env = "SMALTI_MASTER", default_value = "127.0.0.1:5050")]
     pub master: String,
+    /// Where other agents fetch from this one what it holds, an address of this machine that they reach; `off`: they do not
+    /// [default: 127.0.0.1:0 where the master is on this machine too, else off]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub peer_listen: Option<PeerListen>,
     /// Where the agent keeps its id, caches and sandboxes
     #[arg(long, value_name = "DIR", env = "SMALTI_AGENT_DATA_DIR", default_value = "/var/lib/smalti/agent")]
     pub data_dir: PathBuf,

@@ -7,6 +7,7 @@ use crate::error::SourceError;
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use smalti_types::Digest;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Most characters of a URI that cannot be read in a message.
@@ -34,6 +35,8 @@ pub enum Location {
     Oci(OciReference),
     /// A file of the machine that fetches.
     File(PathBuf),
+    /// At another agent. No URI says so: only the master tells which agents have it.
+    Peer(SocketAddr, Digest),
 }
 
 /// `registry/repository:tag@digest`.
@@ -95,7 +98,7 @@ impl Location {
     #[must_use]
     pub fn file_name(&self) -> Option<String> {
         match self {
-            Self::Store(_) => None,
+            Self::Store(_) | Self::Peer(..) => None,
             Self::Http(url) => clean_name(&percent_decode_str(url.path().rsplit('/').next()?).decode_utf8_lossy()),
             Self::S3 { key, .. } => clean_name(key.rsplit('/').next()?),
             Self::Oci(oci) => clean_name(&format!("{}.wasm", oci.repository.rsplit('/').next()?)),
@@ -113,6 +116,7 @@ impl std::fmt::Display for Location {
             Self::S3 { bucket, key } => write!(f, "s3://{bucket}/{key}"),
             Self::Oci(oci) => write!(f, "oci://{oci}"),
             Self::File(path) => write!(f, "file://{}", path.display()),
+            Self::Peer(at, digest) => write!(f, "{digest} at the agent {at}"),
         }
     }
 }

@@ -321,7 +321,7 @@ impl Policy {
     /// # Errors
     /// [`SourceError::Refused`] with what would help.
     pub fn check(&self, role: &Role, location: &Location) -> Result<(), SourceError> {
-        if matches!(location, Location::Store(_)) || self.section(role).allow.iter().any(|p| p.contains(location)) {
+        if matches!(location, Location::Store(_) | Location::Peer(..)) || self.section(role).allow.iter().any(|p| p.contains(location)) {
             return Ok(());
         }
         let why = format!("role {} may not fetch from there; the operator would have to allow it in the fetch policy", named(role));

@@ -155,7 +155,7 @@ impl Sources {
 
     fn kind(&self, location: &Location) -> &dyn Source {
         match location {
-            Location::Store(_) => &self.store,
+            Location::Store(_) | Location::Peer(..) => &self.store,
             Location::Http(_) => &self.http,
             Location::S3 { .. } => &self.s3,
             Location::Oci(_) => &self.oci,

@@ -1,6 +1,6 @@
-//! The cluster's own store, at the master.
+//! The cluster's own store, at the master, and other agents.
 //!
-//! The master is named by address, never behind a proxy, and what it sends is checked against the digest like everything else.
+//! Both are named by address, never behind a proxy, and what they send is checked against the digest like everything else.
 
 use crate::error::SourceError;
 use crate::http::{Http, from_reqwest, text, usable};
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use reqwest::header::{CONTENT_LENGTH, RANGE};
 use smalti_types::{Digest, Role};
+use std::net::SocketAddr;
 
 /// The master's store.
 pub(crate) struct Store {
@@ -19,9 +20,10 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    fn url(&self, location: &Location) -> Result<(String, String), SourceError> {
+    fn url(&self, role: &Role, location: &Location) -> Result<(String, String), SourceError> {
         match location {
             Location::Store(digest) => Ok((self.of(digest), format!("{location} ({})", self.of(digest)))),
+            Location::Peer(at, digest) => Ok((peer_url(*at, digest, role), location.to_string())),
             other => Err(SourceError::permanent(&other.to_string(), "it is not in the cluster's store")),
         }
     }
@@ -31,26 +33,32 @@ impl Store {
     }
 }
 
+/// Where an agent shows what it holds to others, in a role.
+fn peer_url(at: SocketAddr, digest: &Digest, role: &Role) -> String {
+    let role = percent_encoding::utf8_percent_encode(role.as_str(), percent_encoding::NON_ALPHANUMERIC);
+    format!("http://{at}/v1/content/{}?role={role}", digest.to_hex())
+}
+
 impl Source for Store {
     fn open<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Opened, SourceError>> {
         boxed(async move {
-            let (url, at) = self.url(ask.location)?;
+            let (url, at) = self.url(ask.role, ask.location)?;
             self.http.open_with(&self.client, &url, &ask, at).await
         })
     }
 
-    fn head<'a>(&'a self, _: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>> {
+    fn head<'a>(&'a self, role: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>> {
         boxed(async move {
-            let (url, at) = self.url(location)?;
+            let (url, at) = self.url(role, location)?;
             let response = usable(self.client.head(url).send().await.map_err(|e| from_reqwest(&at, &e))?, &at)?;
             let length = text(response.headers(), &CONTENT_LENGTH).and_then(|l| l.parse().ok());
             Ok((length.ok_or_else(|| SourceError::permanent(&at, "the master does not say how long it is"))?, None))
         })
     }
 
-    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
         boxed(async move {
-            let (url, at) = self.url(location)?;
+            let (url, at) = self.url(role, location)?;
             let request = self.client.get(url).header(RANGE, part.header());
             let response = usable(request.send().await.map_err(|e| from_reqwest(&at, &e))?, &at)?;
             let skip = if response.status().as_u16() == 206 { 0 } else { part.range.start };

@@ -178,6 +178,9 @@ struct Seen {
     facts: Facts,
 }
 
+/// So often another agent is tried: there are others, and the origin.
+const PEER_ATTEMPTS: u32 = 2;
+
 impl Transfer<'_> {
     fn at(&self) -> String {
         self.wanted.location.to_string()
@@ -189,7 +192,11 @@ impl Transfer<'_> {
     /// # Errors
     /// [`Failed`], when no further try makes sense.
     pub async fn run<S: Sink>(&self, sink: &mut S) -> Result<Facts, Failed> {
-        let mut tries = Tries::new(self.sources.setup().retries);
+        let mut limits = self.sources.setup().retries;
+        if matches!(self.wanted.location, Location::Peer(..)) {
+            limits.attempts = limits.attempts.min(PEER_ATTEMPTS);
+        }
+        let mut tries = Tries::new(limits);
         let mut seen = Seen::default();
         let mut once_more = true;
         loop {

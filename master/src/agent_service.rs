@@ -10,8 +10,8 @@ use crate::outbound::{Outbound, Queue, queue};
 use crate::sandbox_relay::Relay;
 use smalti_master_core::{Conn, Event};
 use smalti_proto::{v1, version};
-use smalti_types::BootTime;
 use smalti_types::protocol::Registration;
+use smalti_types::{BootTime, HoldingKey};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -135,6 +135,18 @@ impl Reader {
             }
             Some(Message::Executors(reports)) => {
                 self.handle.send(Input::Executors { conn, reports: bounded(reports) }).await?;
+            }
+            Some(Message::Holdings(news)) => match news.try_into() {
+                Ok(news) => self.handle.send(Input::Event(Event::AgentHolds { conn, news })).await?,
+                Err(e) => return Ok(Err(smalti_proto::convert::ConvertError::to_string(&e))),
+            },
+            Some(Message::Locate(v1::Locate { ticket, role, key })) => match role.parse() {
+                Ok(role) => self.handle.send(Input::Event(Event::AgentLocates { conn, ticket, role, key: HoldingKey(key) })).await?,
+                Err(e) => return Ok(Err(smalti_types::id::IdError::to_string(&e))),
+            },
+            Some(Message::LocateEnd(end)) => {
+                let outcome = end.outcome().into();
+                self.handle.send(Input::Event(Event::AgentLocated { conn, ticket: end.ticket, outcome })).await?;
             }
             Some(Message::ReadRefused(refusal)) => self.relay.refuse(&refusal),
             Some(Message::Deregister(goodbye)) => {

@@ -4,6 +4,7 @@
 use smalti_proto::{v1, version};
 use smalti_types::protocol::{AgentCommand, FrameworkEvent};
 use smalti_types::{DurationMs, ItemBatch, MasterEpoch, TaskSpec, Time};
+use std::net::SocketAddr;
 
 /// Neighbouring values are joined into one frame up to about this many bytes: far below the wire's limit, and enough that
 /// frames cost nothing.
@@ -33,6 +34,7 @@ pub(crate) enum AgentFrame {
     Refused(String),
     Commands(Vec<AgentCommand>, usize),
     Read(v1::ReadRequest),
+    Located(u64, Option<SocketAddr>),
     Heartbeat(Time),
 }
 
@@ -66,7 +68,9 @@ impl FrameworkFrame {
         let weight = BASE_BYTES
             + match &event {
                 FrameworkEvent::Updates(updates) => updates.iter().map(|(_, u)| u.weight()).sum(),
-                FrameworkEvent::Offers(offers) => offers.iter().map(|o| (2 + o.attributes.0.len()) * BASE_BYTES).sum(),
+                FrameworkEvent::Offers(offers) => {
+                    offers.iter().map(|o| (2 + o.attributes.0.len()) * BASE_BYTES + o.holdings.len() * 8).sum()
+                }
                 FrameworkEvent::Rescind(offers) => offers.len() * 16,
                 FrameworkEvent::Refused { message, .. } => message.len(),
                 FrameworkEvent::Subscribed { .. }
@@ -129,6 +133,9 @@ impl Frame for AgentFrame {
             Self::Refused(reason) => Message::Refused(v1::RefusedByMaster { reason }),
             Self::Commands(commands, _) => Message::Commands(commands.into()),
             Self::Read(request) => Message::Read(request),
+            Self::Located(ticket, from) => {
+                Message::Located(v1::Located { ticket, address: from.map(|a| a.to_string()).unwrap_or_default() })
+            }
             Self::Heartbeat(time) => Message::Heartbeat(heartbeat(time)),
         };
         v1::MasterToAgent { message: Some(message) }

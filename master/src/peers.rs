@@ -162,6 +162,7 @@ impl Peers {
                     AgentMessage::Registered { epoch } => AgentFrame::Registered(epoch, self.agents_beat),
                     AgentMessage::Refused(reason) => AgentFrame::Refused(reason),
                     AgentMessage::Command(command) => AgentFrame::command(command),
+                    AgentMessage::Located { ticket, from } => AgentFrame::Located(ticket, from),
                 });
                 self.touched.insert(conn);
             }

@@ -66,6 +66,17 @@ pub struct HoldingsChange {
     pub removed: Vec<HoldingKey>,
 }
 
+/// How a fetch ended that the master was asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocateOutcome {
+    /// Nobody wants it here any more.
+    GivenUp,
+    /// The agent has it; others may fetch from it.
+    Held,
+    /// It could not be had from there, or was not what it should be.
+    Failed,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

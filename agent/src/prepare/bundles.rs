@@ -16,7 +16,7 @@ use crate::compiler::{Compiler, CompilerOptions};
 use futures::FutureExt;
 use serde::{Deserialize, Serialize};
 use smalti_fetch::{Failed, Location, Wanted, clean_name};
-use smalti_types::{BundleRef, Digest, FrameworkId, Reason, Role};
+use smalti_types::{BundleRef, Digest, FrameworkId, HoldingKey, LocateOutcome, Reason, Role};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Seek};
@@ -65,6 +65,14 @@ struct Stored {
     path: PathBuf,
     name: Option<String>,
     _pin: Pin,
+}
+
+/// What is given to another agent.
+pub(crate) struct HeldContent {
+    pub(crate) file: File,
+    pub(crate) length: u64,
+    pub(crate) name: Option<String>,
+    pub(crate) pin: Pin,
 }
 
 /// How long somebody waits for another's download of the same bytes, who named another place: that one may be as slow as its owner likes.
@@ -262,8 +270,8 @@ impl Bundles {
             limit: self.limit,
         });
         let keep = if alone.is_some() { Keep::Bundle } else { Keep::Nothing };
-        let fetched = self.fetcher.fetch(&wanted.collect::<Vec<_>>(), keep, &turn.tenant(&asked)).await;
-        let Fetched { file, name, .. } = fetched.map_err(|e| match e {
+        let fetched = self.fetcher.fetch_shared(&wanted.collect::<Vec<_>>(), keep, &turn.tenant(&asked)).await;
+        let Fetched { file, name, place, .. } = fetched.map_err(|e| match e {
             Unfetched::Failed(error) => bundle_failure(&error).into(),
             Unfetched::NoRoom(no_room) => Stop::NoRoom(no_room),
         })?;
@@ -276,7 +284,36 @@ impl Bundles {
             }
         }
         self.grant(digest, role).await?;
+        if let Some(place) = place {
+            place.end(LocateOutcome::Held);
+        }
         Ok(Stored { path, name, _pin: pin })
+    }
+
+    /// What roles hold, those used last first: bytes that others could fetch, too.
+    pub(crate) fn holdings(&self) -> Vec<(u64, Role, HoldingKey)> {
+        let digest = |path: &Path| Digest::from_hex(path.file_name()?.to_str()?).ok();
+        let held = self.cache.used(&self.dirs.bundles).into_iter().filter_map(|(used, path)| Some((used, digest(&path)?)));
+        held.flat_map(|(used, digest)| {
+            let key = HoldingKey::of_digest(&digest);
+            self.rights.roles(digest).into_iter().map(move |role| (used, role, key))
+        })
+        .collect()
+    }
+
+    /// Counts changes of what roles hold.
+    pub(crate) fn generation(&self) -> u64 {
+        self.rights.generation()
+    }
+
+    /// What a role holds, to be given to another agent. Touches the disk.
+    pub(crate) fn held(&self, digest: Digest, role: &Role) -> Option<HeldContent> {
+        let path = self.dirs.bundles.join(digest.to_hex());
+        let pin = if self.rights.recalls(digest, role) { self.cache.pin(&path)? } else { return None };
+        let file = File::open(&path).ok()?;
+        let length = file.metadata().ok()?.len();
+        let name = fs::read_to_string(name_path(&path)).ok().as_deref().and_then(clean_name);
+        Some(HeldContent { file, length, name, pin })
     }
 
     async fn grant(self: &Arc<Self>, digest: Digest, role: Role) -> Result<(), Stop> {

@@ -174,6 +174,8 @@ type Candidate = (u64, Option<(Digest, bool)>, Vec<PathBuf>);
 #[derive(Default)]
 struct Inner {
     entries: HashMap<PathBuf, Entry>,
+    /// Counts entries that came and went.
+    generation: u64,
     kinds: [u64; 3],
 }
 
@@ -193,6 +195,7 @@ impl Inner {
 
     fn take(&mut self, path: &Path) -> bool {
         self.book(path, 0);
+        self.generation += 1;
         self.entries.remove(path).is_some()
     }
 }
@@ -276,11 +279,25 @@ impl Cache {
     fn enter(&self, inner: &mut Inner, path: &Path) -> Pin {
         let used = self.now();
         let kind = self.dirs.kind(path);
+        let before = inner.entries.len();
         let entry = inner.entries.entry(path.to_owned()).or_insert(Entry { size: 0, kind, used, pins: Weak::new() });
         entry.used = used;
         let alive = entry.pins.upgrade().unwrap_or_else(|| Arc::new(Alive(self.freed.clone())));
         entry.pins = Arc::downgrade(&alive);
+        inner.generation += u64::from(inner.entries.len() > before);
         Pin { _alive: alive }
+    }
+
+    /// When it is the same, the same entries are there.
+    pub(crate) fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    /// The entries of one directory, with the point at which each was used last.
+    pub(crate) fn used(&self, dir: &Path) -> Vec<(u64, PathBuf)> {
+        let inner = self.lock();
+        let there = inner.entries.iter().filter(|(path, _)| path.parent() == Some(dir));
+        there.map(|(path, entry)| (entry.used, path.clone())).collect()
     }
 
     /// Takes room for `bytes` at `path` before they are written there: its whole size, whatever was entered before if that is not more.

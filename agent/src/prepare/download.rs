@@ -9,6 +9,7 @@ use super::Error;
 use super::cache::{Cache, Dirs, NoRoom, PARTIAL_PREFIX};
 use super::meters::{Meter, Meters};
 use super::partial::Partial;
+use super::peers::{Locator, Place};
 use super::turns::Turns;
 use smalti_fetch::{Failed, Location, Setup, SourceError, Sources, Transfer, Wanted};
 use smalti_types::{Digest, FrameworkId};
@@ -22,6 +23,8 @@ pub(crate) struct Fetched {
     pub(crate) file: Partial,
     pub(crate) length: u64,
     pub(crate) name: Option<String>,
+    /// To be ended once it is where other agents can fetch it.
+    pub(crate) place: Option<Place>,
 }
 
 /// What may go on with a part that is left: only one at a time may write it.
@@ -49,6 +52,8 @@ const MOST_LENGTHS: usize = 65_536;
 /// Fetches.
 pub(crate) struct Fetcher {
     pub(crate) sources: Sources,
+    /// Which agents have what.
+    pub(super) locator: Locator,
     cache: Arc<Cache>,
     dir: PathBuf,
     /// For hashing and writing what arrives.
@@ -65,10 +70,11 @@ pub(crate) struct Fetcher {
 
 impl Fetcher {
     /// `chunks` is counted in bytes.
-    pub(crate) fn new(setup: Setup, dirs: &Dirs, cache: Arc<Cache>, chunks: Turns) -> Result<Self, Error> {
+    pub(crate) fn new(setup: Setup, locator: Locator, dirs: &Dirs, cache: Arc<Cache>, chunks: Turns) -> Result<Self, Error> {
         let sources = Sources::new(setup).map_err(Error::Fetch)?;
         Ok(Self {
             sources,
+            locator,
             cache,
             dir: dirs.partial.clone(),
             chunks,
@@ -84,9 +90,19 @@ impl Fetcher {
     /// They are the same object: `wanted` differ in their locations only. What one place began another goes on with, where a digest tells
     /// whether that fits.
     pub(crate) async fn fetch(&self, wanted: &[Wanted], keep: Keep, tenant: &FrameworkId) -> Result<Fetched, Unfetched> {
+        self.fetch_as((wanted, wanted), keep, tenant, Arc::default()).await
+    }
+
+    /// The same, shown to people as a fetch from other places.
+    pub(super) async fn fetch_as(
+        &self,
+        (wanted, shown): (&[Wanted], &[Wanted]),
+        keep: Keep,
+        tenant: &FrameworkId,
+        meter: Arc<Meter>,
+    ) -> Result<Fetched, Unfetched> {
         let Some(first) = wanted.first() else { return Err(Unfetched::Failed(nowhere())) };
-        let meter = Arc::new(Meter::default());
-        let _shown = self.meters.show(wanted.iter().map(|w| w.location.clone()), &meter);
+        let _shown = self.meters.show(shown.iter().map(|w| w.location.clone()), &meter);
         let path = self.dir.join(self.name(first, keep));
         let alone = self.alone(&path).await;
         let opened = Partial::open(path, alone, self.cache.clone(), (self.chunks.clone(), tenant.clone()), meter).await;
@@ -104,7 +120,7 @@ impl Fetcher {
                     // Before the rename: after a crash of the machine a file under its final name must be whole.
                     let closed = file.close().await.map_err(|e| Failed::disk(file.path().display().to_string(), &e));
                     let length = closed.map_err(Unfetched::Failed)?;
-                    return Ok(Fetched { file, length, name: facts.name });
+                    return Ok(Fetched { file, length, name: facts.name, place: None });
                 }
                 Err(failed) => {
                     if let Some(no_room) = file.no_room() {
@@ -173,6 +189,11 @@ impl Fetcher {
             (None, None) => format!("{PARTIAL_PREFIX}{kind}{}", self.unpinned.fetch_add(1, Ordering::Relaxed)),
         }
     }
+}
+
+/// Said of an agent that sends next to nothing.
+pub(super) fn too_slow(at: &Location) -> Failed {
+    SourceError::Transient { at: at.to_string(), why: "next to nothing comes from there".into(), wait: None }.into()
 }
 
 fn nowhere() -> Failed {

@@ -3,18 +3,19 @@
 //! Owns `inputs/`. An input is kept under what pins it: its digest, or URI, entity tag and length. What nothing pins is
 //! fetched anew for each task, because nobody could tell whether it changed.
 
-use super::bundles::{blocking, room};
+use super::bundles::{HeldContent, blocking, room};
 use super::cache::{Cache, Dirs, Pin};
 use super::download::{Fetched, Fetcher, Keep, Unfetched, candidates};
 use super::flight::Flights;
+use super::names::{self, Held, Names};
 use super::service::Shares;
 use super::turns::{Turns, Waiting};
 use super::{Failure, ReadyDir, Stop};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use smalti_fetch::{Failed, Location, Wanted};
 pub(crate) use smalti_types::grants::ASSETS_PATH;
-use smalti_types::{Bytes, Digest, FrameworkId, Input, Packing, Reason, Role};
-use std::collections::BTreeMap;
+use smalti_types::{Bytes, Digest, FrameworkId, HoldingKey, Input, LocateOutcome, Packing, Reason, Role};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -82,6 +83,7 @@ pub(crate) struct Inputs {
     fetcher: Arc<Fetcher>,
     cache: Arc<Cache>,
     flights: Flights<String, Fresh>,
+    names: Names,
     /// For laying out.
     disk: Turns,
 }
@@ -106,8 +108,8 @@ fn ours(what: &str, path: &Path, e: impl std::fmt::Display) -> Failure {
 
 impl Inputs {
     pub(crate) fn new(dirs: &Dirs, limit: Bytes, fetcher: Arc<Fetcher>, cache: Arc<Cache>, shares: &Shares) -> Self {
-        let flights = Flights::new(shares.transfers.clone());
-        Self { dir: dirs.inputs.clone(), limit, fetcher, cache, flights, disk: shares.disk.clone() }
+        let (flights, names) = (Flights::new(shares.transfers.clone()), Names::read(&dirs.inputs));
+        Self { dir: dirs.inputs.clone(), limit, fetcher, cache, flights, names, disk: shares.disk.clone() }
     }
 
     /// Fetches an input, or finds what the same role fetched before.
@@ -127,6 +129,7 @@ impl Inputs {
             limit: self.limit,
         });
         let (this, wanted, asked, length) = (self.clone(), wanted.collect::<Vec<_>>(), tenant.clone(), input.length);
+        let kept_under = kept_under.map(|key| (key, HoldingKey::of_input(input).map(|name| (role.clone(), name))));
         let fetch = move |waiting| async move { this.fetch((wanted, length), kept_under, waiting, asked).await }.boxed();
         self.flights.join(flight_key, tenant, fetch).await
     }
@@ -134,16 +137,18 @@ impl Inputs {
     async fn fetch(
         self: Arc<Self>,
         (wanted, length): (Vec<Wanted>, u64),
-        key: Option<String>,
+        key: Option<(String, Option<Held>)>,
         waiting: Waiting,
         asked: FrameworkId,
     ) -> Result<Fresh, Stop> {
-        let path = key.map(|key| self.dir.join(key));
+        let (path, held) = key.map(|(key, held)| (self.dir.join(key), held)).unzip();
+        let held = held.flatten();
         if let Some(path) = &path
             && let Some(pin) = self.cache.pin(path)
         {
             match File::open(path).and_then(|f| f.metadata().map(|m| (f, m.len()))) {
                 Ok((file, found)) if found == length => {
+                    self.names.keep(path, held.as_ref());
                     return Ok(Fresh { file: Arc::new(file), length, path: path.clone(), kept: Kept { pin, once: None } });
                 }
                 _ => self.cache.discard(path),
@@ -151,14 +156,21 @@ impl Inputs {
         }
         let turn = waiting.turn().await;
         let keep = if path.is_some() { Keep::Input } else { Keep::Nothing };
-        let fetched = self.fetcher.fetch(&wanted, keep, &turn.tenant(&asked)).await;
-        let Fetched { file, length, .. } = fetched.map_err(unfetched)?;
+        let fetched = self.fetcher.fetch_shared(&wanted, keep, &turn.tenant(&asked)).await;
+        let Fetched { file, length, place, .. } = fetched.map_err(unfetched)?;
         drop(turn);
+        if let Some(held) = &held {
+            names::write(file.path(), held);
+        }
         // Readable by the executor's user, who reaches it only through the directory that was opened for it.
         fs::set_permissions(file.path(), Permissions::from_mode(0o444)).map_err(|e| ours("open up", file.path(), e))?;
         let (path, keep) = match path {
             Some(path) => {
                 let pin = file.persist(&path).map_err(|e| ours("move an input to", &path, e))?;
+                self.names.keep(&path, held.as_ref());
+                if let Some(place) = place {
+                    place.end(LocateOutcome::Held);
+                }
                 (path, Kept { pin, once: None })
             }
             None => {
@@ -169,6 +181,22 @@ impl Inputs {
         };
         let file = File::open(&path).map_err(|e| ours("open", &path, e))?;
         Ok(Fresh { file: Arc::new(file), length, path, kept: keep })
+    }
+
+    /// What roles hold: see [`super::bundles::Bundles::holdings`].
+    pub(crate) fn holdings(&self) -> Vec<(u64, Role, HoldingKey)> {
+        let there: HashMap<PathBuf, u64> = self.cache.used(&self.dir).into_iter().map(|(used, path)| (path, used)).collect();
+        self.names.of(&there)
+    }
+
+    /// What a role holds, to be given to another agent. Touches the disk.
+    pub(crate) fn held(&self, digest: Digest, role: &Role) -> Option<HeldContent> {
+        // Each role's own: that it is there shows the right.
+        let path = self.dir.join(key_of_digest(&digest, role));
+        let pin = self.cache.pin(&path)?;
+        let file = File::open(&path).ok()?;
+        let length = file.metadata().ok()?.len();
+        Some(HeldContent { file, length, name: None, pin })
     }
 
     /// Fetches all inputs that are files of the guest and lays them out below `directory`, one directory per distinct
@@ -304,10 +332,15 @@ fn places(inputs: &[Input]) -> Result<Places, Failure> {
     Ok(places)
 }
 
+/// The name under which an input with a digest is kept, for this role.
+fn key_of_digest(digest: &Digest, role: &Role) -> String {
+    Digest::of(format!("{role}\0{digest}").as_bytes()).to_hex()
+}
+
 /// The name under which an input is kept, for this role; `None` when nothing pins its content.
 fn key(input: &Input, location: &Location, role: &Role) -> Option<String> {
     if let Some(digest) = input.digest {
-        return Some(Digest::of(format!("{role}\0{digest}").as_bytes()).to_hex());
+        return Some(key_of_digest(&digest, role));
     }
     let version = match location {
         // The file's own identity on this agent, beside the time and length that every copy has in common.

@@ -5,7 +5,7 @@
 use smalti_fetch::Location;
 use smalti_types::Bytes;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// One transfer.
@@ -14,6 +14,8 @@ pub(crate) struct Meter {
     pub(crate) done: AtomicU64,
     /// 0: not known.
     pub(crate) total: AtomicU64,
+    /// Nothing is under way here: another agent fetches it.
+    pub(crate) waits: AtomicBool,
 }
 
 /// All transfers under way.
@@ -52,6 +54,9 @@ impl Meters {
         let sum = |of: fn(&Meter) -> &AtomicU64| meters.iter().map(|(_, m)| of(m).load(Ordering::Relaxed)).fold(0_u64, u64::saturating_add);
         let (done, total) = (sum(|m| &m.done), sum(|m| &m.total));
         let more = if meters.len() > 1 { format!(" and {} more", meters.len() - 1) } else { String::new() };
+        if meters.iter().all(|(_, m)| m.waits.load(Ordering::Relaxed)) {
+            return Some((0, format!("waiting for another agent that fetches {first}{more}")));
+        }
         let known = meters.iter().all(|(_, m)| m.total.load(Ordering::Relaxed) > 0);
         Some(if known {
             let permille = u128::from(done) * 1_000 / u128::from(total.max(1));

@@ -15,17 +15,23 @@ mod download;
 mod flight;
 mod inputs;
 mod meters;
+mod names;
 mod partial;
+mod peers;
 mod queue;
 mod refused;
 mod rights;
+mod serve;
 mod service;
+mod sharing;
 mod stdin;
 #[cfg(test)]
 mod tests;
 mod turns;
 
 pub use cache::{Budgets, Kind, Stock};
+pub use peers::Locator;
+pub(crate) use serve::serve;
 pub use service::{Handle, Preparer};
 pub use smalti_agent_core::Failure;
 
@@ -79,6 +85,8 @@ pub struct Options {
     pub compile_command: Vec<OsString>,
     /// From where, for whom and how things are fetched.
     pub fetch: smalti_fetch::Setup,
+    /// Which other agents have what.
+    pub locator: Locator,
     /// Bundles that tasks of an earlier life still run: their files stay until [`Handle::release`].
     pub in_use: BTreeSet<Digest>,
     /// Most bytes that the caches take. What is in use is never removed: a task that does not fit beside it waits.
@@ -116,6 +124,7 @@ impl Options {
             data_dir,
             compile_command,
             fetch: smalti_fetch::Setup::new(master),
+            locator: Locator::default(),
             in_use: BTreeSet::new(),
             budgets: Budgets::shared(Bytes::gib(10)),
             room_timeout: Duration::from_secs(300),

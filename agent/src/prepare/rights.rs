@@ -8,6 +8,7 @@ use super::cache::Cache;
 use smalti_types::{Digest, Role};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Digests whose roles are kept in memory.
@@ -17,11 +18,38 @@ const MOST: usize = 65_536;
 pub(crate) struct Rights {
     dir: PathBuf,
     known: Mutex<HashMap<Digest, BTreeSet<Role>>>,
+    /// Counts grants.
+    generation: AtomicU64,
 }
 
 impl Rights {
     pub(crate) fn new(bundles: &Path) -> Self {
-        Self { dir: bundles.to_owned(), known: Mutex::default() }
+        Self { dir: bundles.to_owned(), known: Mutex::default(), generation: AtomicU64::new(0) }
+    }
+
+    /// Counts grants: when it is the same, so are the rights.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Whose it is. Looks at the disk for what is not in memory.
+    pub(crate) fn roles(&self, digest: Digest) -> Vec<Role> {
+        if let Some(roles) = self.lock().get(&digest) {
+            return roles.iter().cloned().collect();
+        }
+        self.read(digest).into_iter().flatten().collect()
+    }
+
+    /// Takes what the disk says into memory.
+    fn read(&self, digest: Digest) -> Option<BTreeSet<Role>> {
+        let text = std::fs::read_to_string(self.path(digest)).ok()?;
+        let mut known = self.lock();
+        if known.len() >= MOST {
+            known.clear();
+        }
+        let entry = known.entry(digest).or_default();
+        entry.extend(text.lines().filter_map(|line| Role::new(line.strip_prefix('=')?).ok()));
+        Some(entry.clone())
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -35,15 +63,7 @@ impl Rights {
 
     /// The same with a look at the disk.
     pub(crate) fn recalls(&self, digest: Digest, role: &Role) -> bool {
-        if self.has(digest, role) {
-            return true;
-        }
-        let Ok(text) = std::fs::read_to_string(self.path(digest)) else { return false };
-        let roles = text.lines().filter_map(|line| Role::new(line.strip_prefix('=')?).ok());
-        let mut known = self.lock();
-        let entry = known.entry(digest).or_default();
-        entry.extend(roles);
-        entry.contains(role)
+        self.has(digest, role) || self.read(digest).is_some_and(|roles| roles.contains(role))
     }
 
     /// The role has fetched it.
@@ -61,6 +81,7 @@ impl Rights {
             // A role may be the empty text: each line has a mark.
             roles.iter().map(|role| format!("={}\n", role.as_str())).collect::<String>()
         };
+        self.generation.fetch_add(1, Ordering::Relaxed);
         let path = self.path(digest);
         // Without the file the right is shown again after a restart.
         // Its successor is beside it for a moment.

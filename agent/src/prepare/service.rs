@@ -3,7 +3,7 @@
 //! A ticket that needs nothing but a warm bundle is answered inside [`Handle::prepare`], without a task and without the disk.
 
 use super::background::Background;
-use super::bundles::{Bundle, Bundles};
+use super::bundles::{Bundle, Bundles, HeldContent};
 use super::cache::{Cache, Dirs, Held, Kind, NoRoom, Pin, Stock, Warm};
 use super::download::Fetcher;
 use super::inputs::{ASSETS_PATH, Inputs, Kept};
@@ -13,7 +13,7 @@ use super::turns::{Places, Turns};
 use super::{Error, Failure, Options, Prepared, Ready, ReadyDir, Request, Stop};
 use futures::FutureExt;
 use smalti_fetch::Location;
-use smalti_types::{Bytes, Digest, FrameworkId, Reason, Stdin, TaskSpec};
+use smalti_types::{Bytes, Digest, FrameworkId, HoldingKey, Reason, Role, Stdin, TaskSpec};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -180,7 +180,7 @@ impl Preparer {
         let earlier = options.in_use.iter().filter_map(pin).collect();
         cache.evict();
         let shares = Shares::new(&options);
-        let fetcher = Arc::new(Fetcher::new(options.fetch.clone(), &dirs, cache.clone(), shares.chunks.clone())?);
+        let fetcher = Arc::new(Fetcher::new(options.fetch.clone(), options.locator.clone(), &dirs, cache.clone(), shares.chunks.clone())?);
         let (results, receiver) = mpsc::channel(RESULTS);
         let bundles = Arc::new(Bundles::new(&options, &dirs, fetcher.clone(), cache.clone(), &shares));
         let warm: Weak<dyn Warm> = Arc::<Bundles>::downgrade(&bundles);
@@ -259,6 +259,26 @@ impl Handle {
     /// What the caches have.
     pub fn stock(&self) -> Vec<Stock> {
         self.0.cache.stock()
+    }
+
+    /// What roles hold here, what was used last first.
+    pub(crate) fn holdings(&self) -> Vec<(Role, HoldingKey)> {
+        let mut held = self.0.bundles.holdings();
+        held.extend(self.0.inputs.holdings());
+        held.sort_by(|a, b| b.cmp(a));
+        held.into_iter().map(|(_, role, key)| (role, key)).collect()
+    }
+
+    /// When it is the same, so are the holdings; which were used last may not be.
+    pub(crate) fn generation(&self) -> u64 {
+        self.0.cache.generation().wrapping_add(self.0.bundles.generation())
+    }
+
+    /// What a role holds here, to be given to another agent.
+    pub(crate) async fn held(&self, role: &Role, digest: Digest) -> Option<HeldContent> {
+        let (service, role) = (self.0.clone(), role.clone());
+        let look = move || service.bundles.held(digest, &role).or_else(|| service.inputs.held(digest, &role));
+        self.0.background.handle().spawn_blocking(look).await.ok().flatten()
     }
 
     /// How far the transfers of tickets are, where that is news: ticket, thousandths, words.

@@ -3,6 +3,7 @@
 
 use crate::Effects;
 use crate::event::{AgentMessage, Conn, Message, Record};
+use crate::holdings::Holdings;
 use crate::ledger::Ledger;
 use crate::limits::MAX_NAME;
 use crate::master::Master;
@@ -52,6 +53,8 @@ pub(crate) struct Agent {
     pub(crate) orphans: BTreeMap<TaskKey, Resources>,
     /// Numbers of the offers that hold resources here.
     pub(crate) offers: BTreeSet<u64>,
+    /// What its caches hold, as far as it has told on this connection.
+    pub(crate) holdings: Holdings,
 }
 
 impl Agent {
@@ -69,6 +72,7 @@ impl Agent {
             tasks: BTreeSet::new(),
             orphans: BTreeMap::new(),
             offers: BTreeSet::new(),
+            holdings: Holdings::default(),
         }
     }
 
@@ -118,6 +122,7 @@ impl Master {
     pub(crate) fn agent_disconnected(&mut self, now: Time, conn: Conn, out: &mut Effects) {
         let Some(ax) = self.agent_conns.remove(&conn) else { return };
         self.rescind_agent(ax, out);
+        self.agent_shares_no_more(ax, out);
         self.set_away(ax, now, false);
         self.mark_dirty(ax);
     }
@@ -185,6 +190,7 @@ impl Master {
         let mut reason = reason.to_owned();
         truncate(&mut reason, MAX_NAME);
         self.rescind_agent(ax, out);
+        self.agent_shares_no_more(ax, out);
         let Some(agent) = self.agents.get(ax) else { return };
         let (id, conn, tasks) = (agent.info.id.clone(), agent.conn(), agent.tasks.clone());
         for key in &tasks {

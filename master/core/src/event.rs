@@ -1,8 +1,12 @@
 //! What can come into the core and what can go out of it. A feature of the master starts as a variant of each.
 
 use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent, Registration, Subscription};
-use smalti_types::{AgentId, AgentInfo, BootTime, DurationMs, FrameworkId, FrameworkInfo, MasterEpoch, StatusUpdate, Time};
+use smalti_types::{
+    AgentId, AgentInfo, BootTime, DurationMs, FrameworkId, FrameworkInfo, HoldingKey, HoldingsNews, LocateOutcome, MasterEpoch, Role,
+    StatusUpdate, Time,
+};
 use std::fmt;
+use std::net::SocketAddr;
 
 /// One connection of a peer. The shell numbers them upwards and never uses a number twice in one life of the master.
 /// What arrives under a number that the core no longer knows is ignored: a late message of a peer that was replaced.
@@ -43,6 +47,33 @@ pub enum Event {
         conn: Conn,
         /// When it asked, by its own clock.
         asked: BootTime,
+    },
+    /// An agent tells what has changed in its caches.
+    AgentHolds {
+        /// The connection.
+        conn: Conn,
+        /// What.
+        news: HoldingsNews,
+    },
+    /// An agent asks where to fetch from.
+    AgentLocates {
+        /// The connection.
+        conn: Conn,
+        /// The agent's number for it.
+        ticket: u64,
+        /// In which role.
+        role: Role,
+        /// What.
+        key: HoldingKey,
+    },
+    /// An agent does not fetch any more what it asked about.
+    AgentLocated {
+        /// The connection.
+        conn: Conn,
+        /// Its number for it.
+        ticket: u64,
+        /// Why.
+        outcome: LocateOutcome,
     },
     /// An agent said goodbye: it is removed.
     AgentDeregistered {
@@ -130,6 +161,13 @@ pub enum AgentMessage {
     Refused(String),
     /// Do this. The shell joins neighbouring commands into one frame.
     Command(AgentCommand),
+    /// Where to fetch from what it asked about.
+    Located {
+        /// Its number for it.
+        ticket: u64,
+        /// Another agent; `None`: where it comes from.
+        from: Option<SocketAddr>,
+    },
 }
 
 /// What leaves the master. Every message names the connection it is for, so that it cannot reach a successor.

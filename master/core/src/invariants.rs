@@ -46,6 +46,7 @@ impl Master {
             let fate = self.task(key).and_then(|t| t.fate.as_ref()).map(|(at, _)| at);
             ensure(fate == Some(at), || format!("{key} has no such fate"))?;
         }
+        self.sharing.check()?;
         self.check_connections()?;
         self.check_refusals()
     }

@@ -6,6 +6,7 @@ use crate::event::{Conn, Event, Record};
 use crate::frameworks::Framework;
 use crate::offers::OfferRecord;
 use crate::shares::Shares;
+use crate::sharing::Sharing;
 use crate::slab::{AgentIx, FrameworkIx, Slab};
 use crate::{Config, Effects};
 use smalti_types::protocol::Call;
@@ -54,6 +55,8 @@ pub struct Master {
     /// Ends of refusals, the earliest first.
     pub(crate) refusal_ends: BTreeSet<(Time, FrameworkIx, AgentIx)>,
     pub(crate) shares: Shares,
+    /// Who fetches from whom.
+    pub(crate) sharing: Sharing,
     /// Agents to consider in the next allocation.
     pub(crate) dirty: BTreeSet<AgentIx>,
     /// Agents with something free, whether or not anybody wants it.
@@ -90,6 +93,7 @@ impl Master {
             offers_made: 0,
             refusal_ends: BTreeSet::new(),
             shares: Shares::default(),
+            sharing: Sharing::default(),
             dirty: BTreeSet::new(),
             offerable: BTreeSet::new(),
         }
@@ -113,6 +117,9 @@ impl Master {
             Event::AgentDisconnected { conn } => self.agent_disconnected(now, conn, out),
             Event::AgentUpdates { conn, updates } => self.agent_updates(now, conn, updates, out),
             Event::AgentLease { conn, asked } => self.agent_lease(now, conn, asked, out),
+            Event::AgentHolds { conn, news } => self.agent_holds(conn, news, out),
+            Event::AgentLocates { conn, ticket, role, key } => self.agent_locates(now, conn, ticket, (role, key), out),
+            Event::AgentLocated { conn, ticket, outcome } => self.agent_located(conn, ticket, outcome, out),
             Event::AgentDeregistered { conn, reason } => {
                 if let Some(ax) = self.agent_conns.get(&conn).copied() {
                     self.agent_removed(now, ax, &reason, out);
@@ -140,6 +147,7 @@ impl Master {
                 self.end_fated(now, out);
                 self.shorten_lease_span(now, out);
                 self.pay_owed(now, out);
+                self.end_waits(now, out);
             }
             Event::BatchEnd => self.allocate(now, out),
         }

@@ -43,7 +43,7 @@ impl Master {
             hostname: agent.info.hostname.clone(),
             resources: resources.clone(),
             attributes: agent.info.attributes.clone(),
-            holdings: Vec::new(),
+            holdings: agent.holdings.of(&framework.info.role),
         };
         self.shares.add(fx, Column::Offered, &resources);
         let expires = now.after(self.config.offer_timeout);

@@ -90,6 +90,7 @@ impl Master {
     /// A second connection under one id replaces the first.
     fn replace_connection(&mut self, ax: AgentIx, out: &mut Effects) {
         self.rescind_agent(ax, out);
+        self.agent_shares_no_more(ax, out);
         let Some(conn) = self.agents.get(ax).and_then(Agent::conn) else { return };
         self.agent_conns.remove(&conn);
         out.send(Message::Close { conn, reason: "the agent registered again on another connection".to_owned() });

@@ -136,7 +136,7 @@ impl Master {
                 hostname: agent.info.hostname.clone(),
                 resources: offer.resources.clone(),
                 attributes: agent.info.attributes.clone(),
-                holdings: Vec::new(),
+                holdings: agent.holdings.of(&framework.info.role),
             })
         })
     }

@@ -2,7 +2,7 @@
 
 use super::{ConvertError, Problem, Result, at};
 use crate::v1;
-use smalti_types::{HoldingKey, HoldingsChange, HoldingsNews, MAX_HOLDINGS, Role};
+use smalti_types::{HoldingKey, HoldingsChange, HoldingsNews, LocateOutcome, MAX_HOLDINGS, Role};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -55,6 +55,26 @@ impl From<HoldingsNews> for v1::HoldingsNews {
             removed: wire(change.removed),
         });
         Self { all: news.all, address: news.address.map(|a| a.to_string()).unwrap_or_default(), changes: changes.collect() }
+    }
+}
+
+impl From<v1::LocateOutcome> for LocateOutcome {
+    fn from(outcome: v1::LocateOutcome) -> Self {
+        match outcome {
+            v1::LocateOutcome::LocateGivenUp => Self::GivenUp,
+            v1::LocateOutcome::LocateHeld => Self::Held,
+            v1::LocateOutcome::LocateFailed => Self::Failed,
+        }
+    }
+}
+
+impl From<LocateOutcome> for v1::LocateOutcome {
+    fn from(outcome: LocateOutcome) -> Self {
+        match outcome {
+            LocateOutcome::GivenUp => Self::LocateGivenUp,
+            LocateOutcome::Held => Self::LocateHeld,
+            LocateOutcome::Failed => Self::LocateFailed,
+        }
     }
 }
 

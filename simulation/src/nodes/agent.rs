@@ -197,6 +197,7 @@ impl World {
         match message {
             AgentMessage::Registered { epoch } => self.agent_event(i, life, Event::MasterConnected { epoch }),
             AgentMessage::Command(command) => self.agent_event(i, life, Event::Command(command)),
+            AgentMessage::Located { .. } => Err(format!("{} was told where to fetch from and has not asked", self.agents[i].id())),
             AgentMessage::Refused(reason) => Err(format!("{} was refused: {reason}", self.agents[i].id())),
         }
     }
