@@ -37,6 +37,15 @@ pub(crate) fn agent(view: AgentView, counters: BTreeMap<String, u64>, executors:
         overhead_memory: executors.overhead_memory,
         away_since_us: view.away_since.map(|t| t.0),
         executor_losses: executors.losses,
+        holdings: view
+            .holdings
+            .into_iter()
+            .map(|(role, held)| v1::HoldingsChange {
+                role: role.into(),
+                added: held.into_iter().map(|k| k.0).collect(),
+                removed: Vec::new(),
+            })
+            .collect(),
     }
 }
 

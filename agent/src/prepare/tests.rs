@@ -2,6 +2,7 @@
 
 mod fair;
 mod fetching;
+mod peers;
 mod room;
 
 use super::archive::tests::tar;
@@ -11,7 +12,7 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use smalti_types::{BundleRef, Reason, Stdin};
+use smalti_types::{BundleRef, HoldingKey, Reason, Stdin};
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Mutex;

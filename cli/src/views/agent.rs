@@ -33,6 +33,9 @@ pub(crate) struct AgentView {
     pub(crate) boot_id: String,
     /// What its caches hold, by kind: bundles, compiled, inputs.
     pub(crate) caches: BTreeMap<String, CacheView>,
+    /// Which bundles and inputs it holds, by role: the first sixteen digits of their BLAKE3, or of what else pins them. At most 512, those
+    /// that were used last.
+    pub(crate) holdings: BTreeMap<String, Vec<String>>,
     /// Its disk is too full for more tasks.
     pub(crate) disk_full: bool,
     /// What the master and the agent count: frames of each kind, items.
@@ -150,6 +153,11 @@ impl From<v1::AgentStatus> for AgentView {
             away_since: status.away_since_us.and_then(rfc3339),
             boot_id: info.boot_id,
             caches,
+            holdings: status
+                .holdings
+                .into_iter()
+                .map(|held| (held.role, held.added.into_iter().map(|key| format!("{:016x}", key.swap_bytes())).collect()))
+                .collect(),
             disk_full: counters.remove("disk_full").is_some_and(|n| n > 0),
             counters,
         }
@@ -167,6 +175,14 @@ mod tests {
         let view = AgentView::from(status);
         assert_eq!((view.caches["bundles"].bytes, view.caches["bundles"].budget, view.caches["inputs"].entries), (5, 9, 2));
         assert!(view.disk_full && view.counters.len() == 1);
+    }
+
+    #[test]
+    fn what_is_held_is_shown_as_digests_begin() {
+        let digest = smalti_types::Digest::of(b"x");
+        let held = v1::HoldingsChange { role: "r".into(), added: vec![smalti_types::HoldingKey::of_digest(&digest).0], removed: vec![] };
+        let view = AgentView::from(v1::AgentStatus { holdings: vec![held], ..Default::default() });
+        assert_eq!(view.holdings["r"], [digest.to_hex()[..16]]);
     }
 
     #[test]

@@ -5,7 +5,9 @@ use crate::event::Conn;
 use crate::frameworks::{Framework, FrameworkLink};
 use crate::master::Master;
 use crate::slab::FrameworkIx;
-use smalti_types::{AgentId, AgentInfo, FrameworkId, FrameworkInfo, MasterEpoch, Offer, OfferId, Resources, TaskKey, Time};
+use smalti_types::{
+    AgentId, AgentInfo, FrameworkId, FrameworkInfo, HoldingKey, MasterEpoch, Offer, OfferId, Resources, Role, TaskKey, Time,
+};
 use std::collections::BTreeMap;
 
 /// Whether an agent can be reached.
@@ -38,6 +40,8 @@ pub struct AgentView {
     pub tasks: usize,
     /// Since when it is not connected.
     pub away_since: Option<Time>,
+    /// What its caches hold, by role.
+    pub holdings: BTreeMap<Role, Vec<HoldingKey>>,
 }
 
 /// Whether a framework's scheduler is there.
@@ -196,6 +200,7 @@ fn view_agent(agent: &Agent) -> AgentView {
         free: agent.ledger.free().clone(),
         registered: agent.registered,
         tasks: agent.tasks.len() + agent.orphans.len(),
+        holdings: agent.holdings.by_role().iter().map(|(role, keys)| (role.clone(), keys.iter().copied().collect())).collect(),
         away_since: match agent.link {
             AgentLink::Connected(_) => None,
             AgentLink::Away { since, .. } => Some(since),

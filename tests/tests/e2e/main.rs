@@ -23,6 +23,7 @@ mod network;
 mod noisy;
 mod output;
 mod output_store;
+mod peers;
 mod process_class;
 mod resources;
 mod restart;
