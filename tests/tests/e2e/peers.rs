@@ -99,7 +99,7 @@ fn eight_agents_ask_the_origin_at_most_twice() -> Result {
     let agent = AgentConfig { cpus: "1".into(), mem: "1GiB".into(), ..AgentConfig::default() };
     let c = Cluster::start(Config { agents: vec![agent; AGENTS], ..Config::default() })?;
     let object = padded(&std::fs::read(guest(&c, "hello")?)?, SIZE);
-    let digest = blake3::hash(&object).to_hex().to_string();
+    let digest = smalti_types::Digest::of(&object).to_hex();
     let origin = Origin::start(object, 32 << 20)?;
     let uri = format!("http://{}/large.wasm#blake3={digest}", origin.address);
     let done = c.smalti(&["map", &uri, "--items", "8", "--cpus", "1"])?;
