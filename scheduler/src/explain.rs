@@ -234,3 +234,66 @@ impl Facts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_scheduler_core::{Event, JobId, JobSpec, Policy, Scheduler, SingleSpec, Work};
+    use smalti_types::protocol::FrameworkEvent;
+    use smalti_types::{
+        AgentId, BundleRef, Digest, FrameworkId, HoldingKey, Input, MasterEpoch, MilliCpus, Offer, OfferId, Role, TaskSpec,
+    };
+
+    fn offer(number: u64, milli: u64, holdings: Vec<HoldingKey>) -> Offer {
+        Offer {
+            id: OfferId { epoch: MasterEpoch(1), number },
+            framework: FrameworkId::new("F1-0").unwrap(),
+            role: Role::default(),
+            agent: AgentId::new(format!("a{number}")).unwrap(),
+            hostname: String::new(),
+            resources: Resources::new(MilliCpus(milli), Bytes::gib(1)),
+            attributes: Attributes::default(),
+            holdings,
+        }
+    }
+
+    #[test]
+    fn a_job_that_lets_offers_pass_says_for_whom_and_how_long() {
+        let digest = Some(Digest::of(b"data"));
+        let data = Input { guest_path: Some("/data".into()), uri: None, digest, length: 64 << 20, etag: None, packing: None };
+        let held = HoldingKey::of_input(&data).into_iter().collect();
+        let task = TaskSpec { inputs: vec![data], ..TaskSpec::new(BundleRef { digest: Digest::of(b"x"), uri: None }) };
+        let single = SingleSpec { spec: task, resources: Resources::new(MilliCpus(1_000), Bytes::mib(1)), ports: 0 };
+        let id = JobId::new(1, 0);
+        let spec = JobSpec {
+            id,
+            request: String::new(),
+            name: "n".into(),
+            role: Role::default(),
+            policy: Policy::default(),
+            work: Work::Single(Box::new(single)),
+            output_store: None,
+        };
+        let mut core = Scheduler::new();
+        let offers = FrameworkEvent::Offers(vec![offer(1, 10, held), offer(2, 4_000, Vec::new())]);
+        for event in [Event::Submit(spec.into()), Event::Framework { role: Role::default(), event: offers }] {
+            let _ = core.step(Time(1_000_000), event);
+        }
+        let facts = |us: u64| Facts::of(core.job(id).unwrap(), Time(us));
+        assert_eq!(
+            facts(1_000_000).tasks,
+            ["waits up to 3.0 s more for room on agent a1, which holds 64MiB of its input; then it goes elsewhere"]
+        );
+        assert!(facts(3_950_000).tasks[0].starts_with("waits up to 0.1 s more"), "{:?}", facts(3_950_000).tasks);
+        let json = facts(3_950_000).patience.as_ref().map(patience_json).unwrap();
+        assert_eq!(json, json!({ "agent": "a1", "input_bytes": 64 << 20, "since_us": 1_000_000, "until_us": 4_000_000 }));
+        let info = |id: &str| smalti_proto::v1::AgentInfo {
+            id: id.into(),
+            total: Some(Resources::new(MilliCpus(4_000), Bytes::gib(1)).into()),
+            ..Default::default()
+        };
+        let agent = |id: &str| AgentStatus { info: Some(info(id)), state: "active".into(), free: info(id).total, ..Default::default() };
+        assert!(facts(2_000_000).why_not(&agent("a2")).contains("less of the input"));
+        assert!(facts(4_000_000).why_not(&agent("a2")).contains("an offer should come") && facts(4_000_000).tasks.is_empty());
+    }
+}

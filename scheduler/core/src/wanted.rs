@@ -32,9 +32,9 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    fn of<'a>(spec: &'a TaskSpec, splits: &'a [Input]) -> Self {
+    fn of<'a>(spec: &'a TaskSpec, splits: &'a [Input], state: Option<&'a Input>) -> Self {
         let stdin = if let Stdin::Object(input) = &spec.stdin { Some(input) } else { None };
-        let mut all: Vec<&Input> = spec.inputs.iter().chain(stdin).chain(splits).collect();
+        let mut all: Vec<&Input> = spec.inputs.iter().chain(stdin).chain(splits).chain(state).collect();
         let total = all.iter().fold(0, |sum: u64, i| sum.saturating_add(i.length));
         if all.len() > MOST_INPUTS {
             all.select_nth_unstable_by_key(MOST_INPUTS, |i| std::cmp::Reverse(i.length));
@@ -56,7 +56,9 @@ impl Wanted {
 /// What the tasks of a job read.
 #[derive(Debug, Clone)]
 pub(crate) struct AllWanted {
-    first: Wanted,
+    each: Wanted,
+    /// Of the first round, when it has a state: those of later rounds are new, and nobody holds them.
+    first: Option<Box<Wanted>>,
     /// Of the reduce. It is small: what it reads beside its inputs are outputs, which lie with whoever made them.
     reduce: Option<Box<Wanted>>,
 }
@@ -64,11 +66,15 @@ pub(crate) struct AllWanted {
 impl AllWanted {
     pub(crate) fn of(spec: &JobSpec) -> Self {
         match &spec.work {
-            Work::Single(single) => Self { first: Wanted::of(&single.spec, &[]), reduce: None },
-            Work::Map(map) => Self {
-                first: Wanted::of(&map.template.spec, &map.template.split_inputs),
-                reduce: map.reduce.as_ref().map(|r| Box::new(Wanted::of(&r.spec, &[]))),
-            },
+            Work::Single(single) => Self { each: Wanted::of(&single.spec, &[], None), first: None, reduce: None },
+            Work::Map(map) => {
+                let items = |state| Wanted::of(&map.template.spec, &map.template.split_inputs, state);
+                Self {
+                    each: items(None),
+                    first: map.initial_state.as_ref().map(|state| Box::new(items(Some(state)))),
+                    reduce: map.reduce.as_ref().map(|r| Box::new(Wanted::of(&r.spec, &[], None))),
+                }
+            }
         }
     }
 }
@@ -113,9 +119,10 @@ impl Patience {
 impl Job {
     /// What its next task or slot reads.
     pub(crate) fn wanted(&self) -> &Wanted {
-        match (self.state.stage, &self.wanted.reduce) {
-            (Stage::Reduce | Stage::Storing, Some(reduce)) => reduce,
-            _ => &self.wanted.first,
+        match (self.state.stage, &self.wanted) {
+            (Stage::Reduce | Stage::Storing, AllWanted { reduce: Some(reduce), .. }) => reduce,
+            (_, AllWanted { first: Some(first), .. }) if self.state.round == 0 => first,
+            (_, AllWanted { each, .. }) => each,
         }
     }
 
@@ -154,22 +161,22 @@ mod tests {
     fn all_kinds_of_inputs_count_once_and_the_largest_are_looked_for() {
         let unpinned = Input { digest: None, uri: Some("http://h/x".into()), ..input(0, 5) };
         let spec = TaskSpec { inputs: vec![input(1, 10), unpinned], stdin: Stdin::Object(input(2, 20)), ..spec() };
-        let wanted = Wanted::of(&spec, &[input(3, 30), input(1, 10)]);
+        let wanted = Wanted::of(&spec, &[input(3, 30), input(1, 10)], None);
         let lengths = |w: &Wanted| w.inputs.iter().map(|(_, length)| *length).collect::<std::collections::BTreeSet<_>>();
         assert_eq!((lengths(&wanted), wanted.total), ([10, 20, 30].into(), 75));
         let many: Vec<Input> = (0..2_000).map(|n| input(n, n)).collect();
-        let wanted = Wanted::of(&spec, &many);
+        let wanted = Wanted::of(&spec, &many, Some(&input(0, 0)));
         assert_eq!((wanted.inputs.len(), lengths(&wanted).first().copied()), (MOST_INPUTS, Some(2_000 - MOST_INPUTS as u64)));
         assert!(wanted.inputs.is_sorted());
     }
 
     #[test]
     fn only_much_more_is_worth_waiting_for_and_less_is_waited_for_less() {
-        let of = |mib: u64| Wanted::of(&spec(), &[input(1, mib << 20)]);
+        let of = |mib: u64| Wanted::of(&spec(), &[input(1, mib << 20)], None);
         assert_eq!(of(0).floor(0), 0);
         assert_eq!(of(64).floor((64 << 20) - 1), (32 << 20), "half of it is as good as nearly all");
         assert_eq!(of(64).floor((32 << 20) - 1), 0, "less than half of it is worth nothing");
-        assert_eq!(Wanted::of(&spec(), &[input(1, 1_000)]).floor(1_000), 0, "small");
+        assert_eq!(Wanted::of(&spec(), &[input(1, 1_000)], None).floor(1_000), 0, "small");
         let waits = |mib: u64| patience(LOCALITY_WAIT, mib << 20).0;
         assert_eq!([waits(0), waits(1), waits(16), waits(32), waits(1 << 40)], [0, 93, 1_500, 3_000, 3_000]);
         assert_eq!(patience(DurationMs(u64::MAX), u64::MAX), DurationMs(u64::MAX));

@@ -277,6 +277,22 @@ fn an_array_waits_once_a_round() {
 }
 
 #[test]
+fn a_state_is_looked_for_in_the_first_round_alone() {
+    let state = input(1, 64);
+    let mut world = World::new(&[(1000, 1_000), (1000, 1_000)]);
+    let reduce = Some(ReduceSpec { spec: spec(), resources: cpus(100) });
+    let job = world.submit_map(MapSpec { reduce, rounds: 2, initial_state: Some(state.clone()), ..map(10) });
+    let wanted = |world: &World| world.core.job(job).unwrap().wanted().inputs.clone();
+    assert_eq!(wanted(&world), [(key(&state), 64 * MIB)]);
+    while world.core.job(job).unwrap().state.round == 0 {
+        world.run(1);
+    }
+    assert_eq!(wanted(&world), []);
+    world.run(SECOND);
+    world.assert_silent();
+}
+
+#[test]
 fn a_job_that_lets_offers_pass_does_not_make_others_give_way() {
     let data = input(1, 64);
     let mut world = World::new(&[(1000, 20_000), (1000, 20_000), (1000, 20_000)]);
