@@ -153,7 +153,7 @@ impl EventLoop {
         let stored = store.load()?;
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender.clone() };
-        let core = Scheduler::restore(now(), stored.next_number, stored.jobs);
+        let core = Scheduler::restore(now(), stored.next_number, stored.jobs).with_locality_wait(options.locality_wait);
         let role = options.role()?;
         let mut frameworks =
             Frameworks::new(options.master.clone(), options.name.clone(), address, sender, store.shared(), stored.frameworks);

@@ -3,8 +3,8 @@
 use crate::cluster::Cluster;
 use serde_json::{Value, json};
 use smalti_proto::v1::AgentStatus;
-use smalti_scheduler_core::{Again, Constraint, Job, JobView, Request, Stage};
-use smalti_types::{Attributes, Resources, Time};
+use smalti_scheduler_core::{Again, Constraint, Job, JobView, Patience, Request, Stage};
+use smalti_types::{Attributes, Bytes, Resources, Time};
 use std::fmt::Write as _;
 
 /// Agents named one by one in an answer; the rest is counted.
@@ -17,6 +17,7 @@ pub(crate) struct Facts {
     waits: bool,
     needs: Needs,
     tasks: Vec<String>,
+    patience: Option<Patience>,
 }
 
 /// What the next task or slot needs.
@@ -70,7 +71,8 @@ fn places(job: &Job, now: Time) -> Vec<String> {
         let trouble = there.trouble.as_ref().map_or_else(String::new, |why| format!("; {why}; it is tried again"));
         format!("outputs go to {store}: those of {} items are there{trouble}", there.stored.len())
     });
-    run.chain(again).chain(parts).chain(delivery).chain(avoided).take(MOST_AGENTS).collect()
+    let patience = job.waits_for(now).map(|patience| waiting(patience, now));
+    run.chain(again).chain(patience).chain(parts).chain(delivery).chain(avoided).take(MOST_AGENTS).collect()
 }
 
 /// What failed last, and when it is tried again.
@@ -90,6 +92,22 @@ fn in_words(again: &Again, now: Time) -> String {
         Some(_) => format!("attempt {next} waits for an offer"),
     };
     format!("{what} ended {}{place} ({}: {}){blame}; {then}", failure.state, failure.reason, failure.message)
+}
+
+/// Whom the job waits for although others have room.
+fn waiting(patience: &Patience, now: Time) -> String {
+    let tenths = patience.until.micros_since(now).div_ceil(100_000);
+    format!(
+        "waits up to {}.{} s more for room on agent {}, which holds {} of its input; then it goes elsewhere",
+        tenths / 10,
+        tenths % 10,
+        patience.agent,
+        Bytes(patience.bytes)
+    )
+}
+
+fn patience_json(patience: &Patience) -> Value {
+    json!({ "agent": patience.agent.to_string(), "input_bytes": patience.bytes, "since_us": patience.since.0, "until_us": patience.until.0 })
 }
 
 fn again_json(again: &Again) -> Value {
@@ -122,7 +140,13 @@ impl Facts {
         let waiting_task =
             matches!(job.state.stage, Stage::Single | Stage::Reduce) && !job.state.run.as_ref().is_some_and(|r| r.is_placed());
         let waiting_items = job.state.stage == Stage::Map && job.state.pool.as_ref().is_some_and(|p| p.ready() > 0 && p.slots() == 0);
-        Self { view: job.view(), waits: waiting_task || waiting_items, needs: Needs::of(&job.request()), tasks: places(job, now) }
+        Self {
+            view: job.view(),
+            waits: waiting_task || waiting_items,
+            needs: Needs::of(&job.request()),
+            tasks: places(job, now),
+            patience: job.waits_for(now).cloned(),
+        }
     }
 
     /// The explanation: text, and the same as JSON.
@@ -142,6 +166,7 @@ impl Facts {
         let mut json = json!({
             "job_id": view.job.to_string(), "state": view.state, "phase": view.phase, "reason": view.reason.as_str(),
             "message": view.message, "exit_code": view.exit_code, "waits": self.waits, "agents": [], "again": view.again.as_ref().map(again_json),
+            "waits_for": self.patience.as_ref().map(patience_json),
         });
         if !view.message.is_empty() {
             let _ = write!(
@@ -202,7 +227,73 @@ impl Facts {
         }
         match request.why_not(&resources(agent.free.clone()), &attributes) {
             Some(why) => format!("is busy: {why}"),
+            None if self.patience.as_ref().is_some_and(|p| p.agent.as_str() != info.id) => {
+                "has room, and less of the input: its offers are let pass for now".into()
+            }
             None => "has room: an offer should come at once, unless it goes to a framework that has less".into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_scheduler_core::{Event, JobId, JobSpec, Policy, Scheduler, SingleSpec, Work};
+    use smalti_types::protocol::FrameworkEvent;
+    use smalti_types::{
+        AgentId, BundleRef, Digest, FrameworkId, HoldingKey, Input, MasterEpoch, MilliCpus, Offer, OfferId, Role, TaskSpec,
+    };
+
+    fn offer(number: u64, milli: u64, holdings: Vec<HoldingKey>) -> Offer {
+        Offer {
+            id: OfferId { epoch: MasterEpoch(1), number },
+            framework: FrameworkId::new("F1-0").unwrap(),
+            role: Role::default(),
+            agent: AgentId::new(format!("a{number}")).unwrap(),
+            hostname: String::new(),
+            resources: Resources::new(MilliCpus(milli), Bytes::gib(1)),
+            attributes: Attributes::default(),
+            holdings,
+        }
+    }
+
+    #[test]
+    fn a_job_that_lets_offers_pass_says_for_whom_and_how_long() {
+        let digest = Some(Digest::of(b"data"));
+        let data = Input { guest_path: Some("/data".into()), uri: None, digest, length: 64 << 20, etag: None, packing: None };
+        let held = HoldingKey::of_input(&data).into_iter().collect();
+        let task = TaskSpec { inputs: vec![data], ..TaskSpec::new(BundleRef { digest: Digest::of(b"x"), uri: None }) };
+        let single = SingleSpec { spec: task, resources: Resources::new(MilliCpus(1_000), Bytes::mib(1)), ports: 0 };
+        let id = JobId::new(1, 0);
+        let spec = JobSpec {
+            id,
+            request: String::new(),
+            name: "n".into(),
+            role: Role::default(),
+            policy: Policy::default(),
+            work: Work::Single(Box::new(single)),
+            output_store: None,
+        };
+        let mut core = Scheduler::new();
+        let offers = FrameworkEvent::Offers(vec![offer(1, 10, held), offer(2, 4_000, Vec::new())]);
+        for event in [Event::Submit(spec.into()), Event::Framework { role: Role::default(), event: offers }] {
+            let _ = core.step(Time(1_000_000), event);
+        }
+        let facts = |us: u64| Facts::of(core.job(id).unwrap(), Time(us));
+        assert_eq!(
+            facts(1_000_000).tasks,
+            ["waits up to 3.0 s more for room on agent a1, which holds 64MiB of its input; then it goes elsewhere"]
+        );
+        assert!(facts(3_950_000).tasks[0].starts_with("waits up to 0.1 s more"), "{:?}", facts(3_950_000).tasks);
+        let json = facts(3_950_000).patience.as_ref().map(patience_json).unwrap();
+        assert_eq!(json, json!({ "agent": "a1", "input_bytes": 64 << 20, "since_us": 1_000_000, "until_us": 4_000_000 }));
+        let info = |id: &str| smalti_proto::v1::AgentInfo {
+            id: id.into(),
+            total: Some(Resources::new(MilliCpus(4_000), Bytes::gib(1)).into()),
+            ..Default::default()
+        };
+        let agent = |id: &str| AgentStatus { info: Some(info(id)), state: "active".into(), free: info(id).total, ..Default::default() };
+        assert!(facts(2_000_000).why_not(&agent("a2")).contains("less of the input"));
+        assert!(facts(4_000_000).why_not(&agent("a2")).contains("an offer should come") && facts(4_000_000).tasks.is_empty());
     }
 }

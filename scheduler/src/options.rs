@@ -2,7 +2,8 @@
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use smalti_types::Role;
+use smalti_scheduler_core::LOCALITY_WAIT;
+use smalti_types::{DurationMs, Role};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -35,6 +36,9 @@ pub struct Options {
     #[command(flatten)]
     #[serde(skip)]
     pub fetch: smalti_fetch::FetchOptions,
+    /// How long a job lets offers pass at most while another agent holds its inputs; 0s: not at all
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = duration)]
+    pub locality_wait: DurationMs,
     /// Listen beyond loopback although nothing checks who connects
     #[arg(long)]
     pub insecure_listen: bool,
@@ -51,6 +55,7 @@ impl Default for Options {
             file_root: Vec::new(),
             output_root: Vec::new(),
             fetch: smalti_fetch::FetchOptions::default(),
+            locality_wait: LOCALITY_WAIT,
             insecure_listen: false,
         }
     }
@@ -78,5 +83,46 @@ impl Options {
         }
         tracing::warn!(listen = %self.listen, "listening beyond loopback without authentication: whoever reaches this port can run code on the cluster");
         Ok(())
+    }
+}
+
+/// Reads `500ms`, `30s`, `15min`, `1h`, or plain seconds.
+fn duration(text: &str) -> Result<DurationMs, String> {
+    let bad = || format!("`{text}` is not a span of time: write it like 500ms, 3s or 1min");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(factor).map(DurationMs).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn spans_are_read_and_nonsense_is_named() {
+        let wait = |text: &str| Command::try_parse_from(["x", &format!("--locality-wait={text}")]).map(|c| c.options.locality_wait.0);
+        assert_eq!(["0s", "500ms", "3s", "2m"].map(|text| wait(text).unwrap()), [0, 500, 3_000, 120_000]);
+        for bad in ["", "s", "5d", "-1s", "99999999999999999999s"] {
+            let refused = wait(bad).unwrap_err().to_string();
+            assert!(refused.contains("--locality-wait"), "{bad}: {refused}");
+        }
+        assert!(wait("5d").unwrap_err().to_string().contains("like 500ms"));
+        let none = Command::try_parse_from(["x"]).unwrap().options;
+        assert_eq!((none.locality_wait, LOCALITY_WAIT), (Options::default().locality_wait, LOCALITY_WAIT));
     }
 }

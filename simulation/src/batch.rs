@@ -7,13 +7,20 @@ use smalti_framework_sdk_core::Delivery;
 use smalti_scheduler_core::spec::ReduceSpec;
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, JobState, MapSpec, Message, Policy, Record, Scheduler, SingleSpec, Work};
 use smalti_types::protocol::FrameworkEvent;
-use smalti_types::{ArrayTemplate, BundleRef, Bytes, Effects, Input, Isolation, MilliCpus, Resources, Role, TaskSpec, Time};
+use smalti_types::{
+    ArrayTemplate, BundleRef, Bytes, Effects, HoldingKey, Input, Isolation, MilliCpus, Offer, Resources, Role, TaskSpec, Time,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
 /// Jobs submitted in one run.
 const JOBS: u64 = 12;
+/// Jobs after this one read inputs, and from then on offers say who holds them. All that is decided by numbers that are there anyway: runs in
+/// which something failed before that stay what they were.
+const PLAIN_JOBS: u64 = 6;
+/// Different inputs.
+const INPUTS: u64 = 4;
 
 /// The batch scheduler's process beside its SDK.
 #[derive(Debug)]
@@ -37,8 +44,20 @@ fn resources(rng: &mut Rng) -> Resources {
     Resources::new(MilliCpus(rng.between(1, 12) * 100), Bytes::mib(rng.between(16, 512)))
 }
 
+/// Some are worth waiting for.
+fn input(n: u64) -> Input {
+    let length = if n == 0 { 2 << 20 } else { 64 << 20 };
+    Input { guest_path: Some(format!("/in/{n}")), uri: None, digest: Some(bundle(50 + n)), length, etag: None, packing: None }
+}
+
+/// What an offer's agent is said to hold: it is hearsay, and changes with every offer.
+fn hearsay(offer: &Offer) -> Vec<HoldingKey> {
+    let mut rng = Rng::new(offer.id.number);
+    (0..INPUTS).filter(|_| rng.chance(40)).filter_map(|n| HoldingKey::of_input(&input(n))).collect()
+}
+
 fn job(id: JobId, rng: &mut Rng) -> JobSpec {
-    let work = if rng.chance(50) {
+    let mut work = if rng.chance(50) {
         Work::Single(Box::new(SingleSpec { spec: spec(rng), resources: resources(rng), ports: u32::from(rng.chance(20)) }))
     } else {
         let reduce = rng.chance(50).then(|| ReduceSpec { spec: spec(rng), resources: resources(rng) });
@@ -51,6 +70,13 @@ fn job(id: JobId, rng: &mut Rng) -> JobSpec {
             initial_state: None,
         }))
     };
+    if id.number() > PLAIN_JOBS {
+        let read = match &mut work {
+            Work::Single(single) => &mut single.spec.inputs,
+            Work::Map(map) => &mut map.template.spec.inputs,
+        };
+        read.push(input(id.number() % INPUTS));
+    }
     let policy = Policy {
         retries: u32::try_from(rng.below(3)).unwrap_or(0),
         max_parallel: rng.chance(20).then_some(2),
@@ -90,7 +116,12 @@ impl Batch {
         self.core.check_invariants()
     }
 
-    pub(crate) fn take(&mut self, now: Time, delivery: Delivery, rng: &mut Rng, answers: &mut Answers) {
+    pub(crate) fn take(&mut self, now: Time, mut delivery: Delivery, rng: &mut Rng, answers: &mut Answers) {
+        if let Delivery::Offers(offers) = &mut delivery
+            && self.submitted > PLAIN_JOBS
+        {
+            offers.iter_mut().for_each(|offer| offer.holdings = hearsay(offer));
+        }
         let event = match delivery {
             Delivery::Subscribed { framework, epoch } => FrameworkEvent::Subscribed { framework, epoch },
             Delivery::Offers(offers) => FrameworkEvent::Offers(offers),

@@ -91,16 +91,15 @@ pub(crate) fn master(listen: &str, dir: &Path) -> Role {
     role("master".into(), "master", &[("listen", listen.into()), ("data-dir", dir.join("master").into())])
 }
 
-/// Below `files` lie the `file://` inputs that jobs may name, below `outputs` what they may write; `policy` is what they may have fetched.
-pub(crate) fn scheduler(master: &str, dir: &Path, files: &Path, outputs: Option<&Path>, policy: &Path) -> Role {
+/// Below `files` lie the `file://` inputs that jobs may name.
+pub(crate) fn scheduler(master: &str, dir: &Path, files: &Path, further: &[(&str, OsString)]) -> Role {
     let mut args = vec![
         ("master", master.into()),
         ("listen", "127.0.0.1:0".into()),
         ("data-dir", dir.join("scheduler").into()),
         ("file-root", files.into()),
-        ("fetch-policy", policy.into()),
     ];
-    args.extend(outputs.map(|dir| ("output-root", dir.into())));
+    args.extend_from_slice(further);
     role("scheduler".into(), "scheduler", &args)
 }
 
@@ -178,7 +177,7 @@ mod tests {
     fn every_role_ends_with_its_parent() {
         let share = divide(&total(1, 2000, 4096, "5-9")).unwrap().remove(0);
         let dir = Path::new("/d");
-        for role in [master("a", dir), scheduler("a", dir, dir, None, dir), agent(1, "a", dir, &share, dir, &[])] {
+        for role in [master("a", dir), scheduler("a", dir, dir, &[]), agent(1, "a", dir, &share, dir, &[])] {
             assert!(role.args.contains(&"--stop-when-stdin-closes".into()), "{role:?}");
         }
         let second = agent(2, "a", dir, &share, dir, &[("isolation", "auto".into())]);

@@ -6,10 +6,11 @@ use crate::dev::scratch::Home;
 use crate::failure::{Exit, Failure, Result, SUCCESS, io_text};
 use crate::job::options::size;
 use crate::output;
+use crate::time::duration;
 use clap::{Args, ValueEnum};
 use futures::future::{join_all, select_all};
 use smalti_agent::ProcessOptions;
-use smalti_types::{Bytes, MilliCpus, PortSet};
+use smalti_types::{Bytes, DurationMs, MilliCpus, PortSet};
 use std::path::PathBuf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -58,6 +59,9 @@ pub(crate) struct Dev {
     /// Directory below which --output-store file://DIR may write [default: none]
     #[arg(long, value_name = "DIR")]
     output_root: Option<PathBuf>,
+    /// How long a job lets offers pass at most while another agent holds its inputs [default: 3s]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    locality_wait: Option<DurationMs>,
     /// How much to insist on the kernel's limits
     #[arg(long, value_enum, default_value = "auto")]
     isolation: Isolation,
@@ -98,8 +102,10 @@ impl Dev {
                 std::fs::write(path, text).map_err(|e| Failure::io("writing the policy", path, &e))?;
             }
         }
-        let outputs = self.output_root()?;
-        let scheduler = plan::scheduler(&master, &dir, &files, outputs.as_deref(), &fetch_policy);
+        let mut further = vec![("fetch-policy", fetch_policy.clone().into_os_string())];
+        further.extend(self.output_root()?.map(|root| ("output-root", root.into())));
+        further.extend(self.locality_wait.map(|wait| ("locality-wait", format!("{}ms", wait.0).into())));
+        let scheduler = plan::scheduler(&master, &dir, &files, &further);
         let scheduler = children.scheduler.insert(Child::start(&scheduler, &log)?).ready().await?;
         let own = [
             ("isolation", self.isolation_name().to_owned()),

@@ -16,11 +16,16 @@ impl Scheduler {
             if self.live.contains(id) != job.state.outcome.is_none() {
                 return Err(format!("job {id}: in the wrong list of live jobs"));
             }
+            let Some(p) = &job.patience else { continue };
+            if p.until > p.since.after(self.locality_wait) || (!p.over && !self.patience.contains(&(p.until, *id))) {
+                return Err(format!("job {id}: its patience does not end: {p:?}"));
+            }
         }
         if self.jobs.len() != self.live.len() + self.history.len() {
             return Err(format!("{} jobs, {} live, {} in the history", self.jobs.len(), self.live.len(), self.history.len()));
         }
         for (role, state) in &self.roles {
+            state.known.check().map_err(|e| format!("role {role}: {e}"))?;
             for (_, id) in state.tasks.iter().chain(&state.arrays) {
                 if !self.jobs.get(id).is_some_and(|j| j.spec.role == *role && j.state.outcome.is_none()) {
                     return Err(format!("role {role}: {id} wants offers and is not a live job of it"));

@@ -21,6 +21,7 @@ use crate::retry::Blame;
 use crate::run::{TaskRun, Turn};
 use crate::spec::{JobSpec, Work};
 use crate::trouble::Troubles;
+use crate::wanted::{AllWanted, Patience};
 use serde::{Deserialize, Serialize};
 use smalti_types::protocol::Call;
 use smalti_types::{AgentId, DurationMs, FrameworkId, Input, ItemBatch, ItemSet, PortSet, Reason, Split, StatusUpdate, TaskId, Time};
@@ -99,6 +100,10 @@ pub struct Job {
     pub state: JobState,
     /// Agents that its next task or part must not go to. Worked out when offers come, and not kept.
     pub avoided: Vec<AgentId>,
+    /// What its tasks read. Worked out of the specification, and not kept.
+    pub(crate) wanted: AllWanted,
+    /// While it lasts, offers of agents that hold less of this than another are let pass. Not kept.
+    pub(crate) patience: Option<Box<Patience>>,
 }
 
 /// What a job wants of an offer.
@@ -141,7 +146,13 @@ impl Job {
                 state.pool = Some(Pool::new(map.template.total_items, !map.splits.is_empty()));
             }
         }
-        Self { spec, state, avoided: Vec::new() }
+        Self::restored(spec, state)
+    }
+
+    /// A job that is as far as this.
+    pub(crate) fn restored(spec: Arc<JobSpec>, state: JobState) -> Self {
+        let wanted = AllWanted::of(&spec);
+        Self { spec, state, avoided: Vec::new(), wanted, patience: None }
     }
 
     /// Its id.

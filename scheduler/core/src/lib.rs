@@ -11,7 +11,9 @@ pub mod feed;
 pub mod id;
 mod invariants;
 pub mod job;
+mod known;
 pub mod launch;
+mod near;
 mod offers;
 pub mod outcome;
 pub mod part;
@@ -25,6 +27,7 @@ mod shunned;
 pub mod spec;
 pub mod trouble;
 pub mod views;
+pub mod wanted;
 mod yielding;
 
 pub use again::Again;
@@ -37,6 +40,7 @@ pub use placing::Request;
 pub use scheduler::{Admission, Scheduler};
 pub use spec::{Constraint, JobSpec, MapSpec, Policy, ReduceSpec, SingleSpec, SpecError, Work};
 pub use views::{ItemOutput, JobView, OutputPlan, TaskView};
+pub use wanted::{LOCALITY_WAIT, Patience};
 
 #[cfg(test)]
 mod tests;

@@ -3,28 +3,34 @@
 use crate::event::Message;
 use crate::id::JobId;
 use crate::job::Demand;
-use crate::placing::{OpenOffer, WaitingArray, WaitingTask, place_arrays, place_tasks};
+use crate::known;
+use crate::near::Near;
+use crate::placing::{OpenOffer, Pass, WaitingArray, WaitingTask, place_arrays, place_tasks};
 use crate::scheduler::{Out, Scheduler};
+use crate::wanted::{Patience, patience};
 use smalti_types::protocol::Call;
 use smalti_types::{DurationMs, Offer, OfferId, Operation, Role, Time};
 use std::cmp::Reverse;
 
 /// An agent that was offered this long ago may be offered again soon.
-const SEEN: DurationMs = DurationMs(600_000);
+pub(crate) const SEEN: DurationMs = DurationMs(600_000);
 
 /// The greatest key of a priority.
 const LAST_JOB: JobId = JobId::new(u64::MAX, u16::MAX);
 
 impl Scheduler {
     /// Every offer is answered in the same step: held offers are resources that nobody uses.
-    pub(crate) fn on_offers(&mut self, now: Time, role: &Role, offers: Vec<Offer>, out: &mut Out) {
+    pub(crate) fn on_offers(&mut self, now: Time, role: &Role, mut offers: Vec<Offer>, out: &mut Out) {
         self.work_out_avoided(now, role, &offers);
+        self.learn(now, role, &mut offers);
         let open = offers.into_iter().map(|offer| {
             let shunned = self.shunned.of(now, &offer.agent);
             OpenOffer::new(offer, shunned)
         });
         let mut open: Vec<OpenOffer<JobId>> = open.collect();
-        self.plan(now, role, &mut open);
+        for pass in self.plan(now, role, &mut open) {
+            self.let_pass(now, pass);
+        }
         let mut unused: Vec<OfferId> = Vec::new();
         let mut accepts: Vec<(OfferId, Vec<Operation>)> = Vec::new();
         for offer in open {
@@ -63,30 +69,90 @@ impl Scheduler {
         }
     }
 
-    fn plan(&self, now: Time, role: &Role, open: &mut [OpenOffer<JobId>]) {
-        let Some(state) = self.roles.get(role) else { return };
+    /// What the agents of these offers hold.
+    fn learn(&mut self, now: Time, role: &Role, offers: &mut [Offer]) {
+        let Some(state) = self.roles.get_mut(role) else { return };
+        state.known.forget_before(Time(now.0.saturating_sub(SEEN.0 * 1_000)));
+        for offer in offers {
+            known::tidy(offer);
+            state.known.note(now, offer);
+        }
+    }
+
+    /// A job let an offer pass that it could have had: its patience begins, or goes on.
+    fn let_pass(&mut self, now: Time, pass: Pass<JobId>) {
+        let Some(job) = self.jobs.get_mut(&pass.key) else { return };
+        let (of, (agent, bytes)) = (job.turn(), pass.best);
+        if let Some(patience) = job.patience.as_mut().filter(|p| p.of == of) {
+            (patience.agent, patience.bytes) = (agent, bytes);
+            return;
+        }
+        let until = now.after(patience(self.locality_wait, pass.gain));
+        let begun = Patience { of, since: now, until, agent, bytes, over: false };
+        if let Some(last) = job.patience.replace(Box::new(begun)) {
+            self.patience.remove(&(last.until, pass.key));
+        }
+        self.patience.insert((until, pass.key));
+    }
+
+    /// Where patience is over, offers that were let pass are wanted after all.
+    pub(crate) fn end_patience(&mut self, now: Time, out: &mut Out) {
+        let later = self.patience.split_off(&(Time(now.0.saturating_add(1)), JobId::new(0, 0)));
+        for (_, id) in std::mem::replace(&mut self.patience, later) {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(patience) = job.patience.as_mut() else { continue };
+            patience.over = true;
+            let (since, agent) = (patience.since, patience.agent.clone());
+            if job.demand(now) == Demand::Nothing {
+                continue;
+            }
+            let Some(state) = self.roles.get_mut(&job.spec.role) else { continue };
+            state.new_demand = true;
+            out.roles.insert(job.spec.role.clone());
+            // Whoever has had nothing to offer for as long as anybody waits is not waited for again before it has.
+            if now >= since.after(self.locality_wait) && state.known.is_silent_since(&agent, since) {
+                state.known.forget(&agent);
+            }
+        }
+    }
+
+    /// Who gets what. Returns who let offers pass.
+    fn plan(&self, now: Time, role: &Role, open: &mut [OpenOffer<JobId>]) -> Vec<Pass<JobId>> {
+        let mut passes = Vec::new();
+        let Some(state) = self.roles.get(role) else { return passes };
+        let mut near = Near::new(&state.known, open);
+        let waits = self.locality_wait > DurationMs(0) && !state.known.is_empty();
         let mut next = state.tasks.first().into_iter().chain(state.arrays.first()).map(|(p, _)| *p).min();
         while let Some(priority) = next {
             let level = (priority, JobId::new(0, 0))..=(priority, LAST_JOB);
             let waiting = state.tasks.range(level.clone()).filter_map(|(_, id)| {
                 let job = self.jobs.get(id)?;
-                (job.demand(now) == Demand::Task).then(|| WaitingTask { key: *id, request: job.request() })
+                (job.demand(now) == Demand::Task).then(|| WaitingTask {
+                    key: *id,
+                    request: job.request(),
+                    wanted: job.wanted(),
+                    patient: waits && job.is_patient(now),
+                })
             });
-            place_tasks(open, waiting);
+            passes.extend(place_tasks(open, &mut near, waiting));
             let arrays = state.arrays.range(level).filter_map(|(_, id)| {
                 let job = self.jobs.get(id)?;
                 let held = job.state.pool.as_ref().map_or(0, crate::pool::Pool::slots);
                 match job.demand(now) {
-                    Demand::Slots(want) => Some(WaitingArray { key: *id, request: job.request(), want, held }),
+                    Demand::Slots(want) => {
+                        let (request, wanted, patient) = (job.request(), job.wanted(), waits && job.is_patient(now));
+                        Some(WaitingArray { key: *id, request, wanted, patient, want, held })
+                    }
                     _ => None,
                 }
             });
-            place_arrays(open, arrays.collect());
+            passes.extend(place_arrays(open, &mut near, arrays.collect()));
             let Reverse(p) = priority;
-            let Some(lower) = p.checked_sub(1) else { return };
+            let Some(lower) = p.checked_sub(1) else { break };
             let below = (Reverse(lower), JobId::new(0, 0))..;
             next = state.tasks.range(below.clone()).next().into_iter().chain(state.arrays.range(below).next()).map(|(p, _)| *p).min();
         }
+        passes
     }
 
     fn launch(&mut self, now: Time, offer: OpenOffer<JobId>, out: &mut Out) -> Vec<Operation> {

@@ -35,7 +35,7 @@ impl Scheduler {
                     scheduler.live.insert(id);
                 }
             }
-            scheduler.jobs.insert(id, Job { spec: Arc::new(spec), state, avoided: Vec::new() });
+            scheduler.jobs.insert(id, Job::restored(Arc::new(spec), state));
         }
         over.sort_unstable();
         scheduler.history = over.into();

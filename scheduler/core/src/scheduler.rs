@@ -6,8 +6,10 @@
 use crate::event::{Event, Message, Record};
 use crate::id::{JobId, Target};
 use crate::job::{Demand, Job};
+use crate::known::Known;
 use crate::shunned::Shunned;
 use crate::spec::JobSpec;
+use crate::wanted::LOCALITY_WAIT;
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{AgentId, DurationMs, Effects, Filters, FrameworkId, Role, StatusUpdate, TaskState, Time, UpdateKey};
 use std::cmp::Reverse;
@@ -47,6 +49,10 @@ pub struct Scheduler {
     pub(crate) shunned: Shunned,
     /// Jobs that want something and have nothing, and since when.
     pub(crate) hungry: BTreeMap<JobId, Time>,
+    /// How long a job lets offers pass at most.
+    pub(crate) locality_wait: DurationMs,
+    /// Ends of patience.
+    pub(crate) patience: BTreeSet<(Time, JobId)>,
 }
 
 /// What a framework's jobs want, and what its master was told.
@@ -64,6 +70,8 @@ pub(crate) struct RoleState {
     pub(crate) made_room: Time,
     pub(crate) tasks: BTreeSet<(Reverse<i32>, JobId)>,
     pub(crate) arrays: BTreeSet<(Reverse<i32>, JobId)>,
+    /// What agents hold.
+    pub(crate) known: Known,
 }
 
 /// Whether a job may be submitted.
@@ -92,7 +100,13 @@ impl Scheduler {
     /// A scheduler without jobs.
     #[must_use]
     pub fn new() -> Self {
-        Self { next_number: 1, ..Self::default() }
+        Self { next_number: 1, locality_wait: LOCALITY_WAIT, ..Self::default() }
+    }
+
+    /// How long a job lets offers pass at most while another agent holds its inputs; zero: never.
+    #[must_use]
+    pub fn with_locality_wait(self, locality_wait: DurationMs) -> Self {
+        Self { locality_wait, ..self }
     }
 
     /// The id that a job with this request would get.
@@ -225,6 +239,14 @@ impl Scheduler {
 
     fn on_agent_lost(&mut self, now: Time, role: &Role, agent: &AgentId, out: &mut Out) {
         self.seen.remove(agent);
+        if let Some(state) = self.roles.get_mut(role)
+            && state.known.forget(agent)
+            && !self.patience.is_empty()
+        {
+            // Somebody may have waited for it, and let others pass.
+            state.new_demand = true;
+            out.roles.insert(role.clone());
+        }
         let concerned: Vec<JobId> =
             self.live.iter().filter(|id| self.jobs.get(id).is_some_and(|j| j.spec.role == *role)).copied().collect();
         for id in concerned {
@@ -249,6 +271,7 @@ impl Scheduler {
                 out.touched.insert(*id);
             }
         }
+        self.end_patience(now, out);
         self.make_room(now, out);
         self.forget_old(now, out);
     }

@@ -2,7 +2,7 @@
 //!
 //! Slots of an open part never come back by themselves while items remain, so a long array would keep out every later job.
 //! A part of the array that holds the most is closed: its slots leave as they end their items, the offers that follow go to
-//! whoever has least, and the array takes up what is left. Nothing is killed.
+//! whoever has least, and the array takes up what is left. Nothing is killed. A job that lets offers pass has room, and is not helped.
 
 use crate::feed::Order;
 use crate::id::JobId;
@@ -19,7 +19,7 @@ impl Scheduler {
     pub(crate) fn make_room(&mut self, now: Time, out: &mut Out) {
         let mut waiting: BTreeMap<Role, i32> = BTreeMap::new();
         for (id, since) in &self.hungry {
-            if let Some(job) = self.jobs.get(id).filter(|_| now >= since.after(PATIENCE)) {
+            if let Some(job) = self.jobs.get(id).filter(|j| now >= since.after(PATIENCE) && j.waits_for(now).is_none()) {
                 let best = waiting.entry(job.spec.role.clone()).or_insert(job.spec.policy.priority);
                 *best = (*best).max(job.spec.policy.priority);
             }

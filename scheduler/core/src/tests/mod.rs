@@ -3,6 +3,7 @@
 mod arrays;
 mod delivery;
 mod failures;
+mod locality;
 mod properties;
 mod singles;
 mod world;

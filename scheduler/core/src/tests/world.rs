@@ -76,6 +76,8 @@ pub(super) struct World {
     /// Words of every status.
     pub(super) words: String,
     pub(super) single_us: u64,
+    /// Agents keep what they fetch for a task, and say so.
+    pub(super) caches: bool,
     /// Ports that other programs have, on every agent.
     pub(super) held: PortSet,
     pub(super) launches: Vec<Launch>,
@@ -139,6 +141,7 @@ impl World {
             failed_on_broken: 0,
             words: "fate".into(),
             single_us: 5_000,
+            caches: false,
             held: PortSet::default(),
             launches: Vec::new(),
             stored: Vec::new(),
@@ -325,7 +328,20 @@ impl World {
         }
     }
 
+    fn keep(&mut self, agent: &AgentId, spec: &TaskSpec, splits: &[Input]) {
+        if !self.caches {
+            return;
+        }
+        let names = spec.inputs.iter().chain(splits).filter_map(HoldingKey::of_input);
+        let names: Vec<_> = names.chain([HoldingKey::of_digest(&spec.bundle.digest)]).collect();
+        let holdings = &mut self.agent(agent).holdings;
+        holdings.extend(names);
+        holdings.sort_unstable();
+        holdings.dedup();
+    }
+
     fn launch(&mut self, agent: &AgentId, launch: Launch) {
+        self.keep(agent, &launch.spec, &[]);
         let (task, attempt) = (launch.task.clone(), launch.attempt);
         assert!(self.live_singles.insert((task.clone(), attempt)));
         let due = Due::Single(agent.clone(), task.clone(), attempt, launch.resources.clone());
@@ -376,6 +392,7 @@ impl World {
     }
 
     fn launch_array(&mut self, agent: &AgentId, launch: LaunchArray) {
+        self.keep(agent, &launch.template.spec, &launch.template.split_inputs);
         self.parts_tried += 1;
         if let Some((state, reason)) = self.cannot_begin {
             // As an agent does when the bundle or an input cannot be had.
