@@ -121,3 +121,48 @@ fn an_input_that_changed_fails_its_items_and_no_others() -> Result {
     assert_eq!(c.ok(&["logs", &job, "--item", "0"])?, "stays\n");
     Ok(())
 }
+
+#[test]
+fn the_next_job_over_an_input_goes_where_it_lies_and_waits_for_room_there() -> Result {
+    let s3 = S3::start()?;
+    s3.put("big.txt", "some words\n".repeat(400_000).as_bytes())?;
+    let agents = ["a", "b"].map(|z| AgentConfig { flags: vec!["--attributes".into(), format!("zone={z}")], ..AgentConfig::default() });
+    let scheduler_flags = ["--locality-wait", "100s"].map(String::from).to_vec();
+    let c = Cluster::start(Config { agents: agents.to_vec(), scheduler_flags, env: s3.env(), ..Config::default() })?;
+    let all = c.json(&["agents"])?;
+    let there = |all: &serde_json::Value| -> Result<serde_json::Value> {
+        Ok(all.as_array().context("a list")?.iter().find(|a| a["attributes"]["zone"] == "b").context("zone b")?.clone())
+    };
+    let holder = there(&all)?["id"].as_str().context("an id")?.to_owned();
+    let guest_path = guest(&c, "wordcount")?;
+    let submit = |further: &[&str]| {
+        let args = [&["submit", "--inputs", "s3://bucket/big.txt", "--split", "none"], further, &[&guest_path]].concat();
+        c.ok(&args).map(|job| job.trim().to_owned())
+    };
+    let ran_there = |job: &str| -> Result {
+        assert_eq!(c.smalti(&["wait", job])?.code, 0, "{}", c.logs());
+        let jobs = c.json(&["jobs", "--all"])?;
+        let view = jobs.as_array().context("a list")?.iter().find(|j| j["job_id"] == job).context("the job")?;
+        assert_eq!(view["items_by_agent"], serde_json::json!({ &holder: 1 }), "{view}");
+        Ok(())
+    };
+    ran_there(&submit(&["--constraint", "zone=b"])?)?;
+    crate::eventually("the master knows of bundle and input", || {
+        let held = there(&c.json(&["agents"])?)?["holdings"].as_object().context("by role")?.values().next().cloned();
+        Ok(held.and_then(|keys| Some(keys.as_array()?.len())) == Some(2))
+    })?;
+    for _ in 0..3 {
+        ran_there(&submit(&[])?)?;
+    }
+    let blocker = c.ok(&["submit", "--cpus", "2", "--constraint", "zone=b", &guest(&c, "misbehave")?, "--", "sleep", "3600000"])?;
+    crate::eventually("it runs", || Ok(c.json(&["ps"])?.as_array().context("a list")?.iter().any(|t| t["state"] == "RUNNING")))?;
+    let job = submit(&[])?;
+    crate::eventually("the job waits for the agent with its input", || {
+        let explained = c.json(&["explain", &job])?;
+        Ok(explained["waits_for"]["agent"] == holder.as_str())
+    })?;
+    c.ok(&["kill", "--grace", "0s", blocker.trim()])?;
+    ran_there(&job)?;
+    assert_eq!(s3.fetched().len(), 1, "the input was fetched once");
+    Ok(())
+}
