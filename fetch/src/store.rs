@@ -1,6 +1,7 @@
 //! The cluster's own store, at the master.
 //!
-//! The master is named by address, never behind a proxy, and what it sends is checked against the digest like everything else.
+//! The master is named by address, never behind a proxy, and what it sends is checked against the digest like everything else. Each request
+//! says in which role it is made: for a role, what it has no right to is not there.
 
 use crate::error::SourceError;
 use crate::http::{Http, from_reqwest, text, usable};
@@ -19,9 +20,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    fn url(&self, location: &Location) -> Result<(String, String), SourceError> {
+    fn url(&self, role: &Role, location: &Location) -> Result<(String, String), SourceError> {
         match location {
-            Location::Store(digest) => Ok((self.of(digest), format!("{location} ({})", self.of(digest)))),
+            Location::Store(digest) => {
+                let url = self.of(digest);
+                // No character of a role needs to be encoded.
+                Ok((format!("{url}?role={role}"), format!("{location} ({url})")))
+            }
             other => Err(SourceError::permanent(&other.to_string(), "it is not in the cluster's store")),
         }
     }
@@ -34,23 +39,23 @@ impl Store {
 impl Source for Store {
     fn open<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Opened, SourceError>> {
         boxed(async move {
-            let (url, at) = self.url(ask.location)?;
+            let (url, at) = self.url(ask.role, ask.location)?;
             self.http.open_with(&self.client, &url, &ask, at).await
         })
     }
 
-    fn head<'a>(&'a self, _: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>> {
+    fn head<'a>(&'a self, role: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>> {
         boxed(async move {
-            let (url, at) = self.url(location)?;
+            let (url, at) = self.url(role, location)?;
             let response = usable(self.client.head(url).send().await.map_err(|e| from_reqwest(&at, &e))?, &at)?;
             let length = text(response.headers(), &CONTENT_LENGTH).and_then(|l| l.parse().ok());
             Ok((length.ok_or_else(|| SourceError::permanent(&at, "the master does not say how long it is"))?, None))
         })
     }
 
-    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
         boxed(async move {
-            let (url, at) = self.url(location)?;
+            let (url, at) = self.url(role, location)?;
             let request = self.client.get(url).header(RANGE, part.header());
             let response = usable(request.send().await.map_err(|e| from_reqwest(&at, &e))?, &at)?;
             let skip = if response.status().as_u16() == 206 { 0 } else { part.range.start };

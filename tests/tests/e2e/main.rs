@@ -26,7 +26,7 @@ mod output_store;
 mod process_class;
 mod resources;
 mod restart;
-mod s3;
+mod rights;
 mod upgrade;
 
 use smalti_tests::{AgentConfig, Cluster, Config};
