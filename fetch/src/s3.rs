@@ -42,6 +42,8 @@ const REFUSALS: [&str; 12] = [
     "UnauthorizedAccess",
 ];
 
+/// What a server says of a bucket that is not there.
+const NO_BUCKET: &str = "NoSuchBucket";
 /// Where machines and containers of a cloud learn their credentials.
 const METADATA_HOSTS: [&str; 3] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"];
 
@@ -250,6 +252,10 @@ pub fn from_store(at: &str, error: &object_store::Error) -> SourceError {
     if REFUSALS.iter().any(|code| why == *code || why.starts_with(&format!("{code}: "))) {
         return SourceError::Refused { at, why };
     }
+    // The library knows this only where it asks for an object.
+    if why == NO_BUCKET || why.starts_with(&format!("{NO_BUCKET}: ")) {
+        return SourceError::NotFound { at, why };
+    }
     match error {
         E::NotFound { .. } => SourceError::NotFound { at, why },
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => SourceError::Refused { at, why },
@@ -289,6 +295,7 @@ mod tests {
         assert!(matches!(with("400 Bad Request", "ExpiredToken"), SourceError::Refused { .. }));
         assert!(matches!(with("400 Bad Request", "InvalidRequest"), SourceError::Permanent { .. }));
         assert!(matches!(with("301 Moved", "PermanentRedirect"), SourceError::Refused { .. }));
+        assert!(matches!(with("404 Not Found", "NoSuchBucket"), SourceError::NotFound { .. }));
         assert!(matches!(with("503 Slow Down", "SlowDown"), SourceError::Transient { .. }));
         assert!(matches!(with("500 Internal", "InternalError"), SourceError::Transient { .. }));
         assert!(matches!(generic("connection refused"), SourceError::Transient { .. }));

@@ -96,7 +96,7 @@ fn all_that_a_job_of_a_role_needs_is_uploaded_in_that_role() -> Result {
     // Bundle, inputs, splits, stdin, and the state that goes from one round to the next.
     let map =
         ["map", "--role", "team-a", "--inputs", &words, "--reduce", &wordcount, "--reduce-arg", "--merge", "--rounds", "2", &wordcount];
-    assert_eq!(c.ok(&map)?, "a 2\nb 1\n", "{}", c.logs());
+    assert_eq!(c.ok(&map)?, "a\t2\nb\t1\n", "{}", c.logs());
     let cat = ["run", "--role", "team-a", "--input", &words, &guest(&c, "hello")?, "--", "cat"];
     assert_eq!(c.smalti_with_stdin(&cat, b"piped")?.stdout, "piped");
     let all = c.json(&["bundle", "ls"])?;
