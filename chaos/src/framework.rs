@@ -8,7 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use smalti_framework_sdk::store::{RedbStore, Store};
 use smalti_framework_sdk::types::protocol::Call;
-use smalti_framework_sdk::types::{BundleRef, Bytes, Filters, Launch, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec, TaskState};
+use smalti_framework_sdk::types::{
+    BundleRef, Bytes, Filters, Launch, MilliCpus, Offer, Operation, Resources, Role, TaskId, TaskSpec, TaskState,
+};
 use smalti_framework_sdk::{Event, Framework, Handle, Options, Transaction, Update, push_bundle};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -99,10 +101,11 @@ async fn live(args: FrameworkArgs) -> Result<()> {
         });
     }
     let store: Arc<dyn Store> = Arc::new(RedbStore::open(&args.store)?);
-    let spec = TaskSpec { args: vec!["--say".into(), "done".into(), TASK_US.into()], ..TaskSpec::new(bundle(&args).await) };
+    let role: Role = "chaos".parse()?;
+    let spec = TaskSpec { args: vec!["--say".into(), "done".into(), TASK_US.into()], ..TaskSpec::new(bundle(&args, &role).await) };
     let mut tasks = Tasks::read(&*store, spec)?;
     let mut options = Options::new(args.master, "chaos").with_store(store);
-    options.info.role = "chaos".parse()?;
+    options.info.role = role;
     options.wait_for_master = true;
     let mut terminated = signal(SignalKind::terminate())?;
     let (handle, mut events) = Framework::connect(options).await?;
@@ -121,9 +124,9 @@ async fn live(args: FrameworkArgs) -> Result<()> {
 }
 
 /// The bundle, uploaded as soon as the master is there.
-async fn bundle(args: &FrameworkArgs) -> BundleRef {
+async fn bundle(args: &FrameworkArgs, role: &Role) -> BundleRef {
     loop {
-        match push_bundle(&args.master, &args.bundle).await {
+        match push_bundle(&args.master, role, &args.bundle).await {
             Ok(bundle) => return bundle,
             Err(error) => eprintln!("the bundle is not uploaded yet: {error}"),
         }

@@ -6,15 +6,15 @@ use crate::failure::{self, Failure, Result};
 use clap::Args;
 use smalti_proto::client::{ConnectError, connect};
 use smalti_proto::convert::MAX_FRAME_LEN;
-use smalti_proto::v1::Empty;
 use smalti_proto::v1::bundle_service_client::BundleServiceClient;
 use smalti_proto::v1::jobs_client::JobsClient;
 use smalti_proto::v1::jobs_server::SERVICE_NAME as JOBS_SERVICE;
 use smalti_proto::v1::operator_service_client::OperatorServiceClient;
+use smalti_proto::v1::{BundleDigest, Empty};
+use smalti_types::{Digest, Role};
 use tonic::transport::Channel;
 
 pub(crate) type Operator = OperatorServiceClient<Channel>;
-pub(crate) type Bundles = BundleServiceClient<Channel>;
 pub(crate) type Jobs = JobsClient<Channel>;
 
 #[derive(Debug, Clone, Args)]
@@ -31,6 +31,30 @@ pub(crate) struct Cluster {
     channel: Channel,
 }
 
+/// The bundle store, in a role or as the operator.
+#[derive(Debug, Clone)]
+pub(crate) struct Bundles {
+    client: BundleServiceClient<Channel>,
+    role: String,
+}
+
+impl Bundles {
+    /// Calls on clones share one connection.
+    pub(crate) fn client(&self) -> BundleServiceClient<Channel> {
+        self.client.clone()
+    }
+
+    /// Empty for the operator.
+    pub(crate) fn role(&self) -> &str {
+        &self.role
+    }
+
+    /// Names a bundle in this role.
+    pub(crate) fn named(&self, digest: Digest) -> BundleDigest {
+        BundleDigest { digest: digest.as_bytes().to_vec().into(), role: self.role.clone() }
+    }
+}
+
 impl Cluster {
     /// Connects to the master.
     pub(crate) async fn connect(options: &ClusterOptions) -> Result<Self> {
@@ -43,9 +67,10 @@ impl Cluster {
         OperatorServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_LEN)
     }
 
-    /// The bundle store.
-    pub(crate) fn bundles(&self) -> Bundles {
-        BundleServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_LEN)
+    /// The bundle store as this role sees it.
+    pub(crate) fn bundles(&self, role: Option<&Role>) -> Bundles {
+        let client = BundleServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_FRAME_LEN);
+        Bundles { client, role: role.map(Role::to_string).unwrap_or_default() }
     }
 
     /// The batch scheduler's job API, at the address that the master names.

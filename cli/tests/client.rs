@@ -229,6 +229,18 @@ async fn lists_are_json_arrays_with_the_promised_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn everything_of_a_job_is_in_its_role() {
+    let world = World::new().await;
+    for (args, role) in [(&["run", "hello.wasm"][..], "batch"), (&["submit", "--role", "team-a", "hello.wasm"], "team-a")] {
+        assert_eq!(world.exit_code(args).await, 0);
+        assert_eq!((world.fake.last().role.as_str(), world.fake.state.lock().unwrap().role.as_str()), (role, role), "{args:?}");
+    }
+    let pushed = world.json(&["bundle", "push", "-o", "json", "hello.wasm"]).await;
+    assert_eq!(pushed["role"], "batch", "the scheduler's own, as for a job");
+    assert_eq!(world.exit_code(&["run", "--role", "a/b", "hello.wasm"]).await, 125);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bundles_are_pushed_listed_inspected_and_removed() {
     let world = World::new().await;
     let pushed = world.smalti(&["bundle", "push", "hello.wasm"]).await;
@@ -237,6 +249,9 @@ async fn bundles_are_pushed_listed_inspected_and_removed() {
     assert!(stdout(&world.smalti(&["bundle", "ls"]).await).contains(&digest));
     let found = world.json(&["bundle", "inspect", "-o", "json", &digest]).await;
     assert_eq!((found["kind"].as_str(), found["size"].as_u64(), found["digest"].as_str()), (Some("module"), Some(8), Some(&*digest)));
+    assert_eq!(stdout(&world.smalti(&["bundle", "grant", &digest, "--role", "b"]).await), format!("{digest} is for: b\n"));
+    assert_eq!(world.json(&["bundle", "revoke", "-o", "json", "--role", "b", &digest]).await["roles"], serde_json::json!([]));
+    assert_eq!(world.exit_code(&["bundle", "grant", &digest]).await, 125, "whom?");
     assert_eq!(world.exit_code(&["bundle", "rm", &digest]).await, 0);
     assert_eq!(world.exit_code(&["bundle", "inspect", &digest]).await, 127);
 }

@@ -84,6 +84,23 @@ impl SourceError {
     }
 }
 
+/// What libraries say of a certificate that nobody vouches for, or that is another's.
+const CERTIFICATE: &str = "invalid peer certificate";
+
+/// A connection that broke, or was not made. Only what a certificate is the cause of stays as it is.
+pub(crate) fn disconnected(at: &str, why: String) -> SourceError {
+    match why.strip_prefix(CERTIFICATE) {
+        Some(what) => {
+            let what = what.trim_start_matches([':', ' ']);
+            SourceError::permanent(
+                at,
+                format!("the server's certificate is not accepted ({what}); --fetch-ca adds an authority to the system's"),
+            )
+        }
+        None => SourceError::transient(at, why),
+    }
+}
+
 /// The innermost cause says what happened; the outer layers only repeat the address, with whatever is secret in it.
 pub(crate) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;

@@ -4,7 +4,7 @@
 //! request is one of a task, by address always. Deliberately absent: what to make of a range (`range`), and tries.
 
 use crate::clients::Clients;
-use crate::error::{SourceError, root_cause};
+use crate::error::{SourceError, disconnected, root_cause};
 use crate::guard::Barred;
 use crate::gunzip::gunzip;
 use crate::hosts::{Hosts, Place};
@@ -333,7 +333,7 @@ pub(crate) fn from_reqwest(at: &str, error: &reqwest::Error) -> SourceError {
         return SourceError::transient(at, "nothing arrives any more (time limit of the transfer)");
     }
     let why = if std::error::Error::source(error).is_some() { root_cause(error) } else { "the request cannot be sent".to_owned() };
-    if error.is_builder() { SourceError::permanent(at, why) } else { SourceError::transient(at, why) }
+    if error.is_builder() { SourceError::permanent(at, why) } else { disconnected(at, why) }
 }
 
 #[cfg(test)]

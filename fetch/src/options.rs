@@ -155,7 +155,13 @@ impl Setup {
             self.policy = text(path)?.parse().map_err(|source| SetupError::Policy { path: path.clone(), source })?;
         }
         for path in &options.fetch_ca {
-            self.ca.push(read(path)?);
+            let pem = read(path)?;
+            let found =
+                reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| SetupError::File { path: path.clone(), why: e.to_string() })?;
+            if found.is_empty() {
+                return Err(SetupError::File { path: path.clone(), why: "there is no certificate in PEM form in it".into() });
+            }
+            self.ca.push(pem);
         }
         if let Some(path) = &options.registry_auth {
             let config: DockerConfig =

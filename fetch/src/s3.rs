@@ -4,7 +4,7 @@
 //! taken out of what the server says, never the whole of it: such answers repeat signatures and key ids.
 
 use crate::clients::CONNECT_TIMEOUT;
-use crate::error::{SourceError, root_cause};
+use crate::error::{SourceError, disconnected, root_cause};
 use crate::hosts::Hosts;
 use crate::location::Location;
 use crate::options::Setup;
@@ -41,6 +41,11 @@ const REFUSALS: [&str; 12] = [
     "TokenRefreshRequired",
     "UnauthorizedAccess",
 ];
+
+/// What a server says of a bucket that is not there.
+const NO_BUCKET: &str = "NoSuchBucket";
+/// Where machines and containers of a cloud learn their credentials.
+const METADATA_HOSTS: [&str; 3] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"];
 
 /// All buckets.
 pub(crate) struct S3 {
@@ -83,10 +88,8 @@ impl S3 {
             }
         }
         if let Some(proxy) = &setup.proxy {
-            client = client.with_proxy_url(proxy);
-            if let Some(except) = &setup.no_proxy {
-                client = client.with_proxy_excludes(except);
-            }
+            let except: Vec<String> = setup.no_proxy.iter().cloned().chain(credential_hosts(&setup.s3)).collect();
+            client = client.with_proxy_url(proxy).with_proxy_excludes(except.join(","));
         }
         // Tries are counted in one place, which is not here; a few go to where credentials come from.
         let retry = RetryConfig { max_retries: 1, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() };
@@ -95,6 +98,14 @@ impl S3 {
             // What is not for S3 is not known here.
             if let Ok(key) = name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
                 builder = builder.with_config(key, value);
+            }
+        }
+        if is_set(&setup.s3, "AWS_VIRTUAL_HOSTED_STYLE_REQUEST") {
+            // The library takes the endpoint for that of one bucket then, and this process speaks of many.
+            for key in [AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint] {
+                if let Some(endpoint) = builder.get_config_value(&key).and_then(|endpoint| of_bucket(&endpoint, bucket)) {
+                    builder = builder.with_config(key, endpoint);
+                }
             }
         }
         builder.with_bucket_name(bucket).with_retry(retry).build()
@@ -113,6 +124,23 @@ impl S3 {
             other => other.to_string(),
         }
     }
+}
+
+fn is_set(settings: &[(String, String)], name: &str) -> bool {
+    settings.iter().any(|(n, value)| n == name && matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "on" | "yes" | "y"))
+}
+
+/// The endpoint of a bucket that has a host of its own, unless it is one already.
+fn of_bucket(endpoint: &str, bucket: &str) -> Option<String> {
+    let (scheme, rest) = endpoint.split_once("://")?;
+    (!rest.starts_with(&format!("{bucket}."))).then(|| format!("{scheme}://{bucket}.{rest}"))
+}
+
+/// Where credentials come from on this machine or beside it: no proxy can ask there, or may be told.
+fn credential_hosts(settings: &[(String, String)]) -> impl Iterator<Item = String> {
+    let named = settings.iter().filter(|(name, _)| matches!(name.as_str(), "AWS_METADATA_ENDPOINT" | "AWS_CONTAINER_CREDENTIALS_FULL_URI"));
+    let named = named.filter_map(|(_, uri)| Some(reqwest::Url::parse(uri).ok()?.host_str()?.to_owned()));
+    METADATA_HOSTS.map(str::to_owned).into_iter().chain(named)
 }
 
 impl Source for S3 {
@@ -224,13 +252,18 @@ pub fn from_store(at: &str, error: &object_store::Error) -> SourceError {
     if REFUSALS.iter().any(|code| why == *code || why.starts_with(&format!("{code}: "))) {
         return SourceError::Refused { at, why };
     }
+    // The library knows this only where it asks for an object.
+    if why == NO_BUCKET || why.starts_with(&format!("{NO_BUCKET}: ")) {
+        return SourceError::NotFound { at, why };
+    }
     match error {
         E::NotFound { .. } => SourceError::NotFound { at, why },
         E::PermissionDenied { .. } | E::Unauthenticated { .. } => SourceError::Refused { at, why },
         E::Precondition { .. } | E::NotModified { .. } => SourceError::Changed { at, why },
         // Without a status it is a connection that broke, or could not be made.
         E::Generic { .. } => match status(&cause).map(crate::retry::meaning) {
-            None | Some(crate::retry::Meaning::Transient) => SourceError::Transient { at, why, wait: None },
+            None => disconnected(&at, why),
+            Some(crate::retry::Meaning::Transient) => SourceError::Transient { at, why, wait: None },
             Some(_) => SourceError::Permanent { at, why },
         },
         _ => SourceError::Permanent { at, why },
@@ -262,6 +295,7 @@ mod tests {
         assert!(matches!(with("400 Bad Request", "ExpiredToken"), SourceError::Refused { .. }));
         assert!(matches!(with("400 Bad Request", "InvalidRequest"), SourceError::Permanent { .. }));
         assert!(matches!(with("301 Moved", "PermanentRedirect"), SourceError::Refused { .. }));
+        assert!(matches!(with("404 Not Found", "NoSuchBucket"), SourceError::NotFound { .. }));
         assert!(matches!(with("503 Slow Down", "SlowDown"), SourceError::Transient { .. }));
         assert!(matches!(with("500 Internal", "InternalError"), SourceError::Transient { .. }));
         assert!(matches!(generic("connection refused"), SourceError::Transient { .. }));

@@ -1,6 +1,7 @@
 //! The cluster's own store, at the master, and other agents.
 //!
-//! Both are named by address, never behind a proxy, and what they send is checked against the digest like everything else.
+//! Both are named by address, never behind a proxy, and what they send is checked against the digest like everything else. Each request says in
+//! which role it is made: for a role, what it has no right to is not there.
 
 use crate::error::SourceError;
 use crate::http::{Http, from_reqwest, text, usable};
@@ -10,7 +11,6 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use reqwest::header::{CONTENT_LENGTH, RANGE};
 use smalti_types::{Digest, Role};
-use std::net::SocketAddr;
 
 /// The master's store.
 pub(crate) struct Store {
@@ -22,8 +22,12 @@ pub(crate) struct Store {
 impl Store {
     fn url(&self, role: &Role, location: &Location) -> Result<(String, String), SourceError> {
         match location {
-            Location::Store(digest) => Ok((self.of(digest), format!("{location} ({})", self.of(digest)))),
-            Location::Peer(at, digest) => Ok((peer_url(*at, digest, role), location.to_string())),
+            // No character of a role needs to be encoded.
+            Location::Store(digest) => {
+                let url = self.of(digest);
+                Ok((format!("{url}?role={role}"), format!("{location} ({url})")))
+            }
+            Location::Peer(at, digest) => Ok((format!("http://{at}/v1/content/{}?role={role}", digest.to_hex()), location.to_string())),
             other => Err(SourceError::permanent(&other.to_string(), "it is not in the cluster's store")),
         }
     }
@@ -31,12 +35,6 @@ impl Store {
     fn of(&self, digest: &Digest) -> String {
         format!("http://{}/v1/bundles/{}", self.master, digest.to_hex())
     }
-}
-
-/// Where an agent shows what it holds to others, in a role.
-fn peer_url(at: SocketAddr, digest: &Digest, role: &Role) -> String {
-    let role = percent_encoding::utf8_percent_encode(role.as_str(), percent_encoding::NON_ALPHANUMERIC);
-    format!("http://{at}/v1/content/{}?role={role}", digest.to_hex())
 }
 
 impl Source for Store {

@@ -21,8 +21,13 @@ async fn main() -> anyhow::Result<()> {
     let usage = "usage: scheduler MASTER BUNDLE COUNT [ARGS…]";
     let (master, bundle, count) = (args.next().context(usage)?, args.next().context(usage)?, args.next().context(usage)?);
     let count: u32 = count.parse().context(usage)?;
-    let bundle =
-        if bundle.starts_with("blake3:") { BundleRef { digest: bundle.parse()?, uri: None } } else { push_bundle(&master, bundle).await? };
+    let options = Options::new(&master, "example-scheduler");
+    // Agents fetch it in the framework's role.
+    let bundle = if bundle.starts_with("blake3:") {
+        BundleRef { digest: bundle.parse()?, uri: None }
+    } else {
+        push_bundle(&master, &options.info.role, bundle).await?
+    };
     let spec = TaskSpec { args: args.collect(), ..TaskSpec::new(bundle) };
     let wanted = Resources::new(MilliCpus(100), Bytes::mib(64));
 
@@ -35,7 +40,7 @@ async fn main() -> anyhow::Result<()> {
     let count_of = |state: &str| u32::try_from(rows.iter().filter(|(_, s)| s == state.as_bytes()).count());
     let (mut launched, mut failed) = (u32::try_from(rows.len())?, count_of("failed")?);
     let mut ended = count_of("finished")? + failed;
-    let (handle, mut events) = Framework::connect(Options::new(master, "example-scheduler").with_store(store)).await?;
+    let (handle, mut events) = Framework::connect(options.with_store(store)).await?;
     while ended < count {
         let event = events.recv().await.context("the master ended the subscription")?;
         match event {

@@ -1,15 +1,16 @@
 //! Plain HTTP on the same port: agents fetch bundles here, and a health check. Ranges are served, so that a fetch that
-//! broke off goes on where it was.
+//! broke off goes on where it was. `?role=` says in which role somebody asks; without it, as the operator.
 
 use crate::bundle_store::{BundleStore, StoreError, Stored};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use object_store::GetRange;
-use smalti_types::Digest;
+use smalti_types::id::IdError;
+use smalti_types::{Digest, Role};
 
 /// Adds the plain HTTP routes to those of the gRPC services.
 pub(crate) fn add_routes(router: Router, store: BundleStore) -> Router {
@@ -17,11 +18,21 @@ pub(crate) fn add_routes(router: Router, store: BundleStore) -> Router {
     router.merge(plain)
 }
 
-async fn bundle(State(store): State<BundleStore>, Path(hex): Path<String>, method: Method, headers: HeaderMap) -> Response {
+async fn bundle(
+    State(store): State<BundleStore>,
+    Path(hex): Path<String>,
+    RawQuery(query): RawQuery,
+    method: Method,
+    headers: HeaderMap,
+) -> Response {
     let Ok(digest) = Digest::from_hex(&hex) else {
         return plain(StatusCode::BAD_REQUEST, "a bundle is named by the 64 hexadecimal digits of its BLAKE3\n".to_owned());
     };
-    answer(&store, digest, &method, &headers).await.unwrap_or_else(|error| {
+    let role = match role(query.as_deref().unwrap_or_default()) {
+        Ok(role) => role,
+        Err(why) => return plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+    };
+    answer(&store, (digest, role.as_ref()), &method, &headers).await.unwrap_or_else(|error| {
         let status = if matches!(error, StoreError::NotFound(_)) { StatusCode::NOT_FOUND } else { StatusCode::INTERNAL_SERVER_ERROR };
         if status == StatusCode::INTERNAL_SERVER_ERROR {
             tracing::error!(%error, "bundle store");
@@ -30,8 +41,19 @@ async fn bundle(State(store): State<BundleStore>, Path(hex): Path<String>, metho
     })
 }
 
-async fn answer(store: &BundleStore, digest: Digest, method: &Method, headers: &HeaderMap) -> Result<Response, StoreError> {
-    let Stored { length, name, .. } = store.stat(digest).await?;
+/// No character of a role needs to be encoded.
+fn role(query: &str) -> Result<Option<Role>, IdError> {
+    query.split('&').find_map(|pair| pair.strip_prefix("role=")).map(Role::new).transpose()
+}
+
+async fn answer(
+    store: &BundleStore,
+    (digest, role): (Digest, Option<&Role>),
+    method: &Method,
+    headers: &HeaderMap,
+) -> Result<Response, StoreError> {
+    let stored = store.stat(digest, role).await?;
+    let Stored { length, ref name, .. } = stored;
     let range = headers.get(header::RANGE).and_then(|v| v.to_str().ok()).and_then(|text| parse_range(text, length));
     let range = match range {
         None => 0..length,
@@ -46,7 +68,7 @@ async fn answer(store: &BundleStore, digest: Digest, method: &Method, headers: &
     let body = if method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        let reading = store.read(digest, partial.then(|| GetRange::Bounded(range.clone()))).await?;
+        let reading = store.read(&stored, partial.then(|| GetRange::Bounded(range.clone()))).await?;
         debug_assert!(reading.length == length && reading.range == range, "bundles do not change");
         Body::from_stream(reading.bytes)
     };
@@ -59,10 +81,10 @@ async fn answer(store: &BundleStore, digest: Digest, method: &Method, headers: &
     set(&mut response, header::CONTENT_TYPE, "application/octet-stream");
     set(&mut response, header::ACCEPT_RANGES, "bytes");
     set(&mut response, header::ETAG, &format!("\"{}\"", digest.to_hex()));
-    set(&mut response, header::CACHE_CONTROL, "public, max-age=31536000, immutable");
+    set(&mut response, header::CACHE_CONTROL, "private, no-cache");
     if !name.is_empty() {
         // The guest's `args[0]`, as it would be when run from the file.
-        set(&mut response, header::CONTENT_DISPOSITION, &disposition(&name));
+        set(&mut response, header::CONTENT_DISPOSITION, &disposition(name));
     }
     Ok(response)
 }
@@ -122,6 +144,15 @@ mod tests {
         let odd = disposition("a \"b\\\n\u{e4}.wasm");
         assert_eq!(odd, "attachment; filename=\"a \\\"b\\\\\u{e4}.wasm\"");
         assert!(header::HeaderValue::from_bytes(odd.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn the_role_is_taken_out_of_the_query() {
+        assert_eq!(role("").unwrap(), None);
+        assert_eq!(role("a=b&role=team-a&role=x").unwrap(), Some(Role::new("team-a").unwrap()));
+        for bad in ["role=", "role=..", "role=a%2Fb"] {
+            assert!(role(bad).is_err(), "{bad}: it is not taken for the operator");
+        }
     }
 
     #[test]

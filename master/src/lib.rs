@@ -9,6 +9,7 @@
 //! * one file per gRPC service, `bundle_store` and `bundles_http` for bundles, `sandbox_relay` for reads on agents.
 
 mod agent_service;
+mod bundle_rights;
 mod bundle_service;
 mod bundle_store;
 mod bundles_http;

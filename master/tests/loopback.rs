@@ -132,11 +132,64 @@ async fn bundles_are_pushed_checked_fetched_and_removed() {
     assert!(short.message().contains("3 of 4"), "{short:?}");
     let small = bundles.push(harness::push(Digest::of(b"abc"), b"abc", "abc.wat")).await.unwrap().into_inner();
     assert_eq!(small.length, 3);
-    assert_eq!(bundles.list(v1::Empty {}).await.unwrap().into_inner().bundles.len(), 2);
-    let name = |d: Digest| v1::BundleDigest { digest: d.as_bytes().to_vec().into() };
+    assert_eq!(bundles.list(v1::BundleQuery::default()).await.unwrap().into_inner().bundles.len(), 2);
+    let name = |d: Digest| v1::BundleDigest { digest: d.as_bytes().to_vec().into(), role: String::new() };
     bundles.remove(name(digest)).await.unwrap();
     assert_eq!(bundles.stat(name(digest)).await.unwrap_err().code(), tonic::Code::NotFound);
     assert_eq!(http(master.addr, "GET", &path, "").await.status, 404);
+    master.stop().await;
+}
+
+#[tokio::test]
+async fn for_a_role_without_a_right_a_bundle_is_not_there() {
+    let master = Master::start().await;
+    let mut bundles = master.bundles().await;
+    let (digest, absent) = (Digest::of(b"abc"), Digest::of(b"nothing"));
+    let named = |d: Digest, role: &str| v1::BundleDigest { digest: d.as_bytes().to_vec().into(), role: role.into() };
+    let right = |d: Digest, role: &str| v1::BundleRight { digest: d.as_bytes().to_vec().into(), role: role.into() };
+    bundles.push(harness::push_in("a", digest, b"abc", "a.wasm")).await.unwrap();
+    // One's own is not sent again: the answer comes before any bytes.
+    assert!(bundles.push(harness::push_in("a", digest, b"", "a.wasm")).await.unwrap().into_inner().existed);
+    let same = |refused: tonic::Status, of: Digest| (refused.code(), refused.message().replace(&of.to_hex(), "it"));
+    for role in ["b", "a-b"] {
+        for d in [digest, absent] {
+            let stat = bundles.stat(named(d, role)).await.unwrap_err();
+            let get = bundles.get(named(d, role)).await.unwrap_err();
+            let removal = bundles.remove(named(d, role)).await.unwrap_err();
+            let expected = same(bundles.stat(named(absent, "c")).await.unwrap_err(), absent);
+            assert_eq!([same(stat, d), same(get, d), same(removal, d)], [expected.clone(), expected.clone(), expected]);
+            let fetched = http(master.addr, "GET", &format!("/v1/bundles/{}?role={role}", d.to_hex()), "").await;
+            let words = String::from_utf8(fetched.body).unwrap();
+            assert_eq!((fetched.status, words), (404, format!("there is no bundle {d} in the cluster's store\n")));
+        }
+        assert!(bundles.list(v1::BundleQuery { role: role.into() }).await.unwrap().into_inner().bundles.is_empty());
+    }
+    let path = format!("/v1/bundles/{}", digest.to_hex());
+    let fetched = http(master.addr, "GET", &format!("{path}?role=a"), "").await;
+    assert_eq!((fetched.status, &fetched.body[..]), (200, &b"abc"[..]));
+    assert_eq!(http(master.addr, "GET", &format!("{path}?role="), "").await.status, 400);
+    assert_eq!(http(master.addr, "GET", &path, "").await.status, 200, "the operator's");
+    // The digest alone is no proof; the answer to the bytes does not tell that somebody else has them.
+    assert!(bundles.push(harness::push_in("b", digest, b"abd", "b.wasm")).await.is_err());
+    let stored = bundles.push(harness::push_in("b", digest, b"abc", "b.wasm")).await.unwrap().into_inner();
+    assert!(!stored.existed && stored.name == "b.wasm" && stored.roles.is_none(), "{stored:?}");
+    let head = http(master.addr, "HEAD", &format!("{path}?role=b"), "").await;
+    assert_eq!(head.header("content-disposition"), Some("attachment; filename=\"b.wasm\""));
+    bundles.remove(named(digest, "a")).await.unwrap();
+    assert!(bundles.stat(named(digest, "a")).await.is_err() && bundles.stat(named(digest, "b")).await.is_ok());
+    let granted = bundles.grant(right(digest, "c")).await.unwrap().into_inner();
+    assert_eq!(granted.roles.unwrap().roles, ["b", "c"]);
+    assert_eq!(bundles.list(v1::BundleQuery { role: "c".into() }).await.unwrap().into_inner().bundles.len(), 1);
+    assert_eq!(bundles.revoke(right(digest, "b")).await.unwrap().into_inner().roles.unwrap().roles, ["c"]);
+    assert_eq!(bundles.grant(right(digest, "")).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    assert_eq!(bundles.grant(right(absent, "c")).await.unwrap_err().code(), tonic::Code::NotFound);
+    assert_eq!(bundles.stat(named(digest, "a/b")).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    // Rights outlive the master.
+    let master = master.restart().await;
+    let mut bundles = master.bundles().await;
+    assert!(bundles.stat(named(digest, "b")).await.is_err() && bundles.stat(named(digest, "c")).await.is_ok());
+    bundles.remove(named(digest, "")).await.unwrap();
+    assert!(bundles.list(v1::BundleQuery::default()).await.unwrap().into_inner().bundles.is_empty());
     master.stop().await;
 }
 

@@ -7,7 +7,7 @@ use smalti_proto::convert::MAX_FRAME_LEN;
 use smalti_proto::v1::bundle_service_client::BundleServiceClient;
 use smalti_proto::v1::operator_service_client::OperatorServiceClient;
 use smalti_proto::v1::{AgentStatus, BundleDigest, Empty};
-use smalti_types::Digest;
+use smalti_types::{Digest, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,8 +32,8 @@ pub(crate) struct Cluster {
 struct Shared {
     channel: Option<Channel>,
     agents: Option<(Instant, Arc<Vec<AgentStatus>>)>,
-    /// Lengths of bundles that the store has.
-    stored: BTreeMap<Digest, (Instant, u64)>,
+    /// Lengths of bundles that the store has for a role.
+    stored: BTreeMap<(Role, Digest), (Instant, u64)>,
 }
 
 impl Cluster {
@@ -67,18 +67,19 @@ impl Cluster {
         Ok(BundleServiceClient::new(channel).max_decoding_message_size(MAX_FRAME_LEN))
     }
 
-    /// Length of what is in the cluster's store under this digest, as of a moment ago.
-    pub(crate) async fn stored(&self, digest: Digest) -> Result<u64, tonic::Status> {
-        if let Some((_, length)) = self.shared.lock().await.stored.get(&digest).filter(|(at, _)| at.elapsed() < STORED_KEPT) {
+    /// Length of what is in the cluster's store under this digest for this role, as of a moment ago.
+    pub(crate) async fn stored(&self, role: &Role, digest: Digest) -> Result<u64, tonic::Status> {
+        let key = (role.clone(), digest);
+        if let Some((_, length)) = self.shared.lock().await.stored.get(&key).filter(|(at, _)| at.elapsed() < STORED_KEPT) {
             return Ok(*length);
         }
-        let wire = BundleDigest { digest: bytes::Bytes::copy_from_slice(digest.as_bytes()) };
+        let wire = BundleDigest { digest: bytes::Bytes::copy_from_slice(digest.as_bytes()), role: role.to_string() };
         let length = self.bundles().await?.stat(wire).await?.into_inner().length;
         let mut shared = self.shared.lock().await;
         if shared.stored.len() >= MOST_STORED {
             shared.stored.clear();
         }
-        shared.stored.insert(digest, (Instant::now(), length));
+        shared.stored.insert(key, (Instant::now(), length));
         Ok(length)
     }
 

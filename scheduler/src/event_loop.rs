@@ -307,8 +307,10 @@ impl EventLoop {
                 Message::Connect(role) => self.frameworks.connect(&role)?,
                 Message::Changed(job) => changed.push(job),
                 Message::StoreOutput { job, round, agent, task, attempt } => {
-                    let framework = self.core.job(job).and_then(|j| j.state.framework.clone());
-                    let what = rounds::Source { job, round, framework, agent, task, attempt };
+                    let Some((role, framework)) = self.core.job(job).map(|j| (j.spec.role.clone(), j.state.framework.clone())) else {
+                        continue;
+                    };
+                    let what = rounds::Source { job, role, round, framework, agent, task, attempt };
                     tokio::spawn(rounds::store_output(self.cluster.clone(), self.handle.clone(), what));
                 }
                 // Gone with the transactions.

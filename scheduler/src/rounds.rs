@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use smalti_framework_sdk::push_bytes;
 use smalti_proto::v1::{OutputRead, OutputStream, SandboxRead, TaskKey, read_reply, sandbox_read};
 use smalti_scheduler_core::{Event, JobId};
-use smalti_types::{AgentId, FrameworkId, Input, TaskId};
+use smalti_types::{AgentId, FrameworkId, Input, Role, TaskId};
 use std::time::Duration;
 
 /// Largest state handed from one round to the next, in bytes.
@@ -20,6 +20,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub(crate) job: JobId,
+    /// The job's: agents fetch the copy in it.
+    pub(crate) role: Role,
     pub(crate) round: u32,
     pub(crate) framework: Option<FrameworkId>,
     pub(crate) agent: AgentId,
@@ -45,7 +47,7 @@ async fn copy(cluster: &Cluster, source: &Source) -> Result<Input, String> {
     let bytes = read(cluster, source).await?;
     let length = bytes.len() as u64;
     let name = format!("{} round {}", source.job, source.round);
-    let stored = push_bytes(cluster.master(), &name, bytes.into()).await.map_err(|e| e.to_string())?;
+    let stored = push_bytes(cluster.master(), &source.role, &name, bytes.into()).await.map_err(|e| e.to_string())?;
     Ok(Input { guest_path: None, uri: None, digest: Some(stored.digest), length, etag: None, packing: None })
 }
 

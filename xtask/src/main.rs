@@ -5,6 +5,7 @@ mod build;
 mod chaos;
 mod demo;
 mod instructions;
+mod moto;
 mod sim;
 mod test;
 mod test_v2;

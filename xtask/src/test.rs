@@ -1,10 +1,11 @@
 //! All tests. Four calls, so that each crate is tested with the features that users get.
 
-use crate::build;
+use crate::{build, moto};
 use anyhow::Result;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     build::everything()?;
+    moto::install();
     // The executor by itself: its tests bring a compiler, which must not leak into the other crates' features.
     let mut executor = build::cargo("test");
     executor.args(["--package", "smalti-executor"]).args(args);

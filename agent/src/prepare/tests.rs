@@ -22,6 +22,8 @@ use tokio::sync::{Notify, mpsc};
 #[derive(Clone)]
 enum Answer {
     Bytes(Vec<u8>, Option<&'static str>),
+    /// For whom asks in this role; for others there is nothing.
+    For(&'static str, Vec<u8>),
     /// The first request gets 503, the others the bytes.
     BusyOnce(Vec<u8>),
     /// The first request breaks off in the middle; later ones may ask for a range.
@@ -63,7 +65,8 @@ async fn serve(State(origin): State<Shared>, request: HttpRequest) -> Response {
         (origin.answers.get(&path).cloned(), before)
     };
     match answer {
-        None => StatusCode::NOT_FOUND.into_response(),
+        Some(Answer::For(role, bytes)) if parts.uri.query() == Some(&format!("role={role}")) => bytes.into_response(),
+        None | Some(Answer::For(..)) => StatusCode::NOT_FOUND.into_response(),
         Some(Answer::Bytes(bytes, None)) => bytes.into_response(),
         Some(Answer::Bytes(bytes, Some(etag))) => match if_match {
             Some(tag) if tag != etag => StatusCode::PRECONDITION_FAILED.into_response(),

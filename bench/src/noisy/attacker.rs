@@ -18,11 +18,14 @@ const DISK: Bytes = Bytes::mib(64);
 /// Numbers of bundles that were submitted, over all lives of attackers: no two are the same.
 static BUNDLES: AtomicU64 = AtomicU64::new(0);
 
+/// Its name, too.
+const ROLE: &str = "attacker";
+
 pub(super) struct Attacker(Tenant);
 
 impl Attacker {
     pub(super) async fn start(master: &str, class: Isolation) -> Result<Self> {
-        let server = origin::start().await?;
+        let (server, role) = (origin::start().await?, ROLE.parse()?);
         let mut wants = Vec::new();
         // Guest, what one takes, how many: together 360 thousandths of a core.
         for (name, text, each, at_once) in [
@@ -34,7 +37,7 @@ impl Attacker {
             ("write", guests::WRITE, Resources { disk: DISK, ..resources(50, 16) }, 1),
             ("nothing", guests::NOTHING, resources(10, 16), 6),
         ] {
-            let bundle = push_bytes(master, &format!("{name}.wat"), text.into()).await?;
+            let bundle = push_bytes(master, &role, &format!("{name}.wat"), text.into()).await?;
             wants.push(want(at_once, each, move |_| spec(bundle.clone(), class)));
         }
         // Ten at a time, for the smallest request that there is, of bundles that nobody has seen.
@@ -44,13 +47,13 @@ impl Attacker {
             let digest = Digest::of(guests::distinct(n).as_bytes());
             spec(BundleRef { digest, uri: Some(format!("http://{from}/bundle/{n}.wat")) }, class)
         }));
-        let nothing = push_bytes(master, "nothing.wat", guests::NOTHING.into()).await?;
+        let nothing = push_bytes(master, &role, "nothing.wat", guests::NOTHING.into()).await?;
         wants.push(want(2, resources(20, 16), move |n| {
             let uri = Some(format!("http://{server}/bytes/{INPUT}?{n}"));
             let input = Input { guest_path: Some("/in/x".into()), uri, digest: None, length: INPUT, etag: None, packing: None };
             TaskSpec { inputs: vec![input], ..spec(nothing.clone(), class) }
         }));
-        Tenant::start(master, "attacker", wants).await.map(Self)
+        Tenant::start(master, ROLE, wants).await.map(Self)
     }
 
     /// How many distinct bundles were submitted since the program started.

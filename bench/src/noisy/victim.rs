@@ -13,11 +13,14 @@ const ARRAY_CPUS: u64 = 400;
 const SINGLE_CPUS: u64 = 50;
 const MEMORY_MIB: u64 = 16;
 
+/// Its name, too.
+const ROLE: &str = "victim";
+
 pub(super) struct Victim(Tenant);
 
 impl Victim {
     pub(super) async fn start(master: &str, class: Isolation) -> Result<Self> {
-        let bundle = push_bytes(master, "compute.wat", guests::compute(rounds(class)).into()).await?;
+        let bundle = push_bytes(master, &ROLE.parse()?, "compute.wat", guests::compute(rounds(class)).into()).await?;
         let single = {
             let bundle = bundle.clone();
             Want {
@@ -34,7 +37,7 @@ impl Victim {
             resources: resources(ARRAY_CPUS, MEMORY_MIB),
             make: Box::new(move |task, _| Ok(Operation::LaunchArray(part(task, spec(&bundle, class))))),
         };
-        Tenant::start(master, "victim", vec![array, single]).await.map(Self)
+        Tenant::start(master, ROLE, vec![array, single]).await.map(Self)
     }
 
     pub(super) fn counts(&self) -> Counts {

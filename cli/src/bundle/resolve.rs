@@ -27,7 +27,7 @@ pub(crate) async fn resolve(bundles: &Bundles, source: &Source) -> Result<Bundle
         }
         Source::Stored(digest) => match store::stat(bundles, *digest, &digest.to_string()).await? {
             Some(_) => Ok(BundleRef { digest: bytes(*digest), uri: None }),
-            None => Err(not_stored(*digest)),
+            None => Err(not_stored(*digest, bundles.role())),
         },
         Source::Uri { uri, pin } => {
             let (uri, digest) = named(uri, *pin);
@@ -54,7 +54,10 @@ pub(crate) async fn resolve_input(bundles: &Bundles, source: &Source, guest_path
         }
         Source::Stored(digest) => match store::stat(bundles, *digest, &digest.to_string()).await? {
             Some(length) => Ok(input(None, Some(*digest), length)),
-            None => Err(Failure::new(format!("the input {digest} is not in the bundle store; `smalti bundle push FILE` puts it there"))),
+            None => Err(Failure::new(format!(
+                "the input {digest} is not in the bundle store for role {0}; `smalti bundle push --role {0} FILE` puts it there",
+                bundles.role()
+            ))),
         },
         Source::Uri { uri, pin } => {
             let (uri, digest) = named(uri, *pin);
@@ -91,10 +94,20 @@ pub(crate) fn open_bundle(path: &Path) -> Result<File> {
 }
 
 /// Nothing in the store under this name.
-pub(crate) fn not_stored(digest: Digest) -> Failure {
+pub(crate) fn not_stored(digest: Digest, role: &str) -> Failure {
+    let (of, flag, and) = match role {
+        "" => (String::new(), String::new(), ""),
+        role => (
+            format!(" for role {role}"),
+            format!(" --role {role}"),
+            ", and of what other roles have `smalti bundle grant` lets it use more",
+        ),
+    };
     Failure::with_code(
         NO_BUNDLE,
-        format!("no bundle {digest} in the store; `smalti bundle push FILE` puts it there, `smalti bundle ls` lists all"),
+        format!(
+            "no bundle {digest} in the store{of}; `smalti bundle push{flag} FILE` puts it there, `smalti bundle ls{flag}` lists what is there{and}"
+        ),
     )
 }
 

@@ -1,12 +1,12 @@
 //! Bringing bytes of the client to the cluster's content-addressed store.
 //!
-//! Owns hashing and the upload. What the store has is not sent again.
+//! Owns hashing and the upload. What the store has for the role that asks is not sent again.
 
 use crate::cluster::Bundles;
 use crate::failure::{Failure, Result, io_text};
 use crate::terminal;
 use indicatif::ProgressBar;
-use smalti_proto::v1::{BundleDigest, PushChunk, PushStart, push_chunk};
+use smalti_proto::v1::{PushChunk, PushStart, push_chunk};
 use smalti_types::Digest;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -61,8 +61,8 @@ pub(crate) async fn put<F: Read + Seek + Send + 'static>(bundles: &Bundles, mut 
         return Ok(Stored { digest, length, existed: true });
     }
     let bar = progress(length, name);
-    let start = PushStart { digest: digest.as_bytes().to_vec().into(), length, name: name.to_owned() };
-    let pushed = bundles.clone().push(chunks(file, start, bar.clone())).await;
+    let start = PushStart { digest: digest.as_bytes().to_vec().into(), length, name: name.to_owned(), role: bundles.role().to_owned() };
+    let pushed = bundles.client().push(chunks(file, start, bar.clone())).await;
     bar.finish_and_clear();
     let info = pushed.map_err(|status| Failure::rpc(&format!("uploading {name} to the bundle store"), &status))?.into_inner();
     Ok(Stored { digest, length, existed: info.existed })
@@ -70,7 +70,7 @@ pub(crate) async fn put<F: Read + Seek + Send + 'static>(bundles: &Bundles, mut 
 
 /// Length of what the store has under `digest`; `None` when it has nothing.
 pub(crate) async fn stat(bundles: &Bundles, digest: Digest, name: &str) -> Result<Option<u64>> {
-    match bundles.clone().stat(BundleDigest { digest: digest.as_bytes().to_vec().into() }).await {
+    match bundles.client().stat(bundles.named(digest)).await {
         Ok(info) => Ok(Some(info.into_inner().length)),
         Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
         Err(status) => Err(Failure::rpc(&format!("looking for {name} in the bundle store"), &status)),

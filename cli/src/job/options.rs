@@ -8,7 +8,7 @@ use crate::time::{duration, positive_duration};
 use clap::{Args, ValueEnum};
 use smalti_proto::v1;
 use smalti_types::grants::check_path;
-use smalti_types::{Bytes, DurationMs, Endpoint, Limits, MilliCpus, MilliUnits, Resources};
+use smalti_types::{Bytes, DurationMs, Endpoint, Limits, MilliCpus, MilliUnits, Resources, Role};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -77,9 +77,9 @@ pub(crate) struct TaskOptions {
     /// Only agents of this architecture
     #[arg(long, value_parser = ["x86_64", "aarch64"], help_heading = "Placement")]
     pub(crate) arch: Option<String>,
-    /// Role under which the job gets its resources
-    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Placement")]
-    pub(crate) role: String,
+    /// Role under which the job gets its resources, and in which its bundle and inputs are fetched [default: the scheduler's, `default`]
+    #[arg(long, value_name = "ROLE", help_heading = "Placement")]
+    pub(crate) role: Option<Role>,
     /// Isolation class [default: instance; process with --ports or --connect]
     #[arg(long, value_enum, help_heading = "Placement")]
     pub(crate) isolation: Option<IsolationClass>,

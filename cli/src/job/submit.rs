@@ -3,12 +3,12 @@
 use super::options::TaskOptions;
 use super::{Link, inputs, stdin};
 use crate::bundle::{Source, resolve};
-use crate::cluster::Bundles;
+use crate::cluster::{Bundles, Cluster};
 use crate::failure::{Failure, NO_BUNDLE, Result};
 use clap::Args;
 use smalti_fetch::{Location, Pin, shown};
 use smalti_proto::v1::{self, SubmitRequest, submit_request};
-use smalti_types::Bytes;
+use smalti_types::{Bytes, Role};
 use std::ffi::{OsStr, OsString};
 
 /// Smallest split: less would be all overhead, and a mistaken unit makes millions of items.
@@ -64,7 +64,7 @@ pub(crate) async fn single(bundles: &Bundles, task: &TaskOptions, bundle: &OsStr
     let mut spec = spec(bundles, task, &source, args).await?;
     spec.stdin = Some(stdin::resolve(bundles, task.stdin.as_deref(), true).await?);
     let job = v1::SingleJob { spec: Some(spec), resources: Some(task.resources()?), policy: Some(task.policy()), ports: task.ports };
-    request(task, &source, submit_request::Kind::Single(job))
+    request(task, bundles.role(), &source, submit_request::Kind::Single(job))
 }
 
 /// A job of many items.
@@ -100,7 +100,7 @@ pub(crate) async fn map(bundles: &Bundles, task: &TaskOptions, map: &MapOptions,
         rounds: map.rounds,
         initial_state,
     };
-    request(task, &source, submit_request::Kind::Map(job))
+    request(task, bundles.role(), &source, submit_request::Kind::Map(job))
 }
 
 /// Combinations that mean nothing.
@@ -149,14 +149,34 @@ async fn spec(bundles: &Bundles, task: &TaskOptions, source: &Source, args: &[St
     })
 }
 
-fn request(task: &TaskOptions, source: &Source, kind: submit_request::Kind) -> Result<SubmitRequest> {
+fn request(task: &TaskOptions, role: &str, source: &Source, kind: submit_request::Kind) -> Result<SubmitRequest> {
     Ok(SubmitRequest {
         name: task.name.clone().unwrap_or_else(|| source.base_name()),
-        role: task.role.clone(),
+        role: role.to_owned(),
         kind: Some(kind),
         request_id: uuid::Uuid::new_v4().to_string(),
         output_store: task.outputs()?.store,
     })
+}
+
+/// The store as the job's role sees it: the one that is named, or the one that the scheduler gives a job without.
+pub(crate) async fn bundles(cluster: &Cluster, link: &mut Link, task: &TaskOptions) -> Result<Bundles> {
+    if let Some(role) = &task.role {
+        return Ok(cluster.bundles(Some(role)));
+    }
+    loop {
+        match link.jobs().defaults(v1::Empty {}).await {
+            Ok(defaults) => return Ok(cluster.bundles(Some(&named(&defaults.into_inner())?))),
+            // One of an earlier build.
+            Err(status) if status.code() == tonic::Code::Unimplemented => return Ok(cluster.bundles(Some(&Role::default()))),
+            Err(status) => link.again("asking the scheduler for its default role", &status).await?,
+        }
+    }
+}
+
+/// The role of jobs that name none.
+pub(crate) fn named(defaults: &v1::JobDefaults) -> Result<Role> {
+    Role::new(&defaults.role).map_err(|e| Failure::new(format!("the scheduler's default role: {e}")))
 }
 
 /// Hands the job to the scheduler. Repeated when the answer is lost: the request's id makes that safe.

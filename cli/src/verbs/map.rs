@@ -46,7 +46,8 @@ impl Map {
         self.task.check_supported()?;
         let cluster = Cluster::connect(&self.cluster).await?;
         let mut link = Link::new(&cluster, self.reconnect).await?;
-        let request = submit::map(&cluster.bundles(), &self.task, &self.map, &self.bundle, &self.args).await?;
+        let bundles = submit::bundles(&cluster, &mut link, &self.task).await?;
+        let request = submit::map(&bundles, &self.task, &self.map, &self.bundle, &self.args).await?;
         if self.detach {
             let job = submit::send(&mut link, request).await?;
             return print_id(&self.output, &job);

@@ -41,7 +41,8 @@ impl Run {
         let args = self.args()?;
         let cluster = Cluster::connect(&self.cluster).await?;
         let mut link = Link::new(&cluster, self.reconnect).await?;
-        let request = submit::single(&cluster.bundles(), &self.task, self.bundle(), &args).await?;
+        let bundles = submit::bundles(&cluster, &mut link, &self.task).await?;
+        let request = submit::single(&bundles, &self.task, self.bundle(), &args).await?;
         if self.detach {
             let job = submit::send(&mut link, request).await?;
             return print_id(&self.output, &job);

@@ -46,7 +46,7 @@ impl Submit {
         }
         let cluster = Cluster::connect(&self.cluster).await?;
         let mut link = Link::new(&cluster, self.reconnect).await?;
-        let bundles = cluster.bundles();
+        let bundles = submit::bundles(&cluster, &mut link, &self.task).await?;
         let request = if self.map.is_map() {
             submit::map(&bundles, &self.task, &self.map, &self.bundle, &self.args).await?
         } else {

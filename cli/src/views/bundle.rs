@@ -14,11 +14,30 @@ pub(crate) struct BundleView {
     /// The file name it was pushed under first.
     pub(crate) name: String,
     pub(crate) created_at: Option<String>,
+    /// Which roles may use it; `null`: all, or it was a role that asked.
+    pub(crate) roles: Option<Vec<String>>,
+}
+
+impl BundleView {
+    /// The same for people.
+    pub(crate) fn who(&self) -> String {
+        match self.roles.as_deref() {
+            None => "all roles".into(),
+            Some([]) => "no role".into(),
+            Some(roles) => roles.join(", "),
+        }
+    }
 }
 
 impl From<v1::BundleInfo> for BundleView {
     fn from(info: v1::BundleInfo) -> Self {
-        Self { digest: digest_text(&info.digest), size: info.length, name: info.name, created_at: rfc3339(info.created_us) }
+        Self {
+            digest: digest_text(&info.digest),
+            size: info.length,
+            name: info.name,
+            created_at: rfc3339(info.created_us),
+            roles: info.roles.map(|r| r.roles),
+        }
     }
 }
 
@@ -36,7 +55,12 @@ mod tests {
         let digest = Digest::of(b"x");
         let info = v1::BundleInfo { digest: digest.as_bytes().to_vec().into(), length: 1, ..Default::default() };
         let view = BundleView::from(info);
-        assert_eq!((view.digest, view.size), (digest.to_string(), 1));
+        assert_eq!((view.who().as_str(), view.digest, view.size), ("all roles", digest.to_string(), 1));
+        let restricted = |roles: &[&str]| {
+            let roles = roles.iter().map(|r| (*r).to_owned()).collect();
+            BundleView::from(v1::BundleInfo { roles: Some(v1::BundleRoles { roles }), ..Default::default() })
+        };
+        assert_eq!((restricted(&[]).who().as_str(), restricted(&["a", "b"]).who().as_str()), ("no role", "a, b"));
         assert_eq!(BundleView::from(v1::BundleInfo::default()).digest, "invalid");
     }
 }

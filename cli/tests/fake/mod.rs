@@ -58,6 +58,8 @@ pub(crate) struct State {
     pub(crate) submitted: Vec<SubmitRequest>,
     pub(crate) killed: Vec<String>,
     pub(crate) uploads: u32,
+    /// In which a bundle was looked for last.
+    pub(crate) role: String,
     reads: u32,
     views: BTreeMap<String, watch::Sender<JobView>>,
 }
@@ -161,13 +163,14 @@ impl BundleService for Fake {
     }
 
     async fn stat(&self, request: Request<BundleDigest>) -> Answer<BundleInfo> {
-        let digest = request.into_inner().digest;
-        let state = self.state.lock().unwrap();
+        let BundleDigest { digest, role } = request.into_inner();
+        let mut state = self.state.lock().unwrap();
+        state.role = role;
         let (name, bytes) = state.bundles.get(&digest[..]).ok_or_else(|| Status::not_found("no such bundle"))?;
         Ok(Response::new(BundleInfo { digest, length: bytes.len() as u64, name: name.clone(), ..Default::default() }))
     }
 
-    async fn list(&self, _: Request<Empty>) -> Answer<BundleList> {
+    async fn list(&self, _: Request<BundleQuery>) -> Answer<BundleList> {
         let state = self.state.lock().unwrap();
         let info = |(digest, (name, bytes)): (&Vec<u8>, &(String, Vec<u8>))| BundleInfo {
             digest: digest.clone().into(),
@@ -175,6 +178,7 @@ impl BundleService for Fake {
             name: name.clone(),
             created_us: 1_000_000,
             existed: true,
+            roles: None,
         };
         Ok(Response::new(BundleList { bundles: state.bundles.iter().map(info).collect() }))
     }
@@ -189,6 +193,17 @@ impl BundleService for Fake {
         let removed = self.state.lock().unwrap().bundles.remove(&request.into_inner().digest[..]);
         removed.map(|_| Response::new(Empty {})).ok_or_else(|| Status::not_found("no such bundle"))
     }
+
+    async fn grant(&self, request: Request<BundleRight>) -> Answer<BundleInfo> {
+        let right = request.into_inner();
+        let info = self.stat(Request::new(BundleDigest { digest: right.digest, role: String::new() })).await?.into_inner();
+        Ok(Response::new(BundleInfo { roles: Some(BundleRoles { roles: vec![right.role] }), ..info }))
+    }
+
+    async fn revoke(&self, request: Request<BundleRight>) -> Answer<BundleInfo> {
+        let info = self.stat(Request::new(BundleDigest { digest: request.into_inner().digest, role: String::new() })).await?.into_inner();
+        Ok(Response::new(BundleInfo { roles: Some(BundleRoles::default()), ..info }))
+    }
 }
 
 #[tonic::async_trait]
@@ -196,6 +211,10 @@ impl Jobs for Fake {
     type WatchStream = Replies<JobView>;
     type OutputStream = Replies<ReadReply>;
     type SandboxStream = Replies<ReadReply>;
+
+    async fn defaults(&self, _: Request<Empty>) -> Answer<JobDefaults> {
+        Ok(Response::new(JobDefaults { role: "batch".into() }))
+    }
 
     async fn submit(&self, request: Request<SubmitRequest>) -> Answer<SubmitReply> {
         let request = request.into_inner();

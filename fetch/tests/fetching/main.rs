@@ -1,11 +1,16 @@
 //! Fetching from servers that misbehave, from real S3, and from where nobody may.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod authority;
 mod broken;
+mod credentials;
+mod moto;
 mod origin;
+mod proxy;
 mod refused;
 mod registry;
 mod s3;
+mod tls;
 
 use origin::Origin;
 use smalti_fetch::{Facts, Failed, Hashing, Location, Setup, Sources, Transfer, Wanted};

@@ -5,8 +5,9 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// One request as it came.
 #[derive(Debug, Clone)]
@@ -100,18 +101,33 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) async fn start() -> Self {
+        Self::start_as(None).await
+    }
+
+    /// The same behind TLS.
+    pub(crate) async fn certified(by: TlsAcceptor) -> Self {
+        Self::start_as(Some(by)).await
+    }
+
+    async fn start_as(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, state) = (listener.local_addr().unwrap().to_string(), Arc::<Mutex<State>>::default());
         let shared = state.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, shared.clone()));
+                let (tls, shared) = (tls.clone(), shared.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        Some(tls) => serve(tls.accept(stream).await.ok()?, shared).await,
+                        None => serve(stream, shared).await,
+                    }
+                });
             }
         });
         Self { address, state }
     }
 
-    /// What it does when it is asked for `path`; the number says how often it was asked before.
+    /// What it does when it is asked for `path`, with a query that is given or with any if there is none; the number says how often it was asked before.
     pub(crate) fn on(&self, path: &str, behaviour: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) {
         self.state.lock().unwrap().behaviours.insert(path.into(), Arc::new(behaviour));
     }
@@ -125,7 +141,7 @@ impl Origin {
     }
 }
 
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<()> {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<State>>) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -139,7 +155,8 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) -> Option<()> {
         let mut state = state.lock().unwrap();
         let before = state.asked.iter().filter(|a| a.path == path).count();
         state.asked.push(asked.clone());
-        (state.behaviours.get(&path).cloned(), before)
+        let plain = path.split('?').next().unwrap_or_default();
+        (state.behaviours.get(&path).or_else(|| state.behaviours.get(plain)).cloned(), before)
     };
     let reply = behaviour.map_or_else(|| Reply::raw("404 Not Found", &[("content-length", "0")], b""), |b| b(&asked, before));
     stream.write_all(&reply.bytes).await.ok()?;

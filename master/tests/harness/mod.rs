@@ -288,16 +288,26 @@ impl FakeFramework {
 }
 
 pub(crate) fn push(digest: Digest, data: &[u8], name: &str) -> impl futures::Stream<Item = v1::PushChunk> + Send + 'static {
-    push_messages(digest, data.len() as u64, data, name)
+    push_messages("", digest, (data.len() as u64, data), name)
+}
+
+/// In this role.
+pub(crate) fn push_in(role: &str, digest: Digest, data: &[u8], name: &str) -> impl futures::Stream<Item = v1::PushChunk> + Send + 'static {
+    push_messages(role, digest, (0, data), name)
 }
 
 pub(crate) fn push_announcing(digest: Digest, length: u64, data: &[u8]) -> impl futures::Stream<Item = v1::PushChunk> + Send + 'static {
-    push_messages(digest, length, data, "")
+    push_messages("", digest, (length, data), "")
 }
 
-fn push_messages(digest: Digest, length: u64, data: &[u8], name: &str) -> impl futures::Stream<Item = v1::PushChunk> + Send + 'static {
+fn push_messages(
+    role: &str,
+    digest: Digest,
+    (length, data): (u64, &[u8]),
+    name: &str,
+) -> impl futures::Stream<Item = v1::PushChunk> + Send + 'static {
     use v1::push_chunk::Message;
-    let start = v1::PushStart { digest: digest.as_bytes().to_vec().into(), length, name: name.into() };
+    let start = v1::PushStart { digest: digest.as_bytes().to_vec().into(), length, name: name.into(), role: role.into() };
     let mut messages = vec![Message::Start(start)];
     messages.extend(data.chunks(1 << 20).map(|chunk| Message::Data(chunk.to_vec().into())));
     tokio_stream::iter(messages.into_iter().map(|message| v1::PushChunk { message: Some(message) }))

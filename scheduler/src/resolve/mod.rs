@@ -50,8 +50,8 @@ pub(crate) enum ResolveError {
     LongNames,
     #[error("an input without a URI needs a digest")]
     NoDigest,
-    #[error("{0} is in no place that is named, and not in the cluster's bundle store")]
-    NotStored(Digest),
+    #[error("{0} is in no place that is named, and not in the cluster's bundle store for role {1}")]
+    NotStored(Digest, Role),
     #[error("the inputs make more than {limit} splits; choose larger ones with --split")]
     TooManySplits { limit: usize },
     #[error(transparent)]
@@ -204,11 +204,11 @@ impl Resolver {
         Ok(Cut { inputs, splits, notes })
     }
 
-    /// Length of what is in the cluster's store under this digest.
+    /// Length of what is in the cluster's store under this digest for the job's role.
     async fn stored(&self, digest: Digest) -> Result<u64, ResolveError> {
-        match self.cluster.stored(digest).await {
+        match self.cluster.stored(&self.role, digest).await {
             Ok(length) => Ok(length),
-            Err(status) if status.code() == Code::NotFound => Err(ResolveError::NotStored(digest)),
+            Err(status) if status.code() == Code::NotFound => Err(ResolveError::NotStored(digest, self.role.clone())),
             Err(status) => Err(status.into()),
         }
     }

@@ -74,6 +74,10 @@ impl Jobs for JobService {
         Ok(Response::new(v1::SubmitReply { job: id.to_string(), notes }))
     }
 
+    async fn defaults(&self, _: Request<v1::Empty>) -> Result<Response<v1::JobDefaults>, Status> {
+        Ok(Response::new(v1::JobDefaults { role: self.role.to_string() }))
+    }
+
     type WatchStream = Replies<v1::JobView>;
 
     async fn watch(&self, request: Request<v1::JobRef>) -> Result<Response<Self::WatchStream>, Status> {

@@ -5,7 +5,7 @@ use crate::Result;
 use anyhow::{Context, bail};
 use smalti_framework_sdk::{Event, Events, Framework, Handle, Options};
 use smalti_tests::{AgentConfig, Cluster, Config, Finished};
-use smalti_types::{Bytes, DurationMs, Filters, Launch, Limits, MilliCpus, Offer, Operation, Resources, TaskId, TaskSpec, TaskState};
+use smalti_types::{Bytes, DurationMs, Filters, Launch, Limits, MilliCpus, Offer, Operation, Resources, Role, TaskId, TaskSpec, TaskState};
 
 /// The next offer, whatever else comes before it.
 async fn offer(events: &mut Events) -> Result<Offer> {
@@ -49,7 +49,7 @@ async fn connect(cluster: &Cluster, name: &str) -> Result<(Handle, Events)> {
 async fn what_framework_1_leaves_is_offered_to_framework_2() -> Result {
     let agent = AgentConfig { cpus: "4".into(), mem: "4GiB".into(), ..AgentConfig::default() };
     let cluster = Cluster::start(Config { agents: vec![agent], scheduler: false, ..Config::default() })?;
-    let bundle = smalti_framework_sdk::push_bundle(&cluster.address, cluster.paths.guest("misbehave")?).await?;
+    let bundle = smalti_framework_sdk::push_bundle(&cluster.address, &Role::default(), cluster.paths.guest("misbehave")?).await?;
     let spec = TaskSpec {
         args: vec!["sleep".into(), "3600000".into()],
         limits: Limits { grace: DurationMs(0), ..Limits::default() },

@@ -1,9 +1,9 @@
 //! Inputs from where a cluster fetches them: prefixes, patterns, splits, compressed objects, and objects that change.
 
 use crate::arrays::expected_counts;
-use crate::s3::S3;
 use crate::{Result, guest};
 use anyhow::Context;
+use smalti_test_s3::S3;
 use smalti_tests::{AgentConfig, Cluster, Config};
 use std::io::Write;
 
@@ -57,7 +57,7 @@ fn a_prefix_in_splits_gives_the_same_counts_and_is_fetched_once() -> Result {
     ] {
         let done = c.smalti(&["map", &guest(&c, "wordcount")?, "--inputs", input])?;
         assert!(done.code == 125 && done.stderr.contains(says), "{input}: {} {}", done.code, done.stderr);
-        assert!(!done.stderr.contains(crate::s3::SECRET));
+        assert!(!done.stderr.contains(smalti_test_s3::SECRET));
     }
     Ok(())
 }

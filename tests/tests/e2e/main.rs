@@ -27,7 +27,7 @@ mod peers;
 mod process_class;
 mod resources;
 mod restart;
-mod s3;
+mod rights;
 mod upgrade;
 
 use smalti_tests::{AgentConfig, Cluster, Config};

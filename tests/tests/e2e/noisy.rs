@@ -22,7 +22,7 @@ async fn flood(master: String, submitted: Arc<AtomicUsize>, ended: Arc<AtomicUsi
     options.info.role = Role::new("flood")?;
     let mut bundles = Vec::new();
     for n in 0..FLOOD {
-        bundles.push(push_bytes(&master, &format!("{n}.wat"), distinct(n)).await?);
+        bundles.push(push_bytes(&master, &options.info.role, &format!("{n}.wat"), distinct(n)).await?);
     }
     let (handle, mut events) = Framework::connect(options).await?;
     let each = Resources::new(MilliCpus(10), Bytes::mib(2));

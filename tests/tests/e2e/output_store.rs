@@ -1,9 +1,9 @@
 //! Outputs in a store: of the cluster in a bucket or a directory, and in a directory of the client.
 
-use crate::s3::S3;
 use crate::{Result, eventually, guest, one_agent};
 use anyhow::Context;
 use nix::sys::signal::Signal;
+use smalti_test_s3::S3;
 use smalti_tests::{AgentConfig, Cluster, Config};
 use std::path::Path;
 

@@ -115,6 +115,27 @@ async fn what_the_store_has_is_shown_by_its_word() {
 }
 
 #[tokio::test]
+async fn of_the_store_a_role_has_what_it_may_use_there() {
+    let mut bed = Bed::new().await;
+    let bundle = bed.store(&padded(1));
+    let path = format!("/v1/bundles/{}", bundle.digest.to_hex());
+    bed.put(&path, Answer::For("a", padded(1)));
+    bed.answer(in_role("a", bed.request(1, bundle.clone()))).await.unwrap();
+    // It is here, compiled and warm; that is no right.
+    let failure = bed.answer(in_role("b", bed.request(2, bundle.clone()))).await.expect_err("it is not theirs");
+    assert!(failure.reason == Reason::FetchFailed && failure.message.contains("there is no blake3:"), "{failure}");
+    let mut request = in_role("b", bed.request(3, bed.store(&wasm())));
+    request.spec.inputs = vec![Input { uri: None, digest: Some(bundle.digest), ..input("/in/x", String::new(), &padded(1)) }];
+    assert_eq!(bed.answer(request).await.unwrap_err().reason, Reason::InputFailed);
+    // Granted now.
+    bed.put(&path, Answer::For("b", padded(1)));
+    bed.answer(in_role("b", bed.request(4, bundle.clone()))).await.unwrap();
+    // And `a` goes on with what it had.
+    restart(&mut bed);
+    bed.answer(in_role("a", bed.request(5, bundle))).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_role_fetches_only_what_its_operator_allows() {
     let mut bed = Bed::with(|o| {
         o.fetch.policy = "[default]\nallow = []\n[role.\"web\"]\naddresses = [\"public\"]\n".parse().unwrap();
