@@ -76,7 +76,14 @@ impl AgentService for Fake {
                     agent_to_master::Message::Executors(reports) => {
                         let _ = seen.send(Seen::Executors(reports)).await;
                     }
-                    agent_to_master::Message::ReadRefused(_) => {}
+                    agent_to_master::Message::Locate(question) => {
+                        let answer = v1::Located { ticket: question.ticket, address: String::new() };
+                        let message = v1::MasterToAgent { message: Some(master_to_agent::Message::Located(answer)) };
+                        let _ = to.send(Ok(message)).await;
+                    }
+                    agent_to_master::Message::ReadRefused(_)
+                    | agent_to_master::Message::Holdings(_)
+                    | agent_to_master::Message::LocateEnd(_) => {}
                 }
             }
         });

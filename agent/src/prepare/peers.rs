@@ -8,7 +8,11 @@ use smalti_types::{Digest, HoldingKey, LocateOutcome, Role};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+
+/// How long an answer is waited for: longer than any master has somebody wait for others.
+const MOST_WAIT: Duration = Duration::from_secs(15 * 60);
 
 /// Asks the master. Clones are the same.
 #[derive(Debug, Clone, Default)]
@@ -63,7 +67,8 @@ impl Locator {
         let mut place = Place { from: None, ticket: Some(Ticket { locator: self.clone(), number: ticket, outbound: outbound.clone() }) };
         let question = v1::Locate { ticket, role: role.to_string(), key: HoldingKey::of_digest(digest).0 };
         if outbound.send(v1::AgentToMaster { message: Some(Message::Locate(question)) }).await.is_ok() {
-            place.from = answered.await.unwrap_or_default();
+            // No answer in time, and no master any more, are as good as the origin.
+            place.from = tokio::time::timeout(MOST_WAIT, answered).await.ok().and_then(Result::ok).flatten();
         }
         place
     }
@@ -164,5 +169,15 @@ mod tests {
         let Message::LocateEnd(end) = heard(&mut inbound).await else { panic!("its end") };
         assert_eq!((end.ticket, end.outcome()), (2, v1::LocateOutcome::LocateGivenUp));
         assert!(locator.lock().waiting.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_master_that_does_not_answer_holds_up_nobody_for_ever() {
+        let locator = Locator::default();
+        let (outbound, mut inbound) = mpsc::channel(4);
+        locator.connected(outbound);
+        assert_eq!(locator.ask(&Role::default(), &Digest::of(b"x")).await.from(), None);
+        assert!(matches!(heard(&mut inbound).await, Message::Locate(_)));
+        assert!(matches!(heard(&mut inbound).await, Message::LocateEnd(_)));
     }
 }
