@@ -1,6 +1,6 @@
 //! What the agents of a role hold, as their last offers said.
 //!
-//! Owns this memory and its bounds. It is hearsay: what is not there any more is fetched. Not kept over a restart, since offers say it anew.
+//! Owns this memory and its bounds. It is hearsay: what is not there any more is fetched. Not kept over a restart: offers say it anew.
 
 use crate::placing::Request;
 use crate::wanted::Wanted;
