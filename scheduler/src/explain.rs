@@ -107,7 +107,8 @@ fn waiting(patience: &Patience, now: Time) -> String {
 }
 
 fn patience_json(patience: &Patience) -> Value {
-    json!({ "agent": patience.agent.to_string(), "input_bytes": patience.bytes, "since_us": patience.since.0, "until_us": patience.until.0 })
+    let Patience { agent, bytes, since, until, .. } = patience;
+    json!({ "agent": agent.to_string(), "input_bytes": bytes, "since_us": since.0, "until_us": until.0 })
 }
 
 fn again_json(again: &Again) -> Value {

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 /// Jobs submitted in one run.
 const JOBS: u64 = 12;
-/// Jobs after this one read inputs, and from then on offers say who holds them. All that is decided by numbers that are there anyway: runs in
-/// which something failed before that stay what they were.
+/// Jobs after this one read inputs, and from then on offers say who holds them. All that is decided by numbers that are there anyway:
+/// runs in which something failed before that stay what they were.
 const PLAIN_JOBS: u64 = 6;
 /// Different inputs.
 const INPUTS: u64 = 4;

@@ -1,6 +1,6 @@
 //! What the agents of a role hold, as their last offers said.
 //!
-//! Owns this memory and its bounds. It is hearsay: what is not there any more is fetched. Not kept over a restart, since offers say it anew.
+//! Owns this memory and its bounds. It is hearsay: what is not there any more is fetched. Not kept over a restart: offers say it anew.
 
 use crate::placing::Request;
 use crate::wanted::Wanted;
@@ -47,7 +47,9 @@ impl Known {
     /// An offer says what its agent holds, in order.
     pub(crate) fn note(&mut self, now: Time, offer: &Offer) {
         if offer.holdings.is_empty() {
-            self.forget(&offer.agent);
+            if !self.is_empty() {
+                self.forget(&offer.agent);
+            }
             return;
         }
         let number = *self.numbers.entry(offer.agent.clone()).or_insert_with(|| {
@@ -106,16 +108,17 @@ impl Known {
 
     /// Where the inputs of a task lie.
     pub(crate) fn lying(&self, wanted: &Wanted, request: &Request<'_>, places: &BTreeMap<u64, usize>) -> Lying {
+        let mut lying = Lying::default();
+        if self.is_empty() || wanted.inputs.is_empty() {
+            return lying;
+        }
         let mut sums: BTreeMap<u64, u64> = BTreeMap::new();
-        if !self.is_empty() {
-            for (name, length) in &wanted.inputs {
-                for (_, number) in self.holders.range((*name, 0)..=(*name, u64::MAX)) {
-                    let sum = sums.entry(*number).or_default();
-                    *sum = sum.saturating_add(*length);
-                }
+        for (name, length) in &wanted.inputs {
+            for (_, number) in self.holders.range((*name, 0)..=(*name, u64::MAX)) {
+                let sum = sums.entry(*number).or_default();
+                *sum = sum.saturating_add(*length);
             }
         }
-        let mut lying = Lying::default();
         for (number, bytes) in sums {
             if let Some(place) = places.get(&number) {
                 lying.here.insert(*place, bytes);
@@ -143,7 +146,9 @@ impl Known {
 
 /// Makes an offer's names what is expected everywhere: sorted, each once, no more than are told.
 pub(crate) fn tidy(offer: &mut Offer) {
-    offer.holdings.truncate(MAX_HOLDINGS);
-    offer.holdings.sort_unstable();
-    offer.holdings.dedup();
+    if !offer.holdings.is_empty() {
+        offer.holdings.truncate(MAX_HOLDINGS);
+        offer.holdings.sort_unstable();
+        offer.holdings.dedup();
+    }
 }

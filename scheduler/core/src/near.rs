@@ -14,10 +14,10 @@ use std::rc::Rc;
 const MOST_BASES: usize = 64;
 
 /// All offers of a batch in order: first those whose agents hold the bundle.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Base {
     /// `None`: as they came.
-    order: Option<Vec<usize>>,
+    order: Option<Rc<[usize]>>,
     all: usize,
 }
 
@@ -42,8 +42,8 @@ pub(crate) struct Near<'a> {
     places: BTreeMap<u64, usize>,
     /// Some agent of the batch holds something.
     any: bool,
-    plain: Rc<Base>,
-    bases: BTreeMap<HoldingKey, Rc<Base>>,
+    all: usize,
+    bases: BTreeMap<HoldingKey, Base>,
 }
 
 fn holds<K>(offer: &OpenOffer<K>, name: HoldingKey) -> bool {
@@ -54,7 +54,7 @@ impl<'a> Near<'a> {
     pub(crate) fn new<K>(known: &'a Known, offers: &[OpenOffer<K>]) -> Self {
         let any = offers.iter().any(|o| !o.offer.holdings.is_empty());
         let places = if any { known.places(offers.iter().map(|o| &o.offer)) } else { BTreeMap::new() };
-        Self { known, places, any, plain: Rc::new(Base { order: None, all: offers.len() }), bases: BTreeMap::new() }
+        Self { known, places, any, all: offers.len(), bases: BTreeMap::new() }
     }
 
     /// Nobody is known to hold anything: all offers are alike for everybody.
@@ -63,9 +63,9 @@ impl<'a> Near<'a> {
     }
 
     /// All offers for who wants this bundle.
-    pub(crate) fn base<K>(&mut self, bundle: HoldingKey, offers: &[OpenOffer<K>]) -> Rc<Base> {
+    pub(crate) fn base<K>(&mut self, bundle: HoldingKey, offers: &[OpenOffer<K>]) -> Base {
         if !self.any {
-            return self.plain.clone();
+            return Base { order: None, all: self.all };
         }
         if let Some(base) = self.bases.get(&bundle) {
             return base.clone();
@@ -73,7 +73,7 @@ impl<'a> Near<'a> {
         let (mut order, others): (Vec<usize>, Vec<usize>) =
             (0..offers.len()).partition(|i| offers.get(*i).is_some_and(|o| holds(o, bundle)));
         order.extend(others);
-        let base = Rc::new(Base { order: Some(order), all: offers.len() });
+        let base = Base { order: Some(order.into()), all: self.all };
         if self.bases.len() >= MOST_BASES {
             self.bases.clear();
         }
@@ -94,6 +94,9 @@ impl<'a> Near<'a> {
     /// Offers whose agents hold inputs, with how many bytes, the best last. One with less than the bundle counts comes after those that
     /// have it, so it is none of them if there are such.
     pub(crate) fn best_last<K>(&self, lying: &Lying, base: &Base, bundle: HoldingKey, offers: &[OpenOffer<K>]) -> Vec<(usize, u64)> {
+        if lying.here.is_empty() {
+            return Vec::new();
+        }
         let bundled = base.at(0).and_then(|i| offers.get(i)).is_some_and(|o| holds(o, bundle));
         let weigh = |(i, bytes): (&usize, &u64)| (self.weight(*bytes, bundle, offers.get(*i)), *i, *bytes);
         let mut here: Vec<_> = lying.here.iter().map(weigh).filter(|(weight, ..)| !bundled || *weight >= BUNDLE_WEIGHT).collect();

@@ -13,7 +13,7 @@ use smalti_types::{DurationMs, Offer, OfferId, Operation, Role, Time};
 use std::cmp::Reverse;
 
 /// An agent that was offered this long ago may be offered again soon.
-pub(crate) const SEEN: DurationMs = DurationMs(600_000);
+const SEEN: DurationMs = DurationMs(600_000);
 
 /// The greatest key of a priority.
 const LAST_JOB: JobId = JobId::new(u64::MAX, u16::MAX);
@@ -72,7 +72,9 @@ impl Scheduler {
     /// What the agents of these offers hold.
     fn learn(&mut self, now: Time, role: &Role, offers: &mut [Offer]) {
         let Some(state) = self.roles.get_mut(role) else { return };
-        state.known.forget_before(Time(now.0.saturating_sub(SEEN.0 * 1_000)));
+        if !state.known.is_empty() {
+            state.known.forget_before(Time(now.0.saturating_sub(SEEN.0 * 1_000)));
+        }
         for offer in offers {
             known::tidy(offer);
             state.known.note(now, offer);

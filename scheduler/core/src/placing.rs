@@ -10,7 +10,6 @@ use crate::spec::Constraint;
 use crate::wanted::Wanted;
 use smalti_types::{AgentId, Attributes, MilliCpus, Offer, PortSet, Resources};
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
 
 /// Most slots of one part: an executor's threads are not free.
 pub const MAX_SLOTS_PER_PART: u32 = 4_096;
@@ -157,7 +156,7 @@ struct Alike<'a> {
     here: Vec<(usize, u64)>,
     best: Option<(AgentId, u64)>,
     /// All offers.
-    base: Rc<Base>,
+    base: Base,
     /// Where in it the first one is that may have room.
     next: usize,
 }
@@ -308,6 +307,9 @@ pub(crate) fn place_arrays<K: Copy + Ord>(
     near: &mut Near<'_>,
     mut arrays: Vec<WaitingArray<'_, K>>,
 ) -> Vec<Pass<K>> {
+    if arrays.is_empty() {
+        return Vec::new();
+    }
     arrays.sort_by_key(|a| (a.held, a.key));
     let mut spreads: Vec<Spread<'_, K>> = arrays.into_iter().map(|a| Spread::new(a, near, offers)).collect();
     let mut placed = true;

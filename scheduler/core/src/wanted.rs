@@ -33,7 +33,11 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     fn of<'a>(spec: &'a TaskSpec, splits: &'a [Input], state: Option<&'a Input>) -> Self {
+        let bundle = HoldingKey::of_digest(&spec.bundle.digest);
         let stdin = if let Stdin::Object(input) = &spec.stdin { Some(input) } else { None };
+        if spec.inputs.is_empty() && splits.is_empty() && stdin.is_none() && state.is_none() {
+            return Self { bundle, inputs: Vec::new(), total: 0 };
+        }
         let mut all: Vec<&Input> = spec.inputs.iter().chain(stdin).chain(splits).chain(state).collect();
         let total = all.iter().fold(0, |sum: u64, i| sum.saturating_add(i.length));
         if all.len() > MOST_INPUTS {
@@ -43,7 +47,7 @@ impl Wanted {
         let mut inputs: Vec<_> = all.into_iter().filter_map(|i| Some((HoldingKey::of_input(i)?, i.length))).collect();
         inputs.sort_unstable();
         inputs.dedup_by_key(|(key, _)| *key);
-        Self { bundle: HoldingKey::of_digest(&spec.bundle.digest), inputs, total }
+        Self { bundle, inputs, total }
     }
 
     /// An agent with fewer bytes of the inputs than this is let pass when another has `best`; 0: nobody is.
