@@ -170,14 +170,4 @@ mod tests {
         assert_eq!((end.ticket, end.outcome()), (2, v1::LocateOutcome::LocateGivenUp));
         assert!(locator.lock().waiting.is_empty());
     }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_master_that_does_not_answer_holds_up_nobody_for_ever() {
-        let locator = Locator::default();
-        let (outbound, mut inbound) = mpsc::channel(4);
-        locator.connected(outbound);
-        assert_eq!(locator.ask(&Role::default(), &Digest::of(b"x")).await.from(), None);
-        assert!(matches!(heard(&mut inbound).await, Message::Locate(_)));
-        assert!(matches!(heard(&mut inbound).await, Message::LocateEnd(_)));
-    }
 }

@@ -65,7 +65,7 @@ async fn serve(State(origin): State<Shared>, request: HttpRequest) -> Response {
         (origin.answers.get(&path).cloned(), before)
     };
     match answer {
-        Some(Answer::For(role, bytes)) if parts.uri.query() == Some(&format!("role={role}")) => bytes.into_response(),
+        Some(Answer::For(role, bytes)) if parts.uri.query() == Some(format!("role={role}").as_str()) => bytes.into_response(),
         None | Some(Answer::For(..)) => StatusCode::NOT_FOUND.into_response(),
         Some(Answer::Bytes(bytes, None)) => bytes.into_response(),
         Some(Answer::Bytes(bytes, Some(etag))) => match if_match {
