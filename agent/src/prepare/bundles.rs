@@ -70,6 +70,9 @@ struct Stored {
 /// How long somebody waits for another's download of the same bytes, who named another place: that one may be as slow as its owner likes.
 const OTHERS_DOWNLOAD: Duration = Duration::from_secs(30);
 
+/// Bundles of which is remembered how much room they took.
+const MOST_FOOTPRINTS: usize = 65_536;
+
 /// Digest and whether the code counts fuel.
 type Key = (Digest, bool);
 
@@ -89,6 +92,8 @@ pub(crate) struct Bundles {
     rights: Rights,
     compiles: Flights<Key, Arc<Bundle>>,
     refused: Refused<Key>,
+    /// Bytes that bundles take until they are ready: fetched, unpacked and compiled.
+    footprints: Mutex<HashMap<Key, u64>>,
 }
 
 fn ours(what: &str, path: &Path, why: impl std::fmt::Display) -> Failure {
@@ -119,12 +124,36 @@ impl Bundles {
             rights: Rights::new(&dirs.bundles),
             compiles: Flights::new(shares.compiles.clone()),
             refused: Refused::default(),
+            footprints: Mutex::default(),
         }
     }
 
     /// The hot path: a bundle that is ready in memory, and that the role may use.
     pub(crate) fn warm(&self, digest: Digest, fuel: bool, role: &Role) -> Option<Arc<Bundle>> {
         if self.rights.has(digest, role) { self.ready((digest, fuel)) } else { None }
+    }
+
+    /// Whether it takes neither a download nor a compilation nor room: ready in memory, or compiled on the disk, and the role's to use.
+    pub(crate) fn is_at_hand(&self, key: Key, role: &Role) -> bool {
+        let is_ready = || self.warm.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key);
+        self.rights.has(key.0, role) && (is_ready() || self.cache.has(&self.compiled_dir(key)))
+    }
+
+    /// Bytes that a bundle took until it was ready, or would have taken, if that was found out before.
+    pub(crate) fn footprint(&self, key: Key) -> Option<u64> {
+        self.footprints.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied()
+    }
+
+    fn note_footprint(&self, key: Key, code: u64) {
+        let bytes = [self.dirs.bundles.join(key.0.to_hex()), self.dirs.unpacked.join(key.0.to_hex())]
+            .iter()
+            .map(|path| self.cache.size(path))
+            .sum::<u64>();
+        let mut all = self.footprints.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MOST_FOOTPRINTS {
+            all.clear();
+        }
+        all.insert(key, bytes.saturating_add(code));
     }
 
     fn ready(&self, key: Key) -> Option<Arc<Bundle>> {
@@ -373,7 +402,9 @@ impl Bundles {
         let meta = meta(hash(code).map_err(failed)?);
         let length = code.metadata().map_err(failed)?.len();
         // The directory and the description take a block each.
-        let work = Work::make(&self.cache, &self.dirs.compiled, length.saturating_add(3 * BLOCK))?;
+        let room = length.saturating_add(3 * BLOCK);
+        self.note_footprint(key, room);
+        let work = Work::make(&self.cache, &self.dirs.compiled, room)?;
         let mut written = || -> io::Result<()> {
             let create = |name| fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(work.path.join(name));
             let mut file = create("code")?;
