@@ -1,12 +1,14 @@
 //! Bundles from digest to compiled code: warm in memory, else compiled on disk, else compiled now, else fetched first.
 //!
 //! Owns `bundles/`, `compiled/` and `unpacked/`. One download per digest and one compilation per (digest, fuel) at a time,
-//! and for each role only what that has fetched itself. Code is loaded only from files that this agent wrote and nobody else can, and only if they are what was written.
+//! and for each role only what that has fetched itself. Code is loaded only from files that this agent wrote and nobody else can, and only if they are what was
+//! written; each time that it is handed on, its file must be as it was then.
 
 use super::archive::{self, ASSETS_DIR, GUEST_DIR};
 use super::cache::{BLOCK, Cache, Dirs, Idle, PARTIAL_PREFIX, Pin, Warm, size_of};
 use super::download::{Fetched, Fetcher, Keep, Unfetched, candidates};
 use super::flight::Flights;
+use super::own_file::{Stamp, hash, open_own};
 use super::refused::Refused;
 use super::rights::Rights;
 use super::service::Shares;
@@ -19,9 +21,9 @@ use smalti_fetch::{Failed, Location, Wanted, clean_name};
 use smalti_types::{BundleRef, Digest, FrameworkId, Reason, Role};
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -44,8 +46,17 @@ pub(crate) struct Bundle {
     pub(crate) asks_who_it_is: bool,
     /// The archive's other files.
     pub(crate) assets: Option<Arc<File>>,
+    /// What the code's file was like when its bytes were those that were written.
+    stamp: Stamp,
     used: AtomicU64,
     pins: Vec<(PathBuf, Pin)>,
+}
+
+impl Bundle {
+    /// Whether nobody has written into its code.
+    fn is_sound(&self) -> bool {
+        Stamp::of(&self.code).is_ok_and(|now| self.stamp.agrees(&now))
+    }
 }
 
 /// Describes the code beside it.
@@ -157,8 +168,13 @@ impl Bundles {
     }
 
     fn ready(&self, key: Key) -> Option<Arc<Bundle>> {
-        let warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
         let bundle = warm.get(&key)?;
+        if !bundle.is_sound() {
+            // Who loads it next finds out what is wrong with it.
+            warm.remove(&key);
+            return None;
+        }
         bundle.used.store(self.cache.now(), Ordering::Relaxed);
         Some(bundle.clone())
     }
@@ -238,6 +254,7 @@ impl Bundles {
             return Err(format!("it has format {}", meta.format));
         }
         let code = open_own(&dir.join("code"))?;
+        let stamp = Stamp::of(&code).map_err(|e| e.to_string())?;
         if hash(&code).map_err(|e| e.to_string())? != meta.code {
             return Err("its bytes are not those that were written".into());
         }
@@ -255,6 +272,7 @@ impl Bundles {
             asks_who_it_is: meta.asks_who_it_is,
             code: Arc::new(code),
             assets,
+            stamp,
             used: AtomicU64::new(self.cache.now()),
             pins: std::mem::take(pins),
         })
@@ -536,25 +554,6 @@ fn name_path(bundle: &Path) -> PathBuf {
 fn find_guest(unpacked: &Path) -> Option<(PathBuf, String)> {
     let entry = fs::read_dir(unpacked.join(GUEST_DIR)).ok()?.next()?.ok()?;
     Some((entry.path(), entry.file_name().into_string().ok()?))
-}
-
-/// Opens a file of which this process's user is the owner and the only one who can write it.
-fn open_own(path: &Path) -> Result<File, String> {
-    let file = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map_err(|e| e.to_string())?;
-    let meta = file.metadata().map_err(|e| e.to_string())?;
-    if !meta.is_file() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
-        return Err("it is not a file that only this agent can write".into());
-    }
-    Ok(file)
-}
-
-/// Hashes a file from its beginning, and leaves its cursor there.
-fn hash(mut file: &File) -> io::Result<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    file.rewind()?;
-    io::copy(&mut file, &mut hasher)?;
-    file.rewind()?;
-    Ok(hasher.finalize().into())
 }
 
 /// Runs what touches the disk off the event loop's threads.

@@ -15,6 +15,7 @@ mod download;
 mod flight;
 mod inputs;
 mod meters;
+mod own_file;
 mod partial;
 mod queue;
 mod refused;

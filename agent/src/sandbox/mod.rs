@@ -17,7 +17,7 @@ use left::LeftBehind;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use segments::{Full, Place, SegmentId, Segments};
-use smalti_types::{FrameworkId, TaskId, TaskKey};
+use smalti_types::TaskKey;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};

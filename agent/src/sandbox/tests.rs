@@ -1,7 +1,7 @@
 //! What one task sees of another, what a later life finds, and what makes room.
 
 use super::*;
-use smalti_types::Bytes;
+use smalti_types::{Bytes, FrameworkId, TaskId};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
