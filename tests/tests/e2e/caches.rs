@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// Another size: tasks, bundles, bundles that fit, tasks at once, KiB of a bundle; the figures are printed.
 const SIZE: &str = "SMALTI_CACHE_SIZE";
-/// What a bundle takes beside its bytes, with some to spare: its code, a description, whose it is.
+/// What a bundle takes beside its bytes and as many of its code, with some to spare: a description, whose it is, the rest of its code.
 const BESIDE: u64 = 64 << 10;
 
 /// An origin that knows versions and ranges, and keeps what it was asked for.
@@ -98,19 +98,21 @@ impl Shared {
     }
 }
 
-/// A program that ends at once, with its number and this many bytes in a section that nobody reads.
+/// A program that ends at once, with its number in this many bytes of data, which its code has, too.
 fn bundle(n: usize, bytes: usize) -> Vec<u8> {
     let mut wasm = b"\0asm\x01\0\0\0".to_vec();
     // One type, one function of it, one memory, both exported, and the function's body, which is empty.
     wasm.extend(b"\x01\x04\x01\x60\0\0\x03\x02\x01\0\x05\x03\x01\0\x01\x07\x13\x02\x06memory\x02\0\x06_start\0\0\x0a\x04\x01\x02\0\x0b");
-    let mut content = b"\x01p".to_vec();
-    content.extend((0..bytes).map(|i| u8::try_from((i * 7 + n * (i / 256 + 1)) % 251).unwrap_or_default()));
-    content.extend(n.to_le_bytes());
-    // Its length in five bytes of seven bits.
-    let length = (0..5).map(|i| u8::try_from(content.len() >> (7 * i) & 0x7f).unwrap_or_default() | if i < 4 { 0x80 } else { 0 });
-    wasm.push(0);
-    wasm.extend(length);
-    wasm.extend(content);
+    let mut data: Vec<u8> = (0..bytes).map(|i| u8::try_from((i * 7 + n * (i / 256 + 1)) % 251).unwrap_or_default()).collect();
+    data.extend(n.to_le_bytes());
+    // Lengths in five bytes of seven bits.
+    let leb = |n: usize| (0..5).map(move |i| u8::try_from(n >> (7 * i) & 0x7f).unwrap_or_default() | if i < 4 { 0x80 } else { 0 });
+    // One piece of data that nobody copies into the memory.
+    wasm.push(11);
+    wasm.extend(leb(data.len() + 7));
+    wasm.extend(b"\x01\x01");
+    wasm.extend(leb(data.len()));
+    wasm.extend(data);
     wasm
 }
 
@@ -206,7 +208,7 @@ fn many_tasks_over_more_bundles_than_fit_take_few_downloads_and_never_more_than_
         let path = format!("/{n}.wasm");
         BundleRef { digest: Digest::of(&files[&path]), uri: Some(format!("http://{}{path}", origin.address)) }
     };
-    let budget = fit as u64 * ((kib as u64) * 1024 + BESIDE);
+    let budget = fit as u64 * (2 * (kib as u64) * 1024 + BESIDE);
     let cpus = format!("{}.{:02}", at_once / 100, at_once % 100);
     let flags = vec!["--cache-budget".into(), budget.to_string()];
     let config = AgentConfig { cpus, mem: format!("{at_once}MiB"), flags, ..AgentConfig::default() };
