@@ -103,9 +103,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let kept: Vec<ExecutorId> = core.to_find().cloned().collect();
     let elsewhere = leftovers::end(&cgroups, &id, &data_dir, &executors_dir, &kept, CLEANUP_WITHIN).await?;
     let attempts = core.attempts().map(|(key, ended, array)| (key.clone(), (ended, array))).collect();
-    let (sandboxes, collector) = Sandboxes::start(&data_dir, options.sandbox_budget, &attempts)
-        .with_context(|| format!("taking up {}", data_dir.join("sandboxes").display()))?;
-    let collector = tokio::spawn(collector);
+    let limits = sandbox::Limits { budget: options.sandbox_budget, age: options.sandbox_age.to_std(), reserve: Bytes(reserve) };
+    let (sandboxes, collector) =
+        Sandboxes::start(&data_dir, limits, &attempts).with_context(|| format!("taking up {}", data_dir.join("sandboxes").display()))?;
 
     let compile_command: Vec<OsString> = vec![std::env::current_exe().context("finding this program")?.into(), "compiler".into()];
     let mut prepare_options = prepare::Options::new(data_dir.clone(), options.master.clone(), compile_command);
@@ -129,6 +129,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let locator = prepare_options.locator.clone();
     let (preparer, prepared) = Preparer::start(prepare_options)?;
     let peers = peer_listener.map(|listener| tokio::spawn(prepare::serve(listener, preparer.clone())));
+    let caches = preparer.clone();
+    let collector = tokio::spawn(collector.run(move |missing| caches.give_up(Bytes(missing))));
 
     let info = describe(&options, &id, &detected, isolation);
     tracing::info!(agent = %id, total = %info.total, overhead = %info.overhead, data_dir = %data_dir.display(), "starting");

@@ -73,6 +73,9 @@ pub struct Options {
     /// Outputs of ended tasks are kept up to this size
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub sandbox_budget: Bytes,
+    /// Outputs of ended tasks are kept this long at most; also the oldest go while less than --disk-reserve is free
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration)]
+    pub sandbox_age: DurationMs,
     /// Bundles, compiled code and inputs take at most this much of the disk together, like 20GiB; what was not used for the longest time
     /// goes first, and a task that does not fit beside what is in use waits [default: a quarter of what is free, at most 10GiB]
     #[arg(long, value_name = "SIZE")]
@@ -86,7 +89,8 @@ pub struct Options {
     /// Most of it for inputs, like 8GiB [default: all of --cache-budget]
     #[arg(long, value_name = "SIZE")]
     pub inputs_budget: Option<Bytes>,
-    /// No tasks are taken while less than this is free on the data directory's disk, like 1GiB [default: a hundredth of it, at most 256MiB]
+    /// No tasks are taken while less than this is free on the data directory's disk, like 1GiB, and outputs of ended tasks and what no task uses
+    /// in the caches go, the oldest first [default: a hundredth of it, at most 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub disk_reserve: Option<Bytes>,
     /// Slots of an executor: tasks that it runs at once [default: 32, and more in a framework's further ones, as the host's limits on open files,

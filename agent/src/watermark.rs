@@ -1,7 +1,7 @@
 //! Whether the file system of the data directory has room for more work.
 //!
 //! Owns the look at it, about once a second. Below the reserve no tasks are taken, until there is a quarter more than it: an agent does not
-//! change its mind with every block. Deliberately absent: making room.
+//! change its mind with every block. Deliberately absent: making room (the sandboxes' and the cache's).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -33,6 +33,16 @@ pub(crate) fn default_reserve(dir: &Path) -> u64 {
     room(dir).map_or(0, |(_, size)| (size / RESERVE_PART).min(MAX_RESERVE))
 }
 
+/// Free bytes from which on there is enough again.
+const fn enough(reserve: u64) -> u64 {
+    reserve / 4 * 5
+}
+
+/// How much is to be freed when this much is free; 0 when that is enough.
+pub(crate) const fn missing(free: u64, reserve: u64) -> u64 {
+    if free < reserve { enough(reserve).saturating_sub(free) } else { 0 }
+}
+
 impl Watermark {
     pub(crate) fn new(dir: &Path, reserve: u64) -> Self {
         Self { dir: dir.to_owned(), reserve, is_low: false, looked: None }
@@ -50,7 +60,7 @@ impl Watermark {
     }
 
     fn take(&mut self, free: u64) {
-        let enough = if self.is_low { self.reserve / 4 * 5 } else { self.reserve };
+        let enough = if self.is_low { enough(self.reserve) } else { self.reserve };
         let was_low = std::mem::replace(&mut self.is_low, free < enough);
         let (free, dir) = (smalti_types::Bytes(free), self.dir.display());
         if self.is_low && !was_low {
@@ -73,6 +83,7 @@ mod tests {
             mark.is_low
         });
         assert_eq!(seen, [false, true, true, true, false, false, true]);
+        assert_eq!([400, 399, 0].map(|free| missing(free, 400)), [0, 101, 500]);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Bundles from digest to compiled code: warm in memory, else compiled on disk, else compiled now, else fetched first.
 //!
 //! Owns `bundles/`, `compiled/` and `unpacked/`. One download per digest and one compilation per (digest, fuel) at a time,
-//! and for each role only what that has fetched itself. Code is loaded only from files that this agent wrote and nobody else can, and only if they are what was written.
+//! and for each role only what that has fetched itself. Code is loaded only from files that this agent wrote and nobody else can, and only if they are what was
+//! written; each time that it is handed on, its file must be as it was then.
 
 use super::archive::{self, ASSETS_DIR, GUEST_DIR};
 use super::cache::{BLOCK, Cache, Dirs, Idle, PARTIAL_PREFIX, Pin, Warm, size_of};
 use super::download::{Fetched, Fetcher, Keep, Unfetched, candidates};
 use super::flight::Flights;
+use super::own_file::{Stamp, hash, open_own};
 use super::refused::Refused;
 use super::rights::Rights;
 use super::service::Shares;
@@ -19,9 +21,9 @@ use smalti_fetch::{Failed, Location, Wanted, clean_name};
 use smalti_types::{BundleRef, Digest, FrameworkId, HoldingKey, LocateOutcome, Reason, Role};
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -44,8 +46,17 @@ pub(crate) struct Bundle {
     pub(crate) asks_who_it_is: bool,
     /// The archive's other files.
     pub(crate) assets: Option<Arc<File>>,
+    /// What the code's file was like when its bytes were those that were written.
+    stamp: Stamp,
     used: AtomicU64,
     pins: Vec<(PathBuf, Pin)>,
+}
+
+impl Bundle {
+    /// Whether nobody has written into its code.
+    fn is_sound(&self) -> bool {
+        Stamp::of(&self.code).is_ok_and(|now| self.stamp.agrees(&now))
+    }
 }
 
 /// Describes the code beside it.
@@ -78,6 +89,9 @@ pub(crate) struct HeldContent {
 /// How long somebody waits for another's download of the same bytes, who named another place: that one may be as slow as its owner likes.
 const OTHERS_DOWNLOAD: Duration = Duration::from_secs(30);
 
+/// Bundles of which is remembered how much room they took.
+const MOST_FOOTPRINTS: usize = 65_536;
+
 /// Digest and whether the code counts fuel.
 type Key = (Digest, bool);
 
@@ -97,6 +111,8 @@ pub(crate) struct Bundles {
     rights: Rights,
     compiles: Flights<Key, Arc<Bundle>>,
     refused: Refused<Key>,
+    /// Bytes that bundles take until they are ready: fetched, unpacked and compiled.
+    footprints: Mutex<HashMap<Key, u64>>,
 }
 
 fn ours(what: &str, path: &Path, why: impl std::fmt::Display) -> Failure {
@@ -127,6 +143,7 @@ impl Bundles {
             rights: Rights::new(&dirs.bundles),
             compiles: Flights::new(shares.compiles.clone()),
             refused: Refused::default(),
+            footprints: Mutex::default(),
         }
     }
 
@@ -135,9 +152,37 @@ impl Bundles {
         if self.rights.has(digest, role) { self.ready((digest, fuel)) } else { None }
     }
 
+    /// Whether it takes neither a download nor a compilation nor room: ready in memory, or compiled on the disk, and the role's to use.
+    pub(crate) fn is_at_hand(&self, key: Key, role: &Role) -> bool {
+        let is_ready = || self.warm.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key);
+        self.rights.has(key.0, role) && (is_ready() || self.cache.has(&self.compiled_dir(key)))
+    }
+
+    /// Bytes that a bundle took until it was ready, or would have taken, if that was found out before.
+    pub(crate) fn footprint(&self, key: Key) -> Option<u64> {
+        self.footprints.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied()
+    }
+
+    fn note_footprint(&self, key: Key, code: u64) {
+        let bytes = [self.dirs.bundles.join(key.0.to_hex()), self.dirs.unpacked.join(key.0.to_hex())]
+            .iter()
+            .map(|path| self.cache.size(path))
+            .sum::<u64>();
+        let mut all = self.footprints.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MOST_FOOTPRINTS {
+            all.clear();
+        }
+        all.insert(key, bytes.saturating_add(code));
+    }
+
     fn ready(&self, key: Key) -> Option<Arc<Bundle>> {
-        let warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
         let bundle = warm.get(&key)?;
+        if !bundle.is_sound() {
+            // Who loads it next finds out what is wrong with it.
+            warm.remove(&key);
+            return None;
+        }
         bundle.used.store(self.cache.now(), Ordering::Relaxed);
         Some(bundle.clone())
     }
@@ -217,6 +262,7 @@ impl Bundles {
             return Err(format!("it has format {}", meta.format));
         }
         let code = open_own(&dir.join("code"))?;
+        let stamp = Stamp::of(&code).map_err(|e| e.to_string())?;
         if hash(&code).map_err(|e| e.to_string())? != meta.code {
             return Err("its bytes are not those that were written".into());
         }
@@ -234,6 +280,7 @@ impl Bundles {
             asks_who_it_is: meta.asks_who_it_is,
             code: Arc::new(code),
             assets,
+            stamp,
             used: AtomicU64::new(self.cache.now()),
             pins: std::mem::take(pins),
         })
@@ -410,7 +457,9 @@ impl Bundles {
         let meta = meta(hash(code).map_err(failed)?);
         let length = code.metadata().map_err(failed)?.len();
         // The directory and the description take a block each.
-        let work = Work::make(&self.cache, &self.dirs.compiled, length.saturating_add(3 * BLOCK))?;
+        let room = length.saturating_add(3 * BLOCK);
+        self.note_footprint(key, room);
+        let work = Work::make(&self.cache, &self.dirs.compiled, room)?;
         let mut written = || -> io::Result<()> {
             let create = |name| fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(work.path.join(name));
             let mut file = create("code")?;
@@ -542,25 +591,6 @@ fn name_path(bundle: &Path) -> PathBuf {
 fn find_guest(unpacked: &Path) -> Option<(PathBuf, String)> {
     let entry = fs::read_dir(unpacked.join(GUEST_DIR)).ok()?.next()?.ok()?;
     Some((entry.path(), entry.file_name().into_string().ok()?))
-}
-
-/// Opens a file of which this process's user is the owner and the only one who can write it.
-fn open_own(path: &Path) -> Result<File, String> {
-    let file = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path).map_err(|e| e.to_string())?;
-    let meta = file.metadata().map_err(|e| e.to_string())?;
-    if !meta.is_file() || meta.uid() != nix::unistd::geteuid().as_raw() || meta.mode() & 0o077 != 0 {
-        return Err("it is not a file that only this agent can write".into());
-    }
-    Ok(file)
-}
-
-/// Hashes a file from its beginning, and leaves its cursor there.
-fn hash(mut file: &File) -> io::Result<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    file.rewind()?;
-    io::copy(&mut file, &mut hasher)?;
-    file.rewind()?;
-    Ok(hasher.finalize().into())
 }
 
 /// Runs what touches the disk off the event loop's threads.

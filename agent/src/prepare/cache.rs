@@ -2,8 +2,8 @@
 //!
 //! Owns the book-keeping over `bundles/`, `compiled/`, `unpacked/`, `inputs/` and `partial/`: one budget over all of them, and one for each
 //! kind. Room is entered into the books before the bytes are written, so what is on the disk is within the budgets at all times. Who needs
-//! room gets that of what was not used for the longest time, never of what is in use; when all is in use, [`NoRoom`] says so at once, and
-//! nobody waits here: whoever may wait holds nothing meanwhile (see `queue`). Deliberately absent: any knowledge of what an entry means.
+//! room gets that of what nobody waits for and was not used for the longest time, never of what is in use; when all is in use, [`NoRoom`] says so
+//! at once, and nobody waits here: whoever may wait holds nothing meanwhile (see `queue`). Deliberately absent: any knowledge of what an entry means.
 
 use smalti_types::{Bytes, Digest};
 use std::collections::{HashMap, HashSet};
@@ -15,6 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::UNIX_EPOCH;
 use tokio::sync::Notify;
+pub(crate) use wanted::Want;
+use wanted::Wanted;
+
+mod wanted;
 
 /// Names of unfinished files begin with this; they are removed at start.
 pub(crate) const PARTIAL_PREFIX: &str = ".partial-";
@@ -168,8 +172,14 @@ struct Entry {
     pins: Weak<Alive>,
 }
 
-/// What may go: when it was used, the warm code that holds it, its files.
-type Candidate = (u64, Option<(Digest, bool)>, Vec<PathBuf>);
+/// What may go: whether somebody waits for its bundle, when it was used, the warm code that holds it, its files.
+type Candidate = (bool, u64, Option<(Digest, bool)>, Vec<PathBuf>);
+
+/// What there is too much of.
+enum Excess {
+    Of(Kind),
+    OfAny,
+}
 
 #[derive(Default)]
 struct Inner {
@@ -221,6 +231,8 @@ pub(crate) struct Cache {
     inner: Mutex<Inner>,
     warm: OnceLock<Weak<dyn Warm>>,
     freed: Arc<Notify>,
+    /// What tickets wait for.
+    wanted: Wanted,
 }
 
 impl Cache {
@@ -242,7 +254,8 @@ impl Cache {
         }
         found.sort();
         let (clock, inner) = (AtomicU64::new(1), Mutex::default());
-        let cache = Self { dirs: dirs.clone(), budgets, clock, inner, warm: OnceLock::new(), freed: Arc::default() };
+        let cache =
+            Self { dirs: dirs.clone(), budgets, clock, inner, warm: OnceLock::new(), freed: Arc::default(), wanted: Wanted::default() };
         for (_, path) in found {
             let size = size_of(&path);
             let mut inner = cache.lock();
@@ -270,6 +283,21 @@ impl Cache {
     /// Holds on to entries for a task, and to what else ends with it.
     pub(crate) fn hold(&self, pins: Vec<Pin>, others: Vec<Arc<dyn std::fmt::Debug + Send + Sync>>) -> Held {
         Held { _pins: pins, _others: others, _told: Alive(self.freed.clone()) }
+    }
+
+    /// Somebody waits for this bundle: what there is of it goes after what nobody waits for.
+    pub(crate) fn want(&self, digest: Digest) -> Want {
+        self.wanted.want(digest)
+    }
+
+    /// What an entry takes; 0 when there is none.
+    pub(crate) fn size(&self, path: &Path) -> u64 {
+        self.lock().entries.get(path).map_or(0, |entry| entry.size)
+    }
+
+    /// Whether there is an entry.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.lock().entries.contains_key(path)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -429,18 +457,49 @@ impl Cache {
     /// Removes what was not used for the longest time until `more` bytes of a kind fit. Under the lock, so that nobody pins what is being
     /// removed.
     fn make_room(&self, inner: &mut Inner, kind: Kind, more: u64) -> Result<(), NoRoom> {
-        if self.exceeded(inner, kind, more).is_none() {
-            return Ok(());
+        // Only others of the kind help when the kind has too much.
+        let excess = |inner: &Inner| {
+            let budget = self.exceeded(inner, kind, more)?;
+            Some(if budget < self.budgets.total.0 { Excess::Of(kind) } else { Excess::OfAny })
+        };
+        self.remove_oldest(inner, excess);
+        match self.exceeded(inner, kind, more) {
+            None => Ok(()),
+            Some(budget) => {
+                let in_use = if budget < self.budgets.total.0 { inner.kinds[kind as usize] } else { inner.total() };
+                Err(NoRoom { kind, wanted: more, budget, in_use })
+            }
         }
+    }
+
+    /// Removes what nobody uses, what was not used for the longest time first, until it is so many bytes.
+    pub(crate) fn give_up(&self, bytes: u64) {
+        let mut inner = self.lock();
+        let before = inner.total();
+        self.remove_oldest(&mut inner, |inner| (before.saturating_sub(inner.total()) < bytes).then_some(Excess::OfAny));
+        let gone = Bytes(before.saturating_sub(inner.total()));
+        if gone.0 > 0 {
+            tracing::warn!("the disk is too full for more tasks: {gone} of what was cached went");
+        }
+    }
+
+    /// Removes one after the other as long as there is an excess.
+    fn remove_oldest(&self, inner: &mut Inner, excess: impl Fn(&Inner) -> Option<Excess>) {
+        if excess(inner).is_none() {
+            return;
+        }
+        let wanted = self.wanted.names();
+        let is_wanted = |path: &Path| wanted.has(path.file_name().unwrap_or_default());
         let free = inner.entries.iter().filter(|(_, e)| e.pins.strong_count() == 0);
-        let mut oldest: Vec<Candidate> = free.map(|(path, e)| (e.used, None, vec![path.clone()])).collect();
-        oldest.extend(self.idle().into_iter().map(|i| (i.used, Some(i.key), i.paths)));
+        let mut oldest: Vec<Candidate> = free.map(|(path, e)| (is_wanted(path), e.used, None, vec![path.clone()])).collect();
+        oldest.extend(self.idle().into_iter().map(|i| (i.paths.iter().any(|p| is_wanted(p)), i.used, Some(i.key), i.paths)));
         oldest.sort_unstable();
-        for (_, key, paths) in oldest {
-            let Some(budget) = self.exceeded(inner, kind, more) else { return Ok(()) };
-            // Only others of the kind help when the kind has too much.
-            let is_of_kind = paths.iter().any(|p| inner.entries.get(p).is_some_and(|e| e.kind == kind));
-            if budget < self.budgets.total.0 && !is_of_kind {
+        for (_, _, key, paths) in oldest {
+            let Some(excess) = excess(inner) else { return };
+            let is_of = |kind| paths.iter().any(|p| inner.entries.get(p).is_some_and(|e| e.kind == kind));
+            if let Excess::Of(kind) = excess
+                && !is_of(kind)
+            {
                 continue;
             }
             if let Some(key) = key
@@ -456,13 +515,6 @@ impl Cache {
                 tracing::debug!(path = %path.display(), bytes = entry.size, "cache entry removed");
                 remove(&path);
                 inner.take(&path);
-            }
-        }
-        match self.exceeded(inner, kind, more) {
-            None => Ok(()),
-            Some(budget) => {
-                let in_use = if budget < self.budgets.total.0 { inner.kinds[kind as usize] } else { inner.total() };
-                Err(NoRoom { kind, wanted: more, budget, in_use })
             }
         }
     }

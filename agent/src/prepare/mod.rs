@@ -16,6 +16,7 @@ mod flight;
 mod inputs;
 mod meters;
 mod names;
+mod own_file;
 mod partial;
 mod peers;
 mod queue;

@@ -7,13 +7,14 @@ use super::bundles::{Bundle, Bundles, HeldContent};
 use super::cache::{Cache, Dirs, Held, Kind, NoRoom, Pin, Stock, Warm};
 use super::download::Fetcher;
 use super::inputs::{ASSETS_PATH, Inputs, Kept};
-use super::queue::{Needs, Queue};
+use super::queue::{Group, Needs, Queue, Rooms};
 use super::stdin::OutputReader;
 use super::turns::{Places, Turns};
 use super::{Error, Failure, Options, Prepared, Ready, ReadyDir, Request, Stop};
 use futures::FutureExt;
 use smalti_fetch::Location;
 use smalti_types::{Bytes, Digest, FrameworkId, HoldingKey, Reason, Role, Stdin, TaskSpec};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -236,6 +237,11 @@ impl Handle {
         self.0.earlier.lock().unwrap_or_else(PoisonError::into_inner).retain(|digest, _| in_use.contains(digest));
     }
 
+    /// The disk is too full: so many bytes of what nobody uses go, what was not used for the longest time first. Touches the disk.
+    pub fn give_up(&self, bytes: Bytes) {
+        self.0.cache.give_up(bytes.0);
+    }
+
     /// Gives a ticket up: stops its transfers and its compilation unless other tickets wait for them too. Unknown tickets
     /// are ignored.
     pub fn cancel(&self, ticket: u64) {
@@ -335,27 +341,39 @@ impl Service {
     /// The answer, if the bundle is all that the task needs and it is ready.
     fn warm(&self, request: &Request) -> Option<Ready> {
         let spec = &request.spec;
-        let plain = spec.inputs.is_empty() && request.split_inputs.is_empty() && matches!(spec.stdin, Stdin::Empty | Stdin::Split);
-        if !plain {
+        if !is_plain(request) {
             return None;
         }
         let bundle = self.bundles.warm(spec.bundle.digest, request.fuel, &request.role)?;
+        if !self.queue.may_pass(spec.bundle.digest) {
+            return None;
+        }
         Some(self.ready(&bundle, spec, Vec::new()))
     }
 
     /// Prepares, and comes back as often as there is no room.
     async fn through(&self, request: Request) -> Result<Ready, Failure> {
-        let (number, began, mut needs, mut alone) = (self.queue.number(), Instant::now(), None, 0);
-        let too_late = |why: &NoRoom| {
-            Failure::new(Reason::LaunchFailed, format!("this agent's caches have had no room for {} s: {why}", self.room_timeout.as_secs()))
-        };
-        let mut why: Option<NoRoom> = None;
+        let (began, mut alone) = (Instant::now(), 0);
+        let key = (request.spec.bundle.digest, request.fuel);
+        let group = Group { bundle: request.spec.bundle.clone(), fuel: request.fuel, role: request.role.clone() };
+        let _wanted = self.cache.want(key.0);
+        let ticket = self.queue.ticket(request.framework.clone(), group, is_plain(&request), began);
+        // Of what was here before is known how much it takes, and nobody is asked for it in vain.
+        let mut needs = self.bundles.footprint(key).map(|bytes| self.needs(Kind::Bundles, bytes));
         loop {
             let left = self.room_timeout.saturating_sub(began.elapsed());
-            let place = self.queue.wait(number, needs, |needs| self.could_have(needs));
-            let place = match &why {
+            let view = View::of(self);
+            let place = self.queue.wait(&ticket, needs, &view);
+            let place = match needs {
                 None => place.await.ok(),
-                Some(why) => tokio::time::timeout(left, place).await.map_err(|_| too_late(why))?.ok(),
+                Some(needs) => {
+                    if !view.could_have(needs) {
+                        self.tickets().note(request.ticket, &self.no_room(needs));
+                    }
+                    drop(view);
+                    let too_late = |_| self.too_late(&self.no_room(needs));
+                    tokio::time::timeout(left, place).await.map_err(too_late)?.ok()
+                }
             };
             let Some(place) = place else { continue };
             let no_room = match self.run(&request).await {
@@ -373,19 +391,30 @@ impl Service {
                 return Err(too_much(&no_room));
             }
             if left.is_zero() {
-                return Err(too_late(&no_room));
+                return Err(self.too_late(&no_room));
             }
             tracing::debug!(ticket = request.ticket, %no_room, "waits for room");
-            // What it held itself comes on top of what was missing; nobody can have more than all.
+            // What it held itself comes on top of what was missing.
             let held = could_have.saturating_sub(budget.saturating_sub(no_room.in_use));
-            needs = Some(Needs { kind: no_room.kind, bytes: no_room.wanted.saturating_add(held).min(budget) });
+            let all = self.bundles.footprint(key).unwrap_or_default();
+            needs = Some(self.needs(no_room.kind, no_room.wanted.saturating_add(held).max(all)));
             self.tickets().note(request.ticket, &no_room);
-            why = Some(no_room);
         }
     }
 
-    fn could_have(&self, needs: Needs) -> bool {
-        self.cache.could_have(needs.kind) >= needs.bytes
+    /// Nobody can have more than all.
+    fn needs(&self, kind: Kind, bytes: u64) -> Needs {
+        Needs { kind, bytes: bytes.min(self.cache.budget(kind)) }
+    }
+
+    /// What stands in the way of it.
+    fn no_room(&self, Needs { kind, bytes }: Needs) -> NoRoom {
+        let budget = self.cache.budget(kind);
+        NoRoom { kind, wanted: bytes, budget, in_use: budget.saturating_sub(self.cache.could_have(kind)) }
+    }
+
+    fn too_late(&self, why: &NoRoom) -> Failure {
+        Failure::new(Reason::LaunchFailed, format!("this agent's caches have had no room for {} s: {why}", self.room_timeout.as_secs()))
     }
 
     async fn run(&self, request: &Request) -> Result<Ready, Stop> {
@@ -418,6 +447,35 @@ impl Service {
     }
 }
 
+/// What the caches have at one moment, looked at when it is asked for.
+struct View<'a> {
+    service: &'a Service,
+    could_have: OnceCell<[u64; 3]>,
+}
+
+impl<'a> View<'a> {
+    const fn of(service: &'a Service) -> Self {
+        Self { service, could_have: OnceCell::new() }
+    }
+}
+
+impl Rooms for View<'_> {
+    fn could_have(&self, needs: Needs) -> bool {
+        let could_have = self.could_have.get_or_init(|| Kind::ALL.map(|kind| self.service.cache.could_have(kind)));
+        could_have[needs.kind as usize] >= needs.bytes
+    }
+
+    fn is_at_hand(&self, group: &Group) -> bool {
+        self.service.bundles.is_at_hand((group.bundle.digest, group.fuel), &group.role)
+    }
+}
+
+/// Whether it needs nothing but its bundle.
+fn is_plain(request: &Request) -> bool {
+    let spec = &request.spec;
+    spec.inputs.is_empty() && request.split_inputs.is_empty() && matches!(spec.stdin, Stdin::Empty | Stdin::Split)
+}
+
 /// Who waits for room goes on when something may be free: when somebody has ended, and now and then, since the links of a task's inputs go
 /// without a word.
 async fn give_out(service: Weak<Service>, freed: Arc<tokio::sync::Notify>) {
@@ -425,8 +483,7 @@ async fn give_out(service: Weak<Service>, freed: Arc<tokio::sync::Notify>) {
         let _ = tokio::time::timeout(LOOKS_EVERY, freed.notified()).await;
         let Some(service) = service.upgrade() else { return };
         if service.queue.is_waited_for() {
-            let could_have = Kind::ALL.map(|kind| service.cache.could_have(kind));
-            service.queue.give_out(|needs| could_have[needs.kind as usize] >= needs.bytes);
+            service.queue.give_out(Instant::now(), &View::of(&service));
         }
     }
 }

@@ -280,6 +280,33 @@ async fn a_restarted_agent_finds_its_code_again_unless_it_was_harmed() {
 }
 
 #[tokio::test]
+async fn code_that_somebody_writes_into_while_the_agent_runs_is_compiled_again() {
+    use std::io::{Seek, Write};
+    let mut bed = Bed::new().await;
+    let bundle = bed.store(&wasm());
+    let first = bed.answer(bed.request(1, bundle.clone())).await.unwrap();
+    let dir = std::fs::read_dir(bed.data.path().join("compiled")).unwrap().next().unwrap().unwrap().path();
+    // In place: the descriptor that the agent keeps has the same bytes. As long as before.
+    let mut code = std::fs::File::options().write(true).open(dir.join("code")).unwrap();
+    let modified = || std::fs::metadata(dir.join("code")).unwrap().modified().unwrap();
+    let before = modified();
+    // The file system's clock has ticks of some milliseconds.
+    while modified() == before {
+        code.seek(std::io::SeekFrom::Start(100)).unwrap();
+        code.write_all(b"evil").unwrap();
+    }
+    let second = bed.answer(bed.request(2, bundle.clone())).await.unwrap();
+    assert!(!Arc::ptr_eq(&first.code, &second.code) && is_code(&second.code));
+    let mut bytes = Vec::new();
+    std::fs::File::open(dir.join("code")).unwrap().read_to_end(&mut bytes).unwrap();
+    assert_ne!(&bytes[100..104], b"evil");
+    assert_eq!((bed.requests(), bed.count("compiled")), (1, 1), "from the bytes that are there");
+    // What is there again is handed on from memory.
+    let third = bed.answer(bed.request(3, bundle)).await.unwrap();
+    assert!(Arc::ptr_eq(&second.code, &third.code));
+}
+
+#[tokio::test]
 async fn what_tasks_of_an_earlier_life_see_stays_until_they_have_ended() {
     let mut bed = Bed::new().await;
     let bundle = bed.store(&tar(&[("main.wasm", &wasm()), ("data.txt", b"words")]));

@@ -2,19 +2,22 @@
 //!
 //! Owns `sandboxes/<framework>/` below the data directory: segments with the outputs of single tasks (`segments`), a directory
 //! `<task>.<attempt>/` for each array part with its slots' files, and such a directory for what is laid out for a guest. Executors get
-//! files as descriptors and never see a path. What has ended is kept up to a budget (`collect`). Whoever reads
+//! files as descriptors and never see a path. What has ended is kept up to a budget and an age (`collect`). Whoever reads
 //! opens beneath the directory without following links.
 //! Deliberately absent: what the files mean (see `outputs`).
 
 mod collect;
+mod left;
 mod segments;
 
 use crate::prepare::LAID_OUT;
-use collect::{Over, collect, remove};
+pub(crate) use collect::{Collector, Limits};
+use collect::{Over, remove};
+use left::LeftBehind;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::Mode;
 use segments::{Full, Place, SegmentId, Segments};
-use smalti_types::{Bytes, FrameworkId, TaskId, TaskKey};
+use smalti_types::TaskKey;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -106,7 +109,7 @@ impl Shared {
 pub(crate) struct Sandboxes {
     base: Arc<File>,
     shared: Shared,
-    over: mpsc::Sender<Over>,
+    over: mpsc::Sender<(SystemTime, Over)>,
 }
 
 /// Why a file of a sandbox cannot be opened.
@@ -129,28 +132,26 @@ pub(crate) enum Error {
 
 impl Sandboxes {
     /// Takes up what an earlier life of the agent left. `attempts`: those that it still knows, with whether they have ended and whether they
-    /// are array parts; all others have ended, the oldest first by their files' times. The future is the collector: run it as a task.
+    /// are array parts; all others have ended, when their files' times say. The collector is to be run as a task.
     ///
     /// # Errors
     /// When the directory cannot be read or made.
     pub(crate) fn start(
         data_dir: &Path,
-        budget: Bytes,
+        limits: impl Into<Limits>,
         attempts: &BTreeMap<TaskKey, (bool, bool)>,
-    ) -> std::io::Result<(Self, impl Future<Output = ()> + Send + use<>)> {
+    ) -> std::io::Result<(Self, Collector)> {
         let root = data_dir.join("sandboxes");
         make_private(&root)?;
         let base = Arc::new(File::open(&root)?);
         let mut left = LeftBehind::default();
         left.look(&root, &base, attempts)?;
-        let LeftBehind { live, held, mut over, next } = left;
-        over.sort_by_key(|(time, _)| *time);
-        let over = over.into_iter().map(|(_, over)| over).collect();
+        let LeftBehind { live, held, over, next } = left;
         let (sender, inbox) = mpsc::channel(QUEUE);
         let state = State { live, held, segments: Segments::new(base.clone(), next) };
         let shared = Shared { root, state: Arc::new(Mutex::new(state)) };
         // The collector must not keep its own queue open.
-        let collector = collect(shared.clone(), over, inbox, budget);
+        let collector = Collector { shared: shared.clone(), over, inbox, limits: limits.into() };
         Ok((Self { base, shared, over: sender }, collector))
     }
 
@@ -208,7 +209,7 @@ impl Sandboxes {
         });
         let missing = if alone { state.segments.missing() } else { Vec::new() };
         drop(state);
-        full.into_iter().for_each(|full| self.is_over(Over::Segment(full)));
+        full.into_iter().for_each(|full| self.is_over(full.ended, Over::Segment(full)));
         self.make_spares(missing);
         lent
     }
@@ -272,13 +273,13 @@ impl Sandboxes {
         }
         over.extend(segments.take_full().into_iter().chain(held.remove(key)).map(Over::Segment));
         drop(state);
-        over.into_iter().for_each(|over| self.is_over(over));
+        over.into_iter().for_each(|over| self.is_over(SystemTime::now(), over));
     }
 
-    fn is_over(&self, over: Over) {
-        if let Err(e) = self.over.try_send(over) {
+    fn is_over(&self, ended: SystemTime, over: Over) {
+        if let Err(e) = self.over.try_send((ended, over)) {
             tracing::warn!("too many tasks end at once: the outputs of some are removed at once");
-            remove(&self.shared, e.into_inner());
+            remove(&self.shared, e.into_inner().1);
         }
     }
 
@@ -399,100 +400,6 @@ fn put_aside(path: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// What an earlier life left.
-#[derive(Default)]
-struct LeftBehind {
-    live: BTreeMap<TaskKey, Entry>,
-    held: BTreeMap<TaskKey, Full>,
-    over: Vec<(SystemTime, Over)>,
-    /// Behind all numbers of segments.
-    next: u64,
-}
-
-impl LeftBehind {
-    fn look(&mut self, root: &Path, base: &File, attempts: &BTreeMap<TaskKey, (bool, bool)>) -> std::io::Result<()> {
-        for framework in std::fs::read_dir(root)?.flatten() {
-            let name = framework.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if name.starts_with(segments::SPARE) {
-                // Nobody has it.
-                let _ = std::fs::remove_file(framework.path());
-                continue;
-            }
-            let Ok(id) = FrameworkId::new(name) else { continue };
-            for entry in std::fs::read_dir(framework.path()).into_iter().flatten().flatten() {
-                let name = entry.file_name();
-                let (Some(name), Ok(meta)) = (name.to_str(), entry.metadata()) else { continue };
-                let time = meta.modified().unwrap_or(std::time::UNIX_EPOCH);
-                if let Some(number) = segments::number_of(name) {
-                    self.segment(base, SegmentId { framework: id.clone(), number }, time, attempts);
-                } else if meta.is_dir()
-                    && let Some((task, attempt)) = name.rsplit_once('.')
-                    && let (Ok(task), Ok(attempt)) = (TaskId::new(task), attempt.parse())
-                {
-                    self.directory(&entry.path(), TaskKey { framework: id.clone(), task, attempt }, time, attempts);
-                }
-            }
-        }
-        // Something was laid out for a guest that never began.
-        self.live.retain(|_, entry| !(entry.ended && entry.outputs == Outputs::Segment(None)));
-        Ok(())
-    }
-
-    fn directory(&mut self, path: &Path, key: TaskKey, time: SystemTime, attempts: &BTreeMap<TaskKey, (bool, bool)>) {
-        let known = attempts.get(&key);
-        let ended = known.is_none_or(|(ended, _)| *ended);
-        let outputs = if known.map_or_else(|| has_file(path, "slot-"), |(_, array)| *array) {
-            Outputs::Slots
-        } else if has_file(path, "std") {
-            Outputs::Files
-        } else {
-            // Its segment says the rest, if it has one.
-            self.live
-                .entry(key.clone())
-                .or_insert(Entry { alone: false, ended, outputs: Outputs::Segment(None), laid_out: true })
-                .laid_out = true;
-            if ended {
-                self.over.push((time, Over::LaidOut(key)));
-            }
-            return;
-        };
-        self.live.insert(key.clone(), Entry { alone: false, ended, outputs, laid_out: false });
-        if ended {
-            self.over.push((time, Over::Directory(key)));
-        }
-    }
-
-    /// No task of this life uses it. It goes when the one that may still run in it has ended.
-    fn segment(&mut self, base: &File, id: SegmentId, time: SystemTime, attempts: &BTreeMap<TaskKey, (bool, bool)>) {
-        self.next = self.next.max(id.number + 1);
-        let tasks = segments::read_index(base, &id).unwrap_or_default();
-        let full = Full { id, keys: tasks.iter().map(|(key, _)| key.clone()).collect() };
-        let mut runs = None;
-        for (key, place) in tasks {
-            let ended = place.to.is_some() || attempts.get(&key).is_none_or(|(ended, _)| *ended);
-            if !ended {
-                runs = Some(key.clone());
-            }
-            let entry = self.live.entry(key).or_insert(Entry { alone: false, ended, outputs: Outputs::Segment(None), laid_out: false });
-            // Where the same attempt began last counts.
-            if !matches!(entry.outputs, Outputs::Segment(Some(other)) if other.segment > place.segment) {
-                (entry.ended, entry.outputs) = (ended, Outputs::Segment(Some(place)));
-            }
-        }
-        match runs {
-            Some(key) => drop(self.held.insert(key, full)),
-            None => self.over.push((time, Over::Segment(full))),
-        }
-    }
-}
-
-/// Whether a file there is called so.
-fn has_file(path: &Path, prefix: &str) -> bool {
-    let names = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.file_name());
-    names.into_iter().any(|name| name.to_str().is_some_and(|n| n.starts_with(prefix) && !LAID_OUT.contains(&n)))
 }
 
 #[cfg(test)]

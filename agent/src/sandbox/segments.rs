@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Bytes after which a segment takes no further task, so that what is old can go.
 const MOST_BYTES: u64 = 1 << 20;
@@ -65,6 +66,8 @@ pub(super) struct Place {
 pub(super) struct Full {
     pub(super) id: SegmentId,
     pub(super) keys: Vec<TaskKey>,
+    /// When its last task ended.
+    pub(super) ended: SystemTime,
 }
 
 #[derive(Debug)]
@@ -73,6 +76,9 @@ struct Segment {
     alone: bool,
     keys: Vec<TaskKey>,
     files: Option<[File; 3]>,
+    /// When its first task began, and its last one ended.
+    began: SystemTime,
+    ended: SystemTime,
 }
 
 /// All segments that are in use or may be.
@@ -173,7 +179,8 @@ impl Segments {
         };
         let (id, files) = spare.give(&self.base, framework)?;
         self.open += 1;
-        Ok(Segment { id, alone, keys: Vec::new(), files: Some(files) })
+        let now = SystemTime::now();
+        Ok(Segment { id, alone, keys: Vec::new(), files: Some(files), began: now, ended: now })
     }
 
     const fn number(&mut self) -> u64 {
@@ -210,7 +217,8 @@ impl Segments {
 
     /// The task has ended: where its outputs end. `None`: it had no segment of this life.
     pub(super) fn give_back(&mut self, key: &TaskKey) -> Option<[u64; 2]> {
-        let segment = self.busy.remove(key)?;
+        let mut segment = self.busy.remove(key)?;
+        segment.ended = SystemTime::now();
         let to = match &segment.files {
             Some([out, err, _]) => lengths([out, err]),
             None => ends(&self.base, &segment.id),
@@ -234,7 +242,14 @@ impl Segments {
 
     fn retire(&mut self, segment: Segment) {
         self.open -= usize::from(segment.files.is_some());
-        self.full.push(Full { id: segment.id, keys: segment.keys });
+        self.full.push(Full { id: segment.id, keys: segment.keys, ended: segment.ended });
+    }
+
+    /// Those that no task has now take no further one, if their first began at that time or before.
+    pub(super) fn retire_idle(&mut self, before: SystemTime) {
+        let (old, idle) = std::mem::take(&mut self.idle).into_iter().partition(|segment: &Segment| segment.began <= before);
+        self.idle = idle;
+        old.into_iter().for_each(|segment| self.retire(segment));
     }
 
     /// Those that became full since the last call.

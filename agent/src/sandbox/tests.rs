@@ -1,14 +1,16 @@
 //! What one task sees of another, what a later life finds, and what makes room.
 
 use super::*;
+use smalti_types::{Bytes, FrameworkId, TaskId};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 fn key(n: u32) -> TaskKey {
     TaskKey { framework: FrameworkId::new("F").unwrap(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 }
 }
 
-fn start(dir: &Path, budget: Bytes) -> (Sandboxes, impl Future<Output = ()> + Send + use<>) {
+fn start(dir: &Path, budget: Bytes) -> (Sandboxes, Collector) {
     Sandboxes::start(dir, budget, &BTreeMap::new()).unwrap()
 }
 
@@ -137,7 +139,7 @@ fn a_later_life_finds_what_an_earlier_one_left() {
     assert_eq!(output(&all, &key(6), 0).as_deref(), Some("six"));
     assert_eq!(output(&all, &key(2), 0).as_deref(), Some("two"));
     drop(all);
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(collector);
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(collector.run(|_| {}));
     assert!(!dir.path().join("sandboxes/F/t5.0").exists());
 }
 
@@ -190,7 +192,7 @@ async fn a_flood_of_outputs_takes_its_own_frameworks_room() {
     }
     let shared = all.shared.clone();
     drop(all);
-    collector.await;
+    collector.run(|_| {}).await;
     let left: Vec<_> = shared.lock().live.keys().cloned().collect();
     assert!(left.contains(&quiet), "{left:?}");
     assert_eq!(left.len(), 6, "{left:?}");
@@ -218,10 +220,96 @@ async fn the_oldest_ended_outputs_make_room() {
     }
     let shared = all.shared.clone();
     drop(all);
-    collector.await;
+    collector.run(|_| {}).await;
     let left: Vec<_> = shared.lock().live.keys().cloned().collect();
     assert_eq!(left, [key(0), key(2), key(3), key(6)]);
     assert!(!kept.exists() && dir.path().join("cached").exists());
     assert!(!dir.path().join("sandboxes/F/t1.0").exists() && dir.path().join("sandboxes/F/t0.0").exists());
     assert!(!dir.path().join("sandboxes/F/seg-1.out").exists() && dir.path().join("sandboxes/F/seg-2.out").exists());
+}
+
+/// Looks at what ended, at this time, with so much free.
+fn look(collector: &mut Collector, kept: &mut super::collect::Kept, now: SystemTime, free: u64) -> u64 {
+    let mut batch = std::mem::take(&mut collector.over);
+    while let Ok(over) = collector.inbox.try_recv() {
+        batch.push(over);
+    }
+    kept.step(&collector.shared.clone(), batch, collector.limits, now, Some(&|| free))
+}
+
+fn live(all: &Sandboxes) -> Vec<u32> {
+    all.shared.lock().live.keys().map(|key| key.task.as_str()[1..].parse().unwrap()).collect()
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn limits(reserve: u64) -> Limits {
+    Limits { budget: Bytes::gib(1), age: DAY, reserve: Bytes(reserve) }
+}
+
+#[test]
+fn outputs_go_after_their_age_also_those_of_an_earlier_life_and_never_those_of_running_tasks() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let (all, mut collector) = Sandboxes::start(dir.path(), limits(0), &BTreeMap::new()).unwrap();
+    let mut kept = super::collect::Kept::default();
+    all.make(&key(1), Kind::Part, false, false).unwrap();
+    all.make(&key(2), Kind::Part, false, false).unwrap();
+    // Written long before its end.
+    for n in [1, 2] {
+        all.create_slot_outputs(&key(n), 0).unwrap();
+    }
+    all.ended(&key(1));
+    run(&all, &key(3), b"three", true);
+    run(&all, &key(4), b"four", false);
+    look(&mut collector, &mut kept, now + DAY / 2, 0);
+    assert_eq!(live(&all), [1, 2, 3, 4]);
+    // Task 3's segment was taken over by task 4, or is retired: whichever, task 4 runs.
+    look(&mut collector, &mut kept, now + 2 * DAY, 0);
+    assert!(live(&all).contains(&2) && live(&all).contains(&4) && !live(&all).contains(&1), "{:?}", live(&all));
+    all.ended(&key(4));
+    look(&mut collector, &mut kept, now + 2 * DAY, 0);
+    all.ended(&key(2));
+    look(&mut collector, &mut kept, now + DAY / 2, 0);
+    drop(all);
+    // The times of what is left say when it ended.
+    let (all, mut collector) = Sandboxes::start(dir.path(), limits(0), &BTreeMap::new()).unwrap();
+    let mut kept = super::collect::Kept::default();
+    look(&mut collector, &mut kept, now + DAY - DAY / 4, 0);
+    assert!(live(&all).contains(&2), "{:?}", live(&all));
+    look(&mut collector, &mut kept, now + DAY + DAY / 4, 0);
+    assert_eq!(live(&all), Vec::<u32>::new());
+    assert_eq!(files(dir.path()), Vec::<String>::new());
+}
+
+#[test]
+fn on_a_full_disk_the_oldest_of_all_go_until_there_is_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let (all, mut collector) = Sandboxes::start(dir.path(), limits(4 << 20), &BTreeMap::new()).unwrap();
+    let mut kept = super::collect::Kept::default();
+    let began = SystemTime::now();
+    for n in 1..=6 {
+        // Two frameworks' in turn.
+        let whose = FrameworkId::new(if n % 2 == 0 { "A" } else { "B" }).unwrap();
+        let key = TaskKey { framework: whose, ..key(n) };
+        let path = all.make(&key, Kind::Part, false, false).unwrap();
+        std::fs::write(path.join("slot-0.out"), vec![b'x'; 1 << 20]).unwrap();
+        if n != 1 {
+            all.ended(&key);
+        }
+    }
+    run(&all, &key(7), b"idle", true);
+    let sorted = |all: &Sandboxes| {
+        let mut live = live(all);
+        live.sort_unstable();
+        live
+    };
+    assert_eq!(look(&mut collector, &mut kept, began + DAY / 2, 4 << 20), 0);
+    assert_eq!(sorted(&all), [1, 2, 3, 4, 5, 6, 7], "there is enough");
+    // Two MiB are missing until there is a quarter more than the reserve.
+    assert_eq!(look(&mut collector, &mut kept, began + DAY / 2, 3 << 20), 0);
+    assert_eq!(sorted(&all), [1, 4, 5, 6, 7]);
+    let missing = look(&mut collector, &mut kept, began + DAY / 2, 0);
+    assert_eq!(sorted(&all), [1], "what runs stays");
+    assert!(missing > 0, "the rest is for others to give");
 }

@@ -182,7 +182,7 @@ mod tests {
         let digest = smalti_types::Digest::of(b"x");
         let held = v1::HoldingsChange { role: "r".into(), added: vec![smalti_types::HoldingKey::of_digest(&digest).0], removed: vec![] };
         let view = AgentView::from(v1::AgentStatus { holdings: vec![held], ..Default::default() });
-        assert_eq!(view.holdings["r"], [digest.to_hex()[..16]]);
+        assert_eq!(view.holdings["r"], [digest.to_hex()[..16].to_owned()]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod arrays;
 mod bad_input;
+mod caches;
 mod cgroup_v2;
 mod classic;
 mod dev;

@@ -77,6 +77,37 @@ async fn many_tasks_over_more_bundles_than_fit_stay_within_the_budget_and_all_ge
     assert!(downloads.values().all(|n| *n <= TASKS / u64::from(BUNDLES) + 1), "{downloads:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tickets_that_wait_are_served_bundle_by_bundle() {
+    const BUNDLES: u64 = 20;
+    const TASKS: u64 = 2_000;
+    const AT_ONCE: u64 = 500;
+    let budget = Bytes(450 << 10);
+    let mut bed = Bed::with(|o| o.budgets = Budgets::shared(budget)).await;
+    let bundles: Vec<BundleRef> = (0..20).map(|n| bundle(&bed, n)).collect();
+    let watched = Watched::begin(&bed);
+    let (mut asked, mut done) = (0, 0);
+    while done < TASKS {
+        while asked < TASKS && asked - done < AT_ONCE {
+            // One of each after the other: the worst order for who keeps what was used last.
+            let which = usize::try_from(asked % BUNDLES).unwrap();
+            bed.handle.prepare(bed.request(asked, bundles[which].clone())).unwrap();
+            asked += 1;
+        }
+        // It ends at once.
+        drop(bed.results.recv().await.unwrap().result.unwrap());
+        done += 1;
+    }
+    let (most, _) = watched.end();
+    assert!(most <= budget.0, "{most} of {}", budget.0);
+    let mut downloads: BTreeMap<String, u64> = BTreeMap::new();
+    for (path, _) in &bed.origin.lock().unwrap().requests {
+        *downloads.entry(path.clone()).or_default() += 1;
+    }
+    // With 25 tickets of each bundle waiting, twice as many come in one round: about three of 100, and one in which its length was found out.
+    assert!(downloads.values().all(|n| *n <= 6), "{downloads:?}");
+}
+
 fn next_is_due(running: &VecDeque<Ready>) -> bool {
     !running.is_empty()
 }
