@@ -10,7 +10,6 @@ use crate::task::Input;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 
 /// Most short names that one agent tells of: those that it used last.
 pub const MAX_HOLDINGS: usize = 512;
@@ -46,13 +45,16 @@ impl fmt::Debug for HoldingKey {
     }
 }
 
+/// Under which other agents reach one: an address with a port. A value like others; nobody dials it here.
+pub type PeerAddress = std::net::SocketAddr;
+
 /// News of what one agent holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HoldingsNews {
     /// What was told before on this connection is void.
     pub all: bool,
     /// Under which other agents can fetch from it; `None`: they cannot.
-    pub address: Option<SocketAddr>,
+    pub address: Option<PeerAddress>,
     /// By role.
     pub changes: BTreeMap<Role, HoldingsChange>,
 }

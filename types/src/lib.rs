@@ -33,7 +33,7 @@ pub use digest::Digest;
 pub use effects::Effects;
 pub use endpoint::Endpoint;
 pub use framework::{AgentInfo, FrameworkInfo};
-pub use holdings::{HoldingKey, HoldingsChange, HoldingsNews, LocateOutcome, MAX_HOLDINGS};
+pub use holdings::{HoldingKey, HoldingsChange, HoldingsNews, LocateOutcome, MAX_HOLDINGS, PeerAddress};
 pub use id::{AgentId, ExecutorId, FrameworkId, MasterEpoch, OfferId, Role, TaskId, TaskKey};
 pub use items::{ItemRange, ItemSet};
 pub use offer::{Filters, Offer, Operation};

@@ -371,8 +371,12 @@ impl Service {
                         self.tickets().note(request.ticket, &self.no_room(needs));
                     }
                     drop(view);
-                    let too_late = |_| self.too_late(&self.no_room(needs));
-                    tokio::time::timeout(left, place).await.map_err(too_late)?.ok()
+                    match tokio::time::timeout(left.max(LOOKS_EVERY), place).await {
+                        Ok(place) => place.ok(),
+                        // There is room: it waits for another to fetch what both need.
+                        Err(_) if self.cache.could_have(needs.kind) >= needs.bytes => None,
+                        Err(_) => return Err(self.too_late(&self.no_room(needs))),
+                    }
                 }
             };
             let Some(place) = place else { continue };

@@ -6,7 +6,6 @@ use smalti_types::{
     StatusUpdate, Time,
 };
 use std::fmt;
-use std::net::SocketAddr;
 
 /// One connection of a peer. The shell numbers them upwards and never uses a number twice in one life of the master.
 /// What arrives under a number that the core no longer knows is ignored: a late message of a peer that was replaced.
@@ -166,7 +165,7 @@ pub enum AgentMessage {
         /// Its number for it.
         ticket: u64,
         /// Another agent; `None`: where it comes from.
-        from: Option<SocketAddr>,
+        from: Option<PeerAddress>,
     },
 }
 

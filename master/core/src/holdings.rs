@@ -6,9 +6,8 @@ use crate::event::{AgentMessage, Conn, Message};
 use crate::master::Master;
 use crate::sharing::{Content, Grant};
 use crate::slab::AgentIx;
-use smalti_types::{HoldingKey, HoldingsNews, LocateOutcome, MAX_HOLDINGS, Role, Time};
+use smalti_types::{HoldingKey, HoldingsNews, LocateOutcome, MAX_HOLDINGS, PeerAddress, Role, Time};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
 /// What one agent holds.
 #[derive(Debug, Default)]
@@ -16,7 +15,7 @@ pub(crate) struct Holdings {
     by_role: BTreeMap<Role, BTreeSet<HoldingKey>>,
     count: usize,
     /// Under which other agents can fetch from it.
-    pub(crate) address: Option<SocketAddr>,
+    pub(crate) address: Option<PeerAddress>,
 }
 
 impl Holdings {

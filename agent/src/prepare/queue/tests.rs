@@ -1,3 +1,5 @@
+//! Who goes first and who waits: the queue alone, with rooms that are numbers.
+
 use super::super::cache::Kind;
 use super::*;
 
