@@ -2,8 +2,8 @@
 
 use smalti_types::protocol::{AgentCommand, Call, Claim, FrameworkEvent, Registration, Subscription};
 use smalti_types::{
-    AgentId, AgentInfo, BootTime, DurationMs, FrameworkId, FrameworkInfo, HoldingKey, HoldingsNews, LocateOutcome, MasterEpoch, Role,
-    StatusUpdate, Time,
+    AgentId, AgentInfo, BootTime, DurationMs, FrameworkId, FrameworkInfo, HoldingKey, HoldingsNews, LocateOutcome, MasterEpoch,
+    PeerAddress, Role, StatusUpdate, Time,
 };
 use std::fmt;
 
