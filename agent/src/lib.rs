@@ -58,6 +58,7 @@ use smalti_agent_core::Parameters;
 use smalti_types::{AgentId, AgentInfo, Bytes, DurationMs, ExecutorId, MilliCpus, Time};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
@@ -107,16 +108,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let (sandboxes, collector) =
         Sandboxes::start(&data_dir, limits, &attempts).with_context(|| format!("taking up {}", data_dir.join("sandboxes").display()))?;
 
-    let compile_command: Vec<OsString> = vec![std::env::current_exe().context("finding this program")?.into(), "compiler".into()];
-    let mut prepare_options = prepare::Options::new(data_dir.clone(), options.master.clone(), compile_command);
-    prepare_options.budgets = budgets;
-    prepare_options.in_use = core.bundles_in_use().map(|(_, digest)| digest).collect();
-    prepare_options.fetch = prepare_options.fetch.apply(&options.fetch)?;
-    prepare_options.fetch.file_roots.clone_from(&options.file_root);
-    prepare_options.fetch.services.extend(options.protect.iter().cloned());
     let peer_listener = peer_listen::open(options.peer_listen, &options.master).await?;
     let peer_address = peer_listener.as_ref().map(TcpListener::local_addr).transpose().context("where other agents fetch from")?;
-    prepare_options.fetch.services.extend(peer_address.map(|a| a.to_string()));
+    let mut protected = options.protect.clone();
+    protected.extend(peer_address.map(|a| a.to_string()));
+    let mut prepare_options = how_to_prepare(&options, &data_dir, &protected)?;
+    prepare_options.budgets = budgets;
+    prepare_options.in_use = core.bundles_in_use().map(|(_, digest)| digest).collect();
     let work_groups = cgroups.beside(detected.total.cpus).context("making groups for compilers")?;
     prepare_options.groups = work_groups.clone();
     let users = Users::detect(options.executor_uids);
@@ -135,10 +133,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let info = describe(&options, &id, &detected, isolation);
     tracing::info!(agent = %id, total = %info.total, overhead = %info.overhead, data_dir = %data_dir.display(), "starting");
 
-    let mut services = options.protect.clone();
-    services.push(options.master.clone());
-    services.extend(peer_address.map(|a| a.to_string()));
-    let network = Arc::new(Network::new(options.network_policy.as_deref(), options.task_listen, services)?);
+    protected.push(options.master.clone());
+    let network = Arc::new(Network::new(options.network_policy.as_deref(), options.task_listen, protected)?);
     let (inbox, events) = mpsc::channel(event_loop::INBOX);
     let launcher = Launcher::new(launcher::Options {
         users,
@@ -183,6 +179,16 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     }
     drop(identity);
     result
+}
+
+/// How bundles and inputs are prepared, as the operator says. `protected`: services that nothing is fetched from for a task.
+fn how_to_prepare(options: &Options, data_dir: &Path, protected: &[String]) -> anyhow::Result<prepare::Options> {
+    let compile_command: Vec<OsString> = vec![std::env::current_exe().context("finding this program")?.into(), "compiler".into()];
+    let mut how = prepare::Options::new(data_dir.to_owned(), options.master.clone(), compile_command);
+    how.fetch = how.fetch.apply(&options.fetch)?;
+    how.fetch.file_roots.clone_from(&options.file_root);
+    how.fetch.services.extend(protected.iter().cloned());
+    Ok(how)
 }
 
 /// What the master is told about this agent.

@@ -258,7 +258,8 @@ impl State {
         let could_have = |needs: Needs| rooms.could_have(Needs { bytes: needs.bytes + promised[needs.kind as usize], ..needs });
         let may_begin = |w: &Waiting| {
             // Who waits for what another one makes ready goes on when it is.
-            !(w.ticket.plain && opened.contains(&*w.ticket.group)) && !self.is_held_back(&w.ticket) && w.needs.is_none_or(could_have)
+            let is_made_ready = w.ticket.plain && opened.contains(&*w.ticket.group);
+            !is_made_ready && !self.is_held_back(&w.ticket) && w.needs.is_none_or(could_have)
         };
         let order = |(number, w): &(&u64, &Waiting)| {
             let is_other = self.claim.as_ref().is_none_or(|claim| claim.number != **number);

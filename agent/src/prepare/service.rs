@@ -370,7 +370,6 @@ impl Service {
                     if !view.could_have(needs) {
                         self.tickets().note(request.ticket, &self.no_room(needs));
                     }
-                    drop(view);
                     match tokio::time::timeout(left.max(LOOKS_EVERY), place).await {
                         Ok(place) => place.ok(),
                         // There is room: it waits for another to fetch what both need.

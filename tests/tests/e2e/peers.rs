@@ -79,18 +79,14 @@ fn answer(stream: TcpStream, object: &[u8], rate: usize, count: &AtomicU64) -> s
 
 /// The guest with a section that nobody reads, so that it has `size` bytes.
 fn padded(guest: &[u8], size: usize) -> Vec<u8> {
-    let name = b"padding";
+    const NAME: [u8; 7] = *b"padding";
     // Five bytes of length are allowed for any number below 2^35.
     let body = size - guest.len() - 6;
-    let mut length = body as u64;
-    let mut section = vec![0];
-    for n in 0..5 {
-        section.push((length & 0x7f) as u8 | if n < 4 { 0x80 } else { 0 });
-        length >>= 7;
-    }
-    section.push(name.len() as u8);
-    section.extend(name);
-    section.extend((0..body - 1 - name.len()).map(|n| (n % 251) as u8));
+    let [a, b, c, d, ..] = body.to_le_bytes();
+    let seven = |from: u32| (u32::from_le_bytes([a, b, c, d]) >> from).to_le_bytes()[0] & 0x7f;
+    let mut section = vec![0, seven(0) | 0x80, seven(7) | 0x80, seven(14) | 0x80, seven(21) | 0x80, seven(28), 7];
+    section.extend(NAME);
+    section.extend((0..=250_u8).cycle().take(body - 1 - NAME.len()));
     [guest, &section].concat()
 }
 

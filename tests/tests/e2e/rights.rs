@@ -49,7 +49,7 @@ fn another_role_has_nothing_of_a_digest_until_it_is_granted() -> Result {
     let run = |role: &str, bundle: &str, more: &[&str]| c.smalti(&[&["run", "--stdin", "none", "--role", role], more, &[bundle]].concat());
     // The agent has it, compiled and warm.
     assert_eq!(run("team-a", &digest, &[])?.stdout, "Hello from Smalti\n");
-    assert_eq!(list(&c, "team-a")?, [digest.clone()]);
+    assert_eq!(list(&c, "team-a")?, std::slice::from_ref(&digest));
 
     // What is not there at all is answered alike.
     let (nothing, empty) = (format!("blake3:{}", "1".repeat(64)), guest(&c, "empty")?);

@@ -91,7 +91,8 @@ async fn an_agent_that_lies_stalls_or_is_gone_costs_time_only() {
     let mut bed = Bed::new().await;
     let mut master = Master::of(&bed);
     // The bed's origin is the lying agent, too: something else of the same length, something longer, a part.
-    let lies: [fn(&[u8]) -> Vec<u8>; 3] = [|b| vec![7; b.len()], |b| vec![7; b.len() * 100], |b| b[..20].to_vec()];
+    type Lie = fn(&[u8]) -> Vec<u8>;
+    let lies: [Lie; 3] = [|b| vec![7; b.len()], |b| vec![7; b.len() * 100], |b| b[..20].to_vec()];
     for (n, lie) in lies.into_iter().enumerate() {
         let bytes = wat::parse_str(format!("(module (memory 1) (func (export \"_start\")) (data (i32.const 0) \"{n}\"))")).unwrap();
         let path = format!("/{n}.wasm");
