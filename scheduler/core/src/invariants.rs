@@ -25,7 +25,7 @@ impl Scheduler {
             return Err(format!("{} jobs, {} live, {} in the history", self.jobs.len(), self.live.len(), self.history.len()));
         }
         for (role, state) in &self.roles {
-            state.known.check().map_err(|e| format!("role {role}: {e}"))?;
+            state.known.check().and_then(|()| state.tasks.check()).map_err(|e| format!("role {role}: {e}"))?;
             for (_, id) in state.tasks.iter().chain(&state.arrays) {
                 if !self.jobs.get(id).is_some_and(|j| j.spec.role == *role && j.state.outcome.is_none()) {
                     return Err(format!("role {role}: {id} wants offers and is not a live job of it"));

@@ -27,7 +27,8 @@ mod shunned;
 pub mod spec;
 pub mod trouble;
 pub mod views;
-pub mod wanted;
+pub mod waiting;
+mod wanted;
 mod yielding;
 
 pub use again::Again;

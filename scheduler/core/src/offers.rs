@@ -11,6 +11,7 @@ use crate::wanted::{Patience, patience};
 use smalti_types::protocol::Call;
 use smalti_types::{DurationMs, Offer, OfferId, Operation, Role, Time};
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 /// An agent that was offered this long ago may be offered again soon.
 const SEEN: DurationMs = DurationMs(600_000);
@@ -28,8 +29,12 @@ impl Scheduler {
             OpenOffer::new(offer, shunned)
         });
         let mut open: Vec<OpenOffer<JobId>> = open.collect();
-        for pass in self.plan(now, role, &mut open) {
+        let (passes, ahead) = self.plan(now, role, &mut open);
+        for pass in passes {
             self.let_pass(now, pass);
+        }
+        if let Some(state) = self.roles.get_mut(role) {
+            state.tasks.went_ahead(ahead);
         }
         let mut unused: Vec<OfferId> = Vec::new();
         let mut accepts: Vec<(OfferId, Vec<Operation>)> = Vec::new();
@@ -76,6 +81,7 @@ impl Scheduler {
             state.known.forget_before(Time(now.0.saturating_sub(SEEN.0 * 1_000)));
         }
         for offer in offers {
+            state.tasks.add_fresh(now, offer);
             known::tidy(offer);
             state.known.note(now, offer);
         }
@@ -118,25 +124,31 @@ impl Scheduler {
         }
     }
 
-    /// Who gets what. Returns who let offers pass.
-    fn plan(&self, now: Time, role: &Role, open: &mut [OpenOffer<JobId>]) -> Vec<Pass<JobId>> {
-        let mut passes = Vec::new();
-        let Some(state) = self.roles.get(role) else { return passes };
+    /// Who gets what. Returns who let offers pass, and how many went ahead of older ones.
+    fn plan(&self, now: Time, role: &Role, open: &mut [OpenOffer<JobId>]) -> (Vec<Pass<JobId>>, usize) {
+        let (mut passes, mut gone) = (Vec::new(), BTreeSet::new());
+        let Some(state) = self.roles.get(role) else { return (passes, 0) };
         let mut near = Near::new(&state.known, open);
         let waits = self.locality_wait > DurationMs(0) && !state.known.is_empty();
         let mut next = state.tasks.first().into_iter().chain(state.arrays.first()).map(|(p, _)| *p).min();
         while let Some(priority) = next {
             let level = (priority, JobId::new(0, 0))..=(priority, LAST_JOB);
-            let waiting = state.tasks.range(level.clone()).filter_map(|(_, id)| {
-                let job = self.jobs.get(id)?;
+            let waiting = |id: JobId| {
+                let job = self.jobs.get(&id)?;
                 (job.demand(now) == Demand::Task).then(|| WaitingTask {
-                    key: *id,
+                    key: id,
                     request: job.request(),
                     wanted: job.wanted(),
                     patient: waits && job.is_patient(now),
                 })
-            });
-            passes.extend(place_tasks(open, &mut near, waiting));
+            };
+            let ahead = state.tasks.ahead(level.clone(), open);
+            if !ahead.is_empty() {
+                passes.extend(place_tasks(open, &mut near, ahead.into_iter().filter_map(waiting)));
+                gone.extend(open.iter().flat_map(|o| o.singles.iter().map(|(id, _)| *id)));
+            }
+            let others = state.tasks.level(level.clone()).filter(|id| !gone.contains(id));
+            passes.extend(place_tasks(open, &mut near, others.filter_map(waiting)));
             let arrays = state.arrays.range(level).filter_map(|(_, id)| {
                 let job = self.jobs.get(id)?;
                 let held = job.state.pool.as_ref().map_or(0, crate::pool::Pool::slots);
@@ -152,16 +164,23 @@ impl Scheduler {
             let Reverse(p) = priority;
             let Some(lower) = p.checked_sub(1) else { break };
             let below = (Reverse(lower), JobId::new(0, 0))..;
-            next = state.tasks.range(below.clone()).next().into_iter().chain(state.arrays.range(below).next()).map(|(p, _)| *p).min();
+            next = state.tasks.first_from(below.start).into_iter().chain(state.arrays.range(below).next()).map(|(p, _)| *p).min();
         }
-        passes
+        (passes, gone.len())
     }
 
     fn launch(&mut self, now: Time, offer: OpenOffer<JobId>, out: &mut Out) -> Vec<Operation> {
-        let agent = offer.offer.agent;
+        let Offer { agent, role, holdings, .. } = offer.offer;
         let mut operations = Vec::new();
         for (id, resources) in offer.singles {
-            if let Some(operation) = self.jobs.get_mut(&id).and_then(|j| j.launch_task(&agent, resources)) {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let bundle = job.wanted().bundle;
+            if let Some(operation) = job.launch_task(&agent, resources) {
+                if holdings.binary_search(&bundle).is_err()
+                    && let Some(state) = self.roles.get_mut(&role)
+                {
+                    state.tasks.fetches(now, &agent, bundle);
+                }
                 operations.push(operation);
                 out.touched.insert(id);
             }

@@ -9,6 +9,7 @@ use crate::job::{Demand, Job};
 use crate::known::Known;
 use crate::shunned::Shunned;
 use crate::spec::JobSpec;
+use crate::waiting::Waiting;
 use crate::wanted::LOCALITY_WAIT;
 use smalti_types::protocol::{Call, FrameworkEvent};
 use smalti_types::{AgentId, DurationMs, Effects, Filters, FrameworkId, Role, StatusUpdate, TaskState, Time, UpdateKey};
@@ -68,7 +69,7 @@ pub(crate) struct RoleState {
     pub(crate) new_demand: bool,
     /// When a part was last closed for jobs that have nothing.
     pub(crate) made_room: Time,
-    pub(crate) tasks: BTreeSet<(Reverse<i32>, JobId)>,
+    pub(crate) tasks: Waiting,
     pub(crate) arrays: BTreeSet<(Reverse<i32>, JobId)>,
     /// What agents hold.
     pub(crate) known: Known,
@@ -315,7 +316,13 @@ impl Scheduler {
                 false
             }
         };
-        role.new_demand |= keep(&mut role.tasks, tasks) | keep(&mut role.arrays, arrays);
+        let mut is_new = keep(&mut role.arrays, arrays);
+        if tasks {
+            is_new |= role.tasks.insert(key, job.wanted().bundle);
+        } else {
+            role.tasks.remove(&key);
+        }
+        role.new_demand |= is_new;
         out.roles.insert(job.spec.role.clone());
         let slots = job.state.pool.as_ref().map_or(0, crate::pool::Pool::slots);
         if tasks || (arrays && slots == 0) {

@@ -1,6 +1,7 @@
 //! Scenarios and properties, in a world of virtual time.
 
 mod arrays;
+mod bundles;
 mod delivery;
 mod failures;
 mod locality;
