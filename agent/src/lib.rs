@@ -104,7 +104,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let kept: Vec<ExecutorId> = core.to_find().cloned().collect();
     let elsewhere = leftovers::end(&cgroups, &id, &data_dir, &executors_dir, &kept, CLEANUP_WITHIN).await?;
     let attempts = core.attempts().map(|(key, ended, array)| (key.clone(), (ended, array))).collect();
-    let limits = sandbox::Limits { budget: options.sandbox_budget, age: options.sandbox_age.to_std(), reserve: Bytes(reserve) };
+    let (age, grace) = (options.sandbox_age.to_std(), options.sandbox_grace.to_std());
+    let limits = sandbox::Limits { budget: options.sandbox_budget, age, reserve: Bytes(reserve), grace };
     let (sandboxes, collector) =
         Sandboxes::start(&data_dir, limits, &attempts).with_context(|| format!("taking up {}", data_dir.join("sandboxes").display()))?;
 

@@ -76,6 +76,9 @@ pub struct Options {
     /// Outputs of ended tasks are kept this long at most; also the oldest go while less than --disk-reserve is free
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration)]
     pub sandbox_age: DurationMs,
+    /// For the disk's sake they do not go before so long after their end: whoever waits for a task reads them then
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub sandbox_grace: DurationMs,
     /// Bundles, compiled code and inputs take at most this much of the disk together, like 20GiB; what was not used for the longest time
     /// goes first, and a task that does not fit beside what is in use waits [default: a quarter of what is free, at most 10GiB]
     #[arg(long, value_name = "SIZE")]

@@ -81,12 +81,14 @@ pub(crate) struct Limits {
     pub(crate) age: Duration,
     /// While less is free on their disk, the oldest go until there is a quarter more. 0: never for that.
     pub(crate) reserve: Bytes,
+    /// Not for that before so long after their end: whoever waits for a task reads them then.
+    pub(crate) grace: Duration,
 }
 
 impl From<Bytes> for Limits {
     /// A budget alone.
     fn from(budget: Bytes) -> Self {
-        Self { budget, age: Duration::MAX, reserve: Bytes(0) }
+        Self { budget, age: Duration::MAX, reserve: Bytes(0), grace: Duration::ZERO }
     }
 }
 
@@ -162,7 +164,7 @@ impl Kept {
             self.retire(shared, Some(now));
         }
         while missing > 0
-            && let Some(one) = self.oldest()
+            && let Some(one) = now.checked_sub(limits.grace).and_then(|before| self.oldest(before))
         {
             tracing::warn!("the disk is too full for more tasks: the outputs of {:?} make room", one.over);
             missing = missing.saturating_sub(one.size);
@@ -228,11 +230,11 @@ impl Kept {
         self.oldest_of(&framework)
     }
 
-    /// The oldest of all.
-    fn oldest(&mut self) -> Option<One> {
-        let ended = |theirs: &Theirs| theirs.order.front().map(|one| one.ended);
-        let framework = self.by_framework.iter().min_by_key(|(_, theirs)| ended(theirs)).map(|(framework, _)| framework.clone())?;
-        self.oldest_of(&framework)
+    /// The oldest of all, if it ended at that time or before.
+    fn oldest(&mut self, before: SystemTime) -> Option<One> {
+        let ended = |(framework, theirs): (&FrameworkId, &Theirs)| Some((theirs.order.front()?.ended, framework.clone()));
+        let (at, framework) = self.by_framework.iter().filter_map(ended).min()?;
+        if at <= before { self.oldest_of(&framework) } else { None }
     }
 
     fn oldest_of(&mut self, framework: &FrameworkId) -> Option<One> {

@@ -244,7 +244,7 @@ fn live(all: &Sandboxes) -> Vec<u32> {
 const DAY: Duration = Duration::from_secs(86_400);
 
 fn limits(reserve: u64) -> Limits {
-    Limits { budget: Bytes::gib(1), age: DAY, reserve: Bytes(reserve) }
+    Limits { budget: Bytes::gib(1), age: DAY, reserve: Bytes(reserve), grace: Duration::ZERO }
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn outputs_go_after_their_age_also_those_of_an_earlier_life_and_never_those_of_r
 #[test]
 fn on_a_full_disk_the_oldest_of_all_go_until_there_is_enough() {
     let dir = tempfile::tempdir().unwrap();
-    let (all, mut collector) = Sandboxes::start(dir.path(), limits(4 << 20), &BTreeMap::new()).unwrap();
+    let (all, mut collector) = Sandboxes::start(dir.path(), Limits { grace: DAY / 4, ..limits(4 << 20) }, &BTreeMap::new()).unwrap();
     let mut kept = super::collect::Kept::default();
     let began = SystemTime::now();
     for n in 1..=6 {
@@ -306,6 +306,8 @@ fn on_a_full_disk_the_oldest_of_all_go_until_there_is_enough() {
     };
     assert_eq!(look(&mut collector, &mut kept, began + DAY / 2, 4 << 20), 0);
     assert_eq!(sorted(&all), [1, 2, 3, 4, 5, 6, 7], "there is enough");
+    assert!(look(&mut collector, &mut kept, began + DAY / 8, 0) > 0);
+    assert_eq!(sorted(&all), [1, 2, 3, 4, 5, 6, 7], "somebody may be about to read them");
     // Two MiB are missing until there is a quarter more than the reserve.
     assert_eq!(look(&mut collector, &mut kept, began + DAY / 2, 3 << 20), 0);
     assert_eq!(sorted(&all), [1, 4, 5, 6, 7]);

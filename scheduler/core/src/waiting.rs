@@ -101,6 +101,9 @@ impl Waiting {
 
     /// An agent fetches a bundle for a task that was launched now.
     pub(crate) fn fetches(&mut self, now: Time, agent: &AgentId, bundle: HoldingKey) {
+        if self.fresh.back().is_some_and(|(_, last, name)| last == agent && *name == bundle) {
+            return;
+        }
         if self.fresh.len() >= MOST_FRESH {
             self.fresh.pop_front();
         }

@@ -289,7 +289,7 @@ fn on_a_full_disk_the_oldest_outputs_of_ended_tasks_go_and_tasks_are_taken_again
         return Ok(());
     }
     let mut c = Cluster::start(Config { agents: vec![], ..Config::default() })?;
-    let (small, data) = on_a_small_disk(&c, &["--disk-reserve", "32MiB", "--cache-budget", "20MiB"])?;
+    let (small, data) = on_a_small_disk(&c, &["--disk-reserve", "32MiB", "--cache-budget", "20MiB", "--sandbox-grace", "0s"])?;
     c.agents.push(small);
     let hello = guest(&c, "hello")?;
     let text = c.dir().join("text");
