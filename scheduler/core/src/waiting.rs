@@ -101,7 +101,9 @@ impl Waiting {
 
     /// An agent fetches a bundle for a task that was launched now.
     pub(crate) fn fetches(&mut self, now: Time, agent: &AgentId, bundle: HoldingKey) {
-        if self.fresh.back().is_some_and(|(_, last, name)| last == agent && *name == bundle) {
+        // Where all run the same, nobody goes ahead.
+        let differ = self.by_bundle.first().zip(self.by_bundle.last()).is_some_and(|((first, _), (last, _))| first != last);
+        if !differ || self.fresh.back().is_some_and(|(_, last, name)| last == agent && *name == bundle) {
             return;
         }
         if self.fresh.len() >= MOST_FRESH {
