@@ -128,6 +128,8 @@ impl Bundles {
             cgroups: options.groups.clone(),
             uid: options.compile_uid,
         });
+        let rights = Rights::new(&dirs.bundles);
+        rights.read_all();
         let settings = Digest::of(smalti_engine::settings_key().as_bytes()).to_hex()[..SETTINGS_DIGITS].to_owned();
         Self {
             dirs: dirs.clone(),
@@ -140,7 +142,7 @@ impl Bundles {
             loads: Flights::new(shares.disk.clone()),
             fetches: Flights::new(shares.transfers.clone()),
             downloads: Mutex::default(),
-            rights: Rights::new(&dirs.bundles),
+            rights,
             compiles: Flights::new(shares.compiles.clone()),
             refused: Refused::default(),
             footprints: Mutex::default(),

@@ -32,12 +32,17 @@ impl Rights {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Whose it is. Looks at the disk for what is not in memory.
-    pub(crate) fn roles(&self, digest: Digest) -> Vec<Role> {
-        if let Some(roles) = self.lock().get(&digest) {
-            return roles.iter().cloned().collect();
+    /// Takes into memory what an earlier life of the agent left: before there is an event loop that would wait for the disk.
+    pub(crate) fn read_all(&self) {
+        let names = std::fs::read_dir(&self.dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        for digest in names.filter_map(|name| Digest::from_hex(name.strip_suffix(".roles")?).ok()).take(MOST) {
+            self.read(digest);
         }
-        self.read(digest).into_iter().flatten().collect()
+    }
+
+    /// Whose it is, as far as memory goes.
+    pub(crate) fn roles(&self, digest: Digest) -> Vec<Role> {
+        self.lock().get(&digest).map(|roles| roles.iter().cloned().collect()).unwrap_or_default()
     }
 
     /// Takes what the disk says into memory.
@@ -116,5 +121,10 @@ mod tests {
         assert!(rights.has(digest, &a) && rights.has(digest, &Role::default()) && !rights.recalls(digest, &b));
         let later = Rights::new(&dirs.bundles);
         assert!(!later.has(digest, &a) && later.recalls(digest, &a) && later.has(digest, &Role::default()) && !later.recalls(digest, &b));
+        let last = Rights::new(&dirs.bundles);
+        assert_eq!(last.roles(digest), []);
+        last.read_all();
+        assert_eq!(last.roles(digest), later.roles(digest));
+        assert!(last.roles(digest).contains(&a) && !last.roles(digest).contains(&b));
     }
 }
