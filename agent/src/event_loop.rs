@@ -285,7 +285,7 @@ impl EventLoop {
         mut prepared: mpsc::Receiver<Prepared>,
         mut ending: watch::Receiver<Ending>,
     ) -> Result<(), smalti_agent_checkpoint::Error> {
-        self.take_up()?;
+        self.take_up().await?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut inputs, mut answers) = (Vec::with_capacity(BATCH), Vec::new());
@@ -313,7 +313,7 @@ impl EventLoop {
             }
             let now = self.clock.now();
             for input in inputs.drain(..) {
-                if let Some(event) = self.take_in(now, input)? {
+                if let Some(event) = self.take_in(now, input).await? {
                     self.step(now, event);
                 }
             }
@@ -322,7 +322,7 @@ impl EventLoop {
                     self.step(now, event);
                 }
             }
-            self.commit(now)?;
+            self.commit(now).await?;
             self.checkpoint.keep_short(&self.core)?;
             self.log_room = self.checkpoint.room_changed(self.core.len())?.unwrap_or(self.log_room);
             let room = self.log_room && !self.watermark.is_low(Instant::now());
@@ -334,7 +334,7 @@ impl EventLoop {
             self.tell_holdings();
             self.count();
         }
-        self.commit(self.clock.now())?;
+        self.commit(self.clock.now()).await?;
         let alone = *ending.borrow() == Ending::Alone;
         inbox.close();
         while let Ok(input) = inbox.try_recv() {
@@ -353,7 +353,7 @@ impl EventLoop {
     }
 
     /// What an earlier life left: its attempts are prepared again, its executors looked for.
-    fn take_up(&mut self) -> Result<(), smalti_agent_checkpoint::Error> {
+    async fn take_up(&mut self) -> Result<(), smalti_agent_checkpoint::Error> {
         let now = self.clock.now();
         let lost: Vec<ExecutorId> = self.core.to_find().cloned().collect();
         for id in lost {
@@ -364,7 +364,7 @@ impl EventLoop {
         }
         let effects = self.core.resume(now);
         self.effects.merge(effects);
-        self.commit(now)
+        self.commit(now).await
     }
 
     /// What attempts of an earlier life needed may go with the last of them.
@@ -382,8 +382,9 @@ impl EventLoop {
         self.effects.merge(effects);
     }
 
-    /// Makes durable what was decided, with one write, and then does it, in order; and the same with what follows from that.
-    fn commit(&mut self, now: Time) -> Result<(), smalti_agent_checkpoint::Error> {
+    /// Makes durable what was decided, with one write, and then does it, in order; and the same with what follows from that. Updates go first,
+    /// and out: somebody waits for them, and nobody for what an end leaves to do here.
+    async fn commit(&mut self, now: Time) -> Result<(), smalti_agent_checkpoint::Error> {
         loop {
             while let Some(event) = self.again.pop_front() {
                 self.step(now, event);
@@ -392,7 +393,16 @@ impl EventLoop {
                 break;
             }
             let effects = std::mem::take(&mut self.effects);
-            for message in effects.commit(|records| self.checkpoint.write(records, &self.core))? {
+            let mut messages = effects.commit(|records| self.checkpoint.write(records, &self.core))?;
+            for updates in messages.extract_if(.., |message| matches!(message, Message::Updates(_))) {
+                self.act(now, updates);
+            }
+            if !self.outgoing.is_empty() && !messages.is_empty() {
+                self.send();
+                // The connection may have no other thread than this one.
+                tokio::task::yield_now().await;
+            }
+            for message in messages {
                 self.act(now, message);
             }
         }
@@ -411,7 +421,7 @@ impl EventLoop {
     }
 
     /// What an input means to the core; the shell's own part is done here.
-    fn take_in(&mut self, now: Time, input: Input) -> Result<Option<Event>, smalti_agent_checkpoint::Error> {
+    async fn take_in(&mut self, now: Time, input: Input) -> Result<Option<Event>, smalti_agent_checkpoint::Error> {
         Ok(match input {
             Input::Register { connection, outbound, reply } => {
                 self.connection = connection;
@@ -421,7 +431,7 @@ impl EventLoop {
                 self.holdings.close();
                 self.step(now, Event::MasterDisconnected);
                 // What it says leaves the process.
-                self.commit(now)?;
+                self.commit(now).await?;
                 if reply.send(self.core.registration(now)).is_ok() {
                     self.outbound = Some(outbound);
                 }

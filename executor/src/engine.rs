@@ -46,6 +46,7 @@ pub(crate) struct Engines {
     plain: Engine,
     fuel: Engine,
     slots: u32,
+    one_guest: bool,
     facts: Facts,
 }
 
@@ -62,7 +63,7 @@ impl Engines {
         // The same choices as the first engine's, which are known to work.
         let plan = Plan { pooling: facts.allocator == "pooling", pagemap_scan: facts.reset == "pagemap_scan", warnings: Vec::new() };
         let (fuel, _) = build(true, slots, &plan)?;
-        Ok(Self { plain, fuel, slots, facts })
+        Ok(Self { plain, fuel, slots, one_guest: false, facts })
     }
 
     /// For an executor that runs one guest in its life: nothing is allocated beforehand.
@@ -73,7 +74,7 @@ impl Engines {
         let plan = Plan { pooling: false, pagemap_scan: false, warnings: Vec::new() };
         let (plain, facts) = build(false, 1, &plan)?;
         let (fuel, _) = build(true, 1, &plan)?;
-        Ok(Self { plain, fuel, slots: 1, facts })
+        Ok(Self { plain, fuel, slots: 1, one_guest: true, facts })
     }
 
     /// The engine that loads code compiled with or without fuel.
@@ -84,6 +85,11 @@ impl Engines {
     /// Guests at once.
     pub(crate) const fn slots(&self) -> u32 {
         self.slots
+    }
+
+    /// Whether a guest is the only one in the life of this process.
+    pub(crate) const fn for_one(&self) -> bool {
+        self.one_guest
     }
 
     /// What to tell the agent.

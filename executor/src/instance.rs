@@ -41,6 +41,8 @@ pub(crate) struct Template {
     pub(crate) output_bytes: u64,
     /// What they see of the file system.
     pub(crate) view: View,
+    /// The guest is the only one in this process's life, and what it holds is nobody else's afterwards.
+    pub(crate) only: bool,
     /// What the guest may do on the network, if anything.
     pub(crate) network: Option<Arc<Grants>>,
     pub(crate) control: Arc<Control>,
@@ -125,7 +127,7 @@ pub(crate) async fn run(template: &Template, run: Run<'_>) -> Ended {
     let fuel = template.fuel.map(|limit| limit.saturating_sub(store.get_fuel().unwrap_or(0)));
     let state = store.data_mut();
     let (exit_code, failure) = classify(how, &meters, state, template.fuel);
-    Ended {
+    let ended = Ended {
         exit_code,
         failure,
         peak_memory: state.limiter.budget.peak(),
@@ -133,7 +135,12 @@ pub(crate) async fn run(template: &Template, run: Run<'_>) -> Ended {
         bytes_written: meters.written(),
         fuel,
         result: state.result.take(),
+    };
+    if template.only {
+        // The kernel takes its memory back with the process, when nobody waits any more.
+        std::mem::forget(store);
     }
+    ended
 }
 
 fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: Option<Instant>) -> wasmtime::Result<Store<State>> {

@@ -263,8 +263,11 @@ fn template(
     let env = guest.env.iter().map(|v| v.split_once('=').unwrap_or((v, "")));
     let env = env.filter(|(name, _)| !own_variables.contains(name)).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
     let wanted = if guest.memory_bytes == 0 { u64::MAX } else { guest.memory_bytes };
+    // Whose disk and ports somebody else gets as soon as its end is told.
+    let lends = guest.disk.is_some() || shared.network.is_some();
     Ok(Template {
         module: module.clone(),
+        only: slots.engines.for_one() && !lends,
         args: guest.args,
         env,
         memory_bytes: wanted.min(slots.max_memory),

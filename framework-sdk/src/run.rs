@@ -130,7 +130,14 @@ impl Loop {
             match self.wait(&mut ticks, handles).await {
                 Wake::Link(event) => self.link_event(event),
                 Wake::Calls(batches) => self.take_calls(batches),
-                Wake::Commits(commits) => self.take_commits(commits),
+                Wake::Commits(commits) => {
+                    // What was asked before goes out before the disk is waited for.
+                    if self.take_waiting_calls() {
+                        self.finish_batch();
+                        self.say().await;
+                    }
+                    self.take_commits(commits);
+                }
                 Wake::HandleGone => handles = false,
                 Wake::Tick => self.step(CoreEvent::Tick),
                 Wake::Acks | Wake::Delivered | Wake::Sent => {}
@@ -138,7 +145,7 @@ impl Loop {
             }
             self.take_acks();
             self.finish_batch();
-            self.flush();
+            self.say().await;
         }
         self.keeper.hurry();
         self.finish_batch();
@@ -237,6 +244,18 @@ impl Loop {
         }
     }
 
+    /// Takes in what was called already. False: nothing was.
+    fn take_waiting_calls(&mut self) -> bool {
+        let mut any = false;
+        while self.outgoing.len() < MOST_OUTGOING
+            && let Ok(calls) = self.calls.try_recv()
+        {
+            any = true;
+            self.take_calls(vec![calls]);
+        }
+        any
+    }
+
     fn take_commits(&mut self, commits: Vec<Commit>) {
         // What the handler said before, in its order.
         self.take_acks();
@@ -312,6 +331,21 @@ impl Loop {
             }
         };
         self.deliveries.push_back(event);
+    }
+
+    /// As [`Self::flush`], and lets the connection send it before anything else is done here: it may have no other thread than this one,
+    /// which waits for the disk. Acknowledgements are in no hurry: whoever waits for what
+    /// they are about comes first.
+    async fn say(&mut self) {
+        let can_wait = |call: &v1::Call| matches!(call.call, Some(v1::call::Call::Acknowledge(_) | v1::call::Call::Suppress(_)));
+        if !self.outgoing.is_empty() && self.outgoing.iter().all(can_wait) {
+            tokio::task::yield_now().await;
+        }
+        let waiting = self.outgoing.len();
+        self.flush();
+        if self.outgoing.len() < waiting {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Moves on what can move without waiting.

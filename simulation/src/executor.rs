@@ -59,6 +59,18 @@ struct Single {
     until: Option<BootTime>,
 }
 
+/// A task whose start waits for its code.
+#[derive(Debug)]
+struct Early {
+    run: Run,
+    slot: u32,
+    key: TaskKey,
+    exclusive: bool,
+    lease_until: Option<BootTime>,
+    /// So long after its start it is killed.
+    kill: Option<u64>,
+}
+
 /// One line of an item ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -77,6 +89,9 @@ pub(crate) struct Executor {
     /// Had the only task of its life.
     pub(crate) bound: bool,
     modules: BTreeSet<ModuleId>,
+    loading: BTreeSet<ModuleId>,
+    /// Tasks that were told to start before their code was there.
+    early: BTreeMap<ModuleId, Vec<Early>>,
     unloaded: BTreeSet<ModuleId>,
     tasks: BTreeMap<Run, Single>,
     arrays: BTreeMap<Run, Array>,
@@ -94,6 +109,8 @@ impl Executor {
             slots,
             bound: false,
             modules: BTreeSet::new(),
+            loading: BTreeSet::new(),
+            early: BTreeMap::new(),
             unloaded: BTreeSet::new(),
             tasks: BTreeMap::new(),
             arrays: BTreeMap::new(),
@@ -105,7 +122,7 @@ impl Executor {
 
     /// Whether it runs nothing.
     pub(crate) fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.arrays.is_empty()
+        self.tasks.is_empty() && self.early.is_empty() && self.arrays.is_empty()
     }
 
     /// The guests that run, for when it dies.
@@ -135,7 +152,8 @@ impl Executor {
         let parts = self.arrays.iter().map(|(run, a)| HeldPart { run: *run, items: a.unreported(), slots: a.slots() });
         FromExecutor::Holds {
             modules: self.modules.iter().copied().collect(),
-            tasks: self.tasks.keys().copied().collect(),
+            // One connection is read to its end before the next: by then, what waits for its code would have begun.
+            tasks: self.tasks.keys().copied().chain(self.early.values().flatten().map(|task| task.run)).collect(),
             parts: parts.collect(),
         }
     }
@@ -152,10 +170,19 @@ impl Executor {
         match inside {
             Inside::ModuleLoaded(module) => {
                 let failure = rng.chance(3).then(|| Failure::new(Reason::MissingImport, "it imports what nobody has"));
-                if failure.is_none() {
+                self.loading.remove(&module);
+                let loaded = failure.is_none();
+                if loaded {
                     self.modules.insert(module);
                 }
                 self.say(FromExecutor::ModuleLoaded { module, failure }, &mut out);
+                for task in self.early.remove(&module).unwrap_or_default() {
+                    if loaded {
+                        self.start_task(now, task, rng, &mut out);
+                    } else {
+                        self.refuse(task.run, Failure::new(Reason::LaunchFailed, "its code is not loaded"), &mut out);
+                    }
+                }
             }
             Inside::TaskStarted(run) if self.tasks.contains_key(&run) => self.say(FromExecutor::Started { run }, &mut out),
             Inside::TaskEnded(run) => {
@@ -210,7 +237,10 @@ impl Executor {
     pub(crate) fn told(&mut self, now: BootTime, message: ToExecutor, rng: &mut Rng) -> Result<Vec<Action>, String> {
         let mut out = Vec::new();
         match message {
-            ToExecutor::LoadModule { module, .. } => out.push(Action::After(rng.between(200, 20_000), Inside::ModuleLoaded(module))),
+            ToExecutor::LoadModule { module, .. } => {
+                self.loading.insert(module);
+                out.push(Action::After(rng.between(200, 20_000), Inside::ModuleLoaded(module)));
+            }
             ToExecutor::UnloadModule { module } => {
                 // An agent that comes back hears of a module twice, and unloads it twice.
                 if !self.modules.remove(&module) && !self.unloaded.contains(&module) {
@@ -223,21 +253,12 @@ impl Executor {
                 if launch.spec.exclusive && lease_until.is_none() {
                     return Err(format!("{key} is exclusive and is to start without a lease"));
                 }
-                if lease_until.is_some_and(|until| until <= now) {
-                    let failure = Some(Failure::new(Reason::LeaseExpired, "its lease has run out"));
-                    let usage = Usage::default();
-                    self.say(FromExecutor::Outcome { run, exit_code: None, failure, usage, result: None }, &mut out);
-                    return Ok(out);
+                let task = Early { run, slot, key, exclusive: launch.spec.exclusive, lease_until, kill: None };
+                if self.loading.contains(&module) {
+                    self.early.entry(module).or_default().push(task);
+                } else {
+                    self.start_task(now, task, rng, &mut out);
                 }
-                self.tasks.insert(run, Single { slot, key: key.clone(), until: lease_until });
-                out.push(Action::Starts(key, launch.spec.exclusive));
-                if let Some(until) = lease_until {
-                    out.push(Action::At(until, Inside::LeaseEnds(run)));
-                }
-                out.push(Action::After(rng.between(10, 500), Inside::TaskStarted(run)));
-                let long = if launch.spec.exclusive { 8_000_000 } else { 300_000 };
-                let long = if rng.chance(10) { 5_000_000 } else { long };
-                out.push(Action::After(rng.between(600, long), Inside::TaskEnded(run)));
             }
             ToExecutor::StartArray { run, slots, module, key, launch, .. } => {
                 self.check(module, &slots)?;
@@ -270,11 +291,17 @@ impl Executor {
             ToExecutor::Renew { run, until } => {
                 if let Some(single) = self.tasks.get_mut(&run) {
                     single.until = single.until.max(Some(until));
+                } else if let Some(early) = self.early_of(run) {
+                    early.lease_until = early.lease_until.max(Some(until));
                 }
             }
             ToExecutor::Confirm { number } => self.confirm(number),
             ToExecutor::Kill { run, grace } => {
                 let after = rng.below(DurationMs(grace.0.min(300)).0 * 1_000 + 100);
+                if let Some(early) = self.early_of(run) {
+                    early.kill = Some(after);
+                    return Ok(out);
+                }
                 let what = if self.arrays.contains_key(&run) { Inside::ArrayKilled(run) } else { Inside::TaskKilled(run) };
                 out.push(Action::After(after, what));
             }
@@ -282,11 +309,39 @@ impl Executor {
         Ok(out)
     }
 
+    /// One that waits for its code.
+    fn early_of(&mut self, run: Run) -> Option<&mut Early> {
+        self.early.values_mut().flatten().find(|task| task.run == run)
+    }
+
+    fn start_task(&mut self, now: BootTime, task: Early, rng: &mut Rng, out: &mut Vec<Action>) {
+        let Early { run, slot, key, exclusive, lease_until, kill } = task;
+        if lease_until.is_some_and(|until| until <= now) {
+            return self.refuse(run, Failure::new(Reason::LeaseExpired, "its lease has run out"), out);
+        }
+        self.tasks.insert(run, Single { slot, key: key.clone(), until: lease_until });
+        out.push(Action::Starts(key, exclusive));
+        if let Some(until) = lease_until {
+            out.push(Action::At(until, Inside::LeaseEnds(run)));
+        }
+        out.push(Action::After(rng.between(10, 500), Inside::TaskStarted(run)));
+        let long = if exclusive { 8_000_000 } else { 300_000 };
+        let long = if rng.chance(10) { 5_000_000 } else { long };
+        out.push(Action::After(rng.between(600, long), Inside::TaskEnded(run)));
+        out.extend(kill.map(|after| Action::After(after, Inside::TaskKilled(run))));
+    }
+
+    fn refuse(&mut self, run: Run, failure: Failure, out: &mut Vec<Action>) {
+        let (failure, usage) = (Some(failure), Usage::default());
+        self.say(FromExecutor::Outcome { run, exit_code: None, failure, usage, result: None }, out);
+    }
+
     fn check(&self, module: ModuleId, slots: &[u32]) -> Result<(), String> {
-        if !self.modules.contains(&module) {
+        if !self.modules.contains(&module) && !self.loading.contains(&module) {
             return Err(format!("{module:?} is to run and is not loaded"));
         }
-        let taken = |s: &u32| self.tasks.values().any(|t| t.slot == *s) || self.arrays.values().any(|a| a.has_slot(*s));
+        let early = |s: &u32| self.early.values().flatten().any(|t| t.slot == *s);
+        let taken = |s: &u32| self.tasks.values().any(|t| t.slot == *s) || early(s) || self.arrays.values().any(|a| a.has_slot(*s));
         if slots.iter().any(|s| *s >= self.slots || taken(s)) {
             return Err(format!("slots {slots:?} of {} are to run and do not exist or are taken", self.slots));
         }

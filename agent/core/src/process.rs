@@ -192,15 +192,18 @@ impl Agent {
         self.processes.starts.pay(now, held);
     }
 
-    /// The framework that has this node for itself, if somebody waits for an executor.
+    /// The framework that has this node for itself: who has been alone on it and held enough is that, whatever it still holds, until somebody
+    /// else comes or nothing of it is left. The last tasks of many would otherwise wait for nobody's sake.
     fn who_is_alone(&self) -> Option<FrameworkId> {
-        if self.processes.pooled.is_empty() && self.processes.networked.is_empty() {
+        let nobody_waits = self.processes.pooled.is_empty() && self.processes.networked.is_empty();
+        if nobody_waits && self.processes.alone.is_none() {
             return None;
         }
         let mut live = self.tasks.values().filter(|task| task.phase != Phase::Ended).map(|task| &task.key.framework);
         let first = live.next()?;
         let enough = self.held.cpus.0.saturating_mul(4) >= self.parameters.total.cpus.0.saturating_mul(ALONE_QUARTERS);
-        ((enough || self.parameters.lend_cpu) && live.all(|framework| framework == first)).then(|| first.clone())
+        let may = enough || self.parameters.lend_cpu || self.processes.alone.as_ref() == Some(first);
+        (may && live.all(|framework| framework == first)).then(|| first.clone())
     }
 
     /// Whether a framework has to wait because of what it has started.
@@ -314,11 +317,18 @@ impl Agent {
         let fuel = task.fuel();
         let raised = executor.add_memory(task_memory(task), now);
         out.send(Message::BindExecutor { executor: id.clone(), key: task.key.clone() });
+        let need = executor.need((digest, fuel), run);
+        // First, so that it loads the code while its limits are set: there is room for code from the start.
+        if let Need::Load(module, _) = need {
+            out.send(Message::ToExecutor { executor: id.clone(), message: ToExecutor::LoadModule { module, run, fuel } });
+        }
         if let Some(bytes) = raised {
             out.send(Message::SetExecutorMemory { executor: id.clone(), bytes });
         }
-        if let Need::Load(module, _) = executor.need((digest, fuel), run) {
-            out.send(Message::ToExecutor { executor: id.clone(), message: ToExecutor::LoadModule { module, run, fuel } });
+        // What it is told after that it does after that: a start need not wait for word that the code is there. If it cannot be loaded, that
+        // is said first.
+        if !is_part && let Need::Load(module, _) = need {
+            self.start(now, run, module, out);
         }
     }
 

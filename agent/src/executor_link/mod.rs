@@ -83,7 +83,7 @@ impl ExecutorLink {
             pause: None,
             taken: 0,
         };
-        Self { reader, writer: LinkWriter { stream, buffer: BytesMut::new(), counts } }
+        Self { reader, writer: LinkWriter { stream, buffer: BytesMut::new(), sent: 0, counts } }
     }
 
     /// Connects to a socket by its path, which may be longer than an address.
@@ -234,11 +234,22 @@ impl LinkReader {
     }
 }
 
+/// How much of a message has gone out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Whole,
+    /// The rest is in the writer.
+    Part,
+    Nothing,
+}
+
 /// Sends messages to an executor.
 #[derive(Debug)]
 pub struct LinkWriter {
     stream: Arc<UnixStream>,
     buffer: BytesMut,
+    /// How much of the buffer has gone out.
+    sent: usize,
     counts: Arc<FrameCounts>,
 }
 
@@ -249,17 +260,51 @@ impl LinkWriter {
     /// # Errors
     /// A message or a number of descriptors above its limit (nothing is sent then), or a failing socket.
     pub async fn send(&mut self, message: to_executor::Message, fds: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
+        self.send_whole(&ToExecutor { message: Some(message) }, fds).await
+    }
+
+    async fn send_whole(&mut self, message: &ToExecutor, fds: &[BorrowedFd<'_>]) -> Result<(), FrameError> {
+        self.begin(message, fds.len())?;
+        self.sent = self.transmit(0, fds).await?;
+        self.finish().await
+    }
+
+    fn begin(&mut self, message: &ToExecutor, fds: usize) -> Result<(), FrameError> {
         self.buffer.clear();
-        encode_into(&ToExecutor { message: Some(message) }, fds.len(), &mut self.buffer)?;
-        let mut sent = self.transmit(0, fds).await?;
-        while sent < self.buffer.len() {
-            sent += self.transmit(sent, &[]).await?;
+        self.sent = 0;
+        encode_into(message, fds, &mut self.buffer)
+    }
+
+    /// Sends what goes in at once.
+    fn send_now(&mut self, message: &ToExecutor, fds: &[Arc<OwnedFd>]) -> Result<Sent, FrameError> {
+        self.begin(message, fds.len())?;
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
+        self.sent = match blocking::transmit_now(self.stream.as_fd(), &self.buffer, &fds) {
+            Err(e) if e.is_timeout() => return Ok(Sent::Nothing),
+            sent => sent?,
+        };
+        if self.sent < self.buffer.len() {
+            return Ok(Sent::Part);
         }
+        self.written();
+        Ok(Sent::Whole)
+    }
+
+    /// Sends the rest of a message.
+    async fn finish(&mut self) -> Result<(), FrameError> {
+        while self.sent < self.buffer.len() {
+            self.sent += self.transmit(self.sent, &[]).await?;
+        }
+        self.written();
+        Ok(())
+    }
+
+    fn written(&mut self) {
         self.counts.sent.fetch_add(1, Ordering::Relaxed);
         if self.buffer.capacity() > KEEP_BYTES {
             self.buffer = BytesMut::new();
+            self.sent = 0;
         }
-        Ok(())
     }
 
     /// A bounded queue in front of this writer, with a task that empties it.

@@ -23,11 +23,13 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 
 /// What has ended and is not counted yet; beyond it the event loop does not wait, and what comes then is removed.
 const QUEUE: usize = 16_384;
+/// Spare segments are made so long after a task of class `process` has begun, unless there are few.
+const AFTER_BEGIN: Duration = Duration::from_millis(5);
 /// What was laid out for guests of an earlier life of the agent is called that with this behind it.
 const ASIDE: &str = ".before";
 
@@ -208,14 +210,17 @@ impl Sandboxes {
             files
         });
         let missing = if alone { state.segments.missing() } else { Vec::new() };
+        let short = state.segments.are_short();
         drop(state);
         full.into_iter().for_each(|full| self.is_over(full.ended, Over::Segment(full)));
-        self.make_spares(missing);
+        if !missing.is_empty() {
+            self.make_spares(missing, if short { Duration::ZERO } else { AFTER_BEGIN });
+        }
         lent
     }
 
-    /// Makes segments that will be wanted, without anybody waiting for that.
-    fn make_spares(&self, numbers: Vec<u64>) {
+    /// Makes segments that will be wanted, without anybody waiting for that, and `after` a while: not beside a task that has just begun.
+    fn make_spares(&self, numbers: Vec<u64>, after: Duration) {
         let (base, shared) = (self.base.clone(), self.shared.clone());
         let make = move || {
             for number in numbers {
@@ -224,7 +229,11 @@ impl Sandboxes {
             }
         };
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(make)),
+            Ok(runtime) if after.is_zero() => drop(runtime.spawn_blocking(make)),
+            Ok(runtime) => drop(runtime.spawn(async move {
+                tokio::time::sleep(after).await;
+                tokio::task::spawn_blocking(make);
+            })),
             Err(_) => make(),
         }
     }

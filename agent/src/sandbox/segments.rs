@@ -195,6 +195,11 @@ impl Segments {
         (0..missing).map(|_| self.number()).collect()
     }
 
+    /// Whether the next one who wants one would find none.
+    pub(super) fn are_short(&self) -> bool {
+        self.spares.len() < SPARES / 2
+    }
+
     /// One was made, or could not be: then it is made when it is needed.
     pub(super) fn made(&mut self, spare: Option<Spare>) {
         self.coming -= 1;

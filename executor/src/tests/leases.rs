@@ -131,6 +131,7 @@ fn run_unwatched(text: &str, component: bool) -> Ended {
         fuel: None,
         output_bytes: 1 << 20,
         view: View::new(Vec::new(), None, Vec::new()).expect("a view"),
+        only: false,
         network: None,
         control: Arc::new(Control::new(Some(boot_us()))),
         progress: Arc::default(),
