@@ -2,7 +2,7 @@
 
 use super::fake::*;
 use crate::{ArrayReport, Event, ExecutorKind, Failure, FromExecutor, ItemFailure, Message, ModuleId, Parameters, ProcessPolicy, Run};
-use crate::{ToExecutor, executor::Phase};
+use crate::{ToExecutor, executor::Phase, task::Work};
 use smalti_types::*;
 use std::collections::BTreeSet;
 
@@ -23,18 +23,21 @@ impl World {
         }
     }
 
-    /// Bound, limited, and told to load the code.
+    /// Bound, told to load the code, and limited; a single task is to start as soon as its code is there.
     fn bound(&mut self, e: u32, f: u32, name: &str, run: u64) {
         assert_eq!(self.next(), Message::BindExecutor { executor: executor(e), key: key(f, name) });
-        assert!(matches!(self.next(), Message::SetExecutorMemory { .. }));
         assert!(matches!(self.told(e), ToExecutor::LoadModule { run: r, .. } if r == Run(run)));
+        assert!(matches!(self.next(), Message::SetExecutorMemory { .. }));
+        if matches!(self.agent.tasks[&Run(run)].work, Work::Single(_)) {
+            assert!(matches!(self.next(), Message::SetSlotCpus { slot: 0, .. }));
+            assert!(matches!(self.told(e), ToExecutor::StartTask { run: r, slot: 0, .. } if r == Run(run)));
+        }
     }
 
-    /// Loads the code and runs the task up to RUNNING.
+    /// The code is there, and the task runs.
     fn runs(&mut self, e: u32, run: u64) {
         self.event(loaded(e, 1));
-        assert!(matches!(self.next(), Message::SetSlotCpus { slot: 0, .. }));
-        assert!(matches!(self.told(e), ToExecutor::StartTask { run: r, slot: 0, .. } if r == Run(run)));
+        self.silent();
         self.event(started(e, run));
         assert_eq!(self.update().state, TaskState::Running);
     }
@@ -111,11 +114,11 @@ fn an_executor_is_limited_to_its_own_task() {
     let Message::StartExecutor { memory: before, framework: None, grant: None, .. } = w.next() else { panic!("no executor") };
     w.event(up(1));
     w.next();
+    w.told(1);
     let Message::SetExecutorMemory { bytes, .. } = w.next() else { panic!("no memory") };
     assert_eq!(bytes.0, before.0 + Bytes::mib(100).0);
-    w.told(1);
-    w.event(loaded(1, 1));
     assert!(matches!(w.next(), Message::SetSlotCpus { slot: 0, cpus: MilliCpus(250), .. }));
+    assert!(matches!(w.told(1), ToExecutor::StartTask { .. }), "behind its limits");
 }
 
 #[test]
@@ -275,6 +278,40 @@ fn who_has_the_node_alone_starts_as_many_as_it_can() {
 }
 
 #[test]
+fn who_had_the_node_alone_has_it_to_the_end_unless_somebody_comes() {
+    let total = Resources::new(MilliCpus(4_000), Bytes::gib(8));
+    for others in [false, true] {
+        let mut w = World::new(Parameters { total: total.clone(), ..no_pool() });
+        for (run, name) in [(1, "a"), (2, "b"), (3, "c")] {
+            w.launched_own(1, name, run);
+            w.starts(number(run), ExecutorKind::Pooled);
+            w.event(up(number(run)));
+            w.bound(number(run), 1, name, run);
+        }
+        // A quarter of the cpus is left to it, and half with one more task.
+        for (e, name) in [(2, "b"), (3, "c")] {
+            w.event(outcome(e, u64::from(e), Some(0), None));
+            w.discarded(e);
+            w.ended(1, name);
+            w.update();
+            w.event(exited(e, "killed by signal 9"));
+        }
+        let mut first = 4;
+        if others {
+            w.event(launch_with(2, "other", Resources::new(MilliCpus(10), Bytes::mib(1)), own()));
+            assert!(matches!(w.next(), Message::Prepare { .. }));
+            w.event(prepared(4));
+            w.starts(4, ExecutorKind::Pooled);
+            w.event(up(4));
+            w.bound(4, 2, "other", 4);
+            first = 5;
+        }
+        let held_back = starts_in_a_row(&mut w, first);
+        assert_eq!(held_back.is_some(), others, "{held_back:?}");
+    }
+}
+
+#[test]
 fn one_that_cannot_be_started_drops_the_first_who_waits_with_the_cause() {
     let mut w = World::new(no_pool());
     w.launched_own(1, "a", 1);
@@ -319,15 +356,38 @@ fn a_kill_while_it_waits_leaves_the_executor_to_the_next() {
     w.launched_own(1, "b", 2);
     w.bound(1, 1, "b", 2);
     w.silent();
-    // While its code is loaded, the executor goes with it.
+    // While its code is loaded, it is to start already: the executor hears of the kill after that.
     w.event(kill(1, "b"));
-    w.discarded(1);
-    w.ended(1, "b");
+    assert!(matches!(w.told(1), ToExecutor::Kill { run: Run(2), .. }));
     w.update();
     w.event(loaded(1, 1));
+    w.silent();
+    w.event(outcome(1, 2, None, Some(Failure::new(Reason::KilledByRequest, "killed before it began"))));
+    w.discarded(1);
+    w.ended(1, "b");
+    assert_eq!(w.update().state, TaskState::Killed);
     w.event(exited(1, "killed"));
     w.empty();
     assert!(w.agent.pool.executors.is_empty());
+}
+
+#[test]
+fn code_that_cannot_be_loaded_ends_the_task_that_was_to_start_with_it() {
+    let mut w = World::new(no_pool());
+    w.launched_own(1, "a", 1);
+    w.starts(1, ExecutorKind::Pooled);
+    w.event(up(1));
+    w.bound(1, 1, "a", 1);
+    let failure = Some(Failure::new(Reason::MissingImport, "no"));
+    w.event(from(1, FromExecutor::ModuleLoaded { module: ModuleId(1), failure }));
+    w.discarded(1);
+    w.ended(1, "a");
+    let last = w.update();
+    assert_eq!((last.state, last.reason), (TaskState::Failed, Reason::MissingImport));
+    // What it says of the start that came after is no news.
+    w.event(outcome(1, 1, None, Some(Failure::new(Reason::LaunchFailed, "module 1 is not loaded"))));
+    w.event(exited(1, "killed"));
+    w.empty();
 }
 
 #[test]
