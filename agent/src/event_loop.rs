@@ -10,8 +10,9 @@ use crate::executors::Executors;
 use crate::holdings::Teller;
 use crate::launcher::{Gone, Running};
 use crate::ledgers;
-use crate::prepare::{self, Prepared};
+use crate::prepare::{self, Laid, Prepared};
 use crate::sandbox::{self, Sandboxes};
+use crate::splits::Splits;
 use crate::watermark::Watermark;
 use crate::wire;
 use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Run, ToExecutor};
@@ -19,6 +20,7 @@ use smalti_proto::v1;
 use smalti_types::protocol::{AgentCommand, RunningTask};
 use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch, Reason, StatusUpdate, Stdin, TaskKey, Time};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -75,6 +77,17 @@ pub(crate) enum Input {
         ready: Box<prepare::Ready>,
         /// One for each slot, or why there are none.
         result: Result<Vec<Lent>, String>,
+    },
+    /// What an array's items read, or word of why it is not there.
+    Piece {
+        /// Of which part.
+        run: Run,
+        /// Which of its objects, and which bytes.
+        of: (u32, Range<u64>),
+        /// Of the question.
+        number: u64,
+        /// What lies there now.
+        laid: Laid,
     },
     /// A disk in the place of one that an executor left dirty.
     Renewed {
@@ -206,6 +219,7 @@ pub(crate) struct EventLoop {
     clock: Clock,
     executors: Executors,
     preparer: prepare::Handle,
+    splits: Splits,
     sandboxes: Sandboxes,
     /// Disks that runs in preparation will need.
     wanted: HashMap<Run, Wanted>,
@@ -243,7 +257,7 @@ pub(crate) struct EventLoop {
 impl EventLoop {
     pub(crate) fn new(
         (checkpoint, core): (Checkpoint, Agent),
-        (executors, preparer, sandboxes, watermark): (Executors, prepare::Handle, Sandboxes, Watermark),
+        (executors, preparer, splits, sandboxes, watermark): (Executors, prepare::Handle, Splits, Sandboxes, Watermark),
         figures: Arc<Figures>,
         (reporter, holdings): (Reporter, Teller),
         lease_wanted: watch::Sender<bool>,
@@ -254,6 +268,7 @@ impl EventLoop {
             clock: Clock::new(),
             executors,
             preparer,
+            splits,
             sandboxes,
             wanted: HashMap::new(),
             figures,
@@ -460,6 +475,10 @@ impl EventLoop {
                 }
                 None
             }
+            Input::Piece { run, of, number, laid } => {
+                let items = self.splits.arrived(run, &of, number, laid);
+                (!items.is_empty()).then_some(Event::SplitsThere { run, items })
+            }
             Input::Disks { run, ready, result } => Some(self.take_disks(run, *ready, result)),
             Input::Launched { executor, result: Ok(running) } => {
                 let cpu_us = running.start_cpu_us;
@@ -545,6 +564,7 @@ impl EventLoop {
                 }
             }
             Message::Prepare { run, key, role, spec, split_inputs, array, alone, disk, slots, keep } => {
+                self.splits.forget(run);
                 let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
                 let kind = match (array, alone) {
                     (true, _) => sandbox::Kind::Part,
@@ -574,6 +594,14 @@ impl EventLoop {
                     self.again.push_back(failed(e.to_string()));
                 }
             }
+            Message::FetchSplits { run, key, role, wanted } => {
+                let place = (self.sandboxes.task_directory(&key), !self.executors.all_know_pieces());
+                let items = self.splits.fetch(run, (&key, &role), wanted, place);
+                if !items.is_empty() {
+                    self.again.push_back(Event::SplitsThere { run, items });
+                }
+            }
+            Message::DropSplits { run, items } => self.splits.drop_items(run, &items),
             Message::CancelPrepare { run } => {
                 self.wanted.remove(&run);
                 self.preparer.cancel(run.0);
@@ -593,6 +621,7 @@ impl EventLoop {
             Message::Ended { run, key } => {
                 self.wanted.remove(&run);
                 self.executors.release(run);
+                self.splits.forget(run);
                 self.sandboxes.ended(&key);
             }
         }

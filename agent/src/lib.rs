@@ -31,6 +31,7 @@ pub mod prepare;
 pub mod process_options;
 mod reads;
 mod sandbox;
+mod splits;
 pub mod uids;
 mod watermark;
 mod wire;
@@ -54,6 +55,7 @@ use network::Network;
 use prepare::Preparer;
 use reads::Reads;
 use sandbox::Sandboxes;
+use splits::Splits;
 use smalti_agent_core::Parameters;
 use smalti_types::{AgentId, AgentInfo, Bytes, DurationMs, ExecutorId, MilliCpus, Time};
 use std::collections::BTreeMap;
@@ -150,7 +152,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let figures = Arc::new(Figures::default());
     let (lease_wanted, wants_lease) = watch::channel(false);
     let reporter = Reporter::new(detect::overhead_parts(detected.overhead.mem, options.process.pool_memory()));
-    let shell = (executors, preparer, sandboxes.clone(), watermark::Watermark::new(&data_dir, reserve));
+    let splits = Splits::new(preparer.clone(), inbox.clone());
+    let shell = (executors, preparer, splits, sandboxes.clone(), watermark::Watermark::new(&data_dir, reserve));
     let event_loop = EventLoop::new((checkpoint, core), shell, figures.clone(), (reporter, Teller::new(peer_address)), lease_wanted);
 
     let (ending, ended) = watch::channel(Ending::No);

@@ -16,7 +16,6 @@ use crate::link::Link;
 use crate::modules::Loaded;
 use crate::network::Grants;
 use crate::output::{SlotOutput, TaskFiles};
-use crate::queue::Split;
 use crate::runs::{Entry, MAX_RUNS, TaskHandle};
 use crate::scratch::Scratch;
 use crate::slot::Job;
