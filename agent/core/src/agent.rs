@@ -311,6 +311,9 @@ impl Agent {
         // Every sum was checked when it was made, so taking away cannot fail.
         self.held = self.held.checked_sub(&task.resources()).unwrap_or_default();
         self.leases.forget(run);
+        if let Work::Part(part) = &mut task.work {
+            part.pieces.reset();
+        }
         let used = task.used_in_process(&ending);
         // Somebody gets ready what nobody needs any more.
         if std::mem::take(&mut task.unprepared) || task.phase == Phase::Preparing {

@@ -73,8 +73,8 @@ fn an_item_is_leased_when_its_bytes_are_there_and_the_next_are_fetched_meanwhile
     w.silent();
     // What has ended needs its bytes no more.
     w.event(finished(0, 1));
-    w.leases(2..3);
     w.drops(0, 1);
+    w.leases(2..3);
     w.fetches(4..5);
     // What nobody asked for, or was there already, changes nothing.
     w.event(there(1, 0, 4));
@@ -145,6 +145,7 @@ fn after_a_restart_they_are_asked_for_again_and_what_runs_goes_on() {
     w.silent();
     w.event(finished(0, 1));
     w.leases(2..3);
+    w.silent();
 }
 
 #[test]
