@@ -16,6 +16,7 @@ use crate::streams::Source;
 use crate::ticker::Activity;
 use smalti_executor_protocol::v1;
 use smalti_executor_protocol::v1::from_executor::Message;
+use smalti_types::Split;
 use smalti_types::items::ItemSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

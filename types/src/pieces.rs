@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Small splits are fetched in blocks of this size, which their neighbours share, …
 pub const BLOCK: u64 = 1 << 20;
-/// … and those from this length on by themselves, as they are: few neighbours would share a block.
+/// … those from this length on by themselves, as they are, since few neighbours would share a block, and so are those that lie in two.
 pub const LARGE: u64 = BLOCK / 4;
 /// Shorter objects are fetched whole: they are two or three splits.
 const SHORTEST: u64 = 8 << 20;
@@ -19,7 +19,8 @@ impl Input {
     /// and what is packed is not split.
     #[must_use]
     pub fn is_in_pieces(&self) -> bool {
-        let starts = |scheme: &&str| self.uri.as_ref().and_then(|uri| uri.get(..scheme.len())).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
+        let starts =
+            |scheme: &&str| self.uri.as_ref().and_then(|uri| uri.get(..scheme.len())).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
         self.digest.is_none()
             && self.etag.is_some()
             && self.packing.is_none_or(|p| p == Packing::Plain)
@@ -33,15 +34,9 @@ impl Split {
     #[must_use]
     pub const fn piece(&self) -> Range<u64> {
         let end = self.offset.saturating_add(self.length);
-        if self.length >= LARGE {
-            return self.offset..end;
-        }
-        let first = self.offset - self.offset % BLOCK;
-        let last = match end % BLOCK {
-            0 if end > first => end,
-            rest => (end - rest).saturating_add(BLOCK),
-        };
-        first..last
+        let block = self.offset - self.offset % BLOCK;
+        let block_end = block.saturating_add(BLOCK);
+        if self.length >= LARGE || end > block_end { self.offset..end } else { block..block_end }
     }
 }
 
@@ -64,7 +59,7 @@ mod tests {
     fn neighbours_share_a_block_and_large_splits_are_what_they_are() {
         assert_eq!(split(0, 10).piece(), 0..BLOCK);
         assert_eq!(split(BLOCK - 10, 10).piece(), 0..BLOCK);
-        assert_eq!(split(BLOCK - 10, 11).piece(), 0..2 * BLOCK);
+        assert_eq!(split(BLOCK - 10, 11).piece(), BLOCK - 10..BLOCK + 1);
         assert_eq!(split(BLOCK, 0).piece(), BLOCK..2 * BLOCK, "there is a file for nothing, too");
         assert_eq!(split(7, LARGE).piece(), 7..LARGE + 7);
         assert_eq!(file_name(3, &split(7, BLOCK).piece()), "3@7-1048583");
@@ -106,7 +101,7 @@ mod tests {
             let split = split(offset, length);
             let piece = split.piece();
             prop_assert!(piece.start <= offset && offset.saturating_add(length) <= piece.end);
-            prop_assert!(piece.end - piece.start < length.saturating_add(2 * BLOCK));
+            prop_assert!(piece.end - piece.start <= length.max(BLOCK));
         }
     }
 }

@@ -13,7 +13,8 @@ use crate::task::usage_pace;
 use crate::trust::Bounds;
 use smalti_types::status::{MAX_RESULT_LEN, truncate};
 use smalti_types::{
-    ArrayDelta, FailedItem, Input, ItemBatch, ItemSet, LaunchArray, Reason, Resources, Sabotage, Split, StatusUpdate, TaskKey, TaskState, Time, Usage,
+    ArrayDelta, FailedItem, Input, ItemBatch, ItemSet, LaunchArray, Reason, Resources, Sabotage, Split, StatusUpdate, TaskKey, TaskState,
+    Time, Usage,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

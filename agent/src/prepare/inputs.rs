@@ -106,7 +106,16 @@ pub(super) fn ours(what: &str, path: &Path, e: impl std::fmt::Display) -> Failur
 impl Inputs {
     pub(crate) fn new(dirs: &Dirs, limit: Bytes, fetcher: Arc<Fetcher>, cache: Arc<Cache>, shares: &Shares) -> Self {
         let names = Names::read(&dirs.inputs);
-        Self { dir: dirs.inputs.clone(), limit, fetcher, cache, flights: Flights::new(shares.transfers.clone()), pieces: Flights::new(shares.transfers.clone()), names, disk: shares.disk.clone() }
+        Self {
+            dir: dirs.inputs.clone(),
+            limit,
+            fetcher,
+            cache,
+            flights: Flights::new(shares.transfers.clone()),
+            pieces: Flights::new(shares.transfers.clone()),
+            names,
+            disk: shares.disk.clone(),
+        }
     }
 
     /// Fetches an input, or finds what the same role fetched before.

@@ -35,8 +35,8 @@ pub use cache::{Budgets, Kind, Stock};
 pub use peers::Locator;
 pub(crate) use serve::serve;
 pub use service::{Handle, Preparer};
-pub(crate) use splits::{Laid, WantedPiece};
 pub use smalti_agent_core::Failure;
+pub(crate) use splits::{Laid, WantedPiece};
 
 use crate::cgroup::Cgroups;
 use smalti_types::{Bytes, Digest, FrameworkId, Input, Role, TaskSpec};

@@ -86,8 +86,7 @@ impl Inputs {
         .await?;
         // A few at a time: each holds a descriptor, and perhaps a connection, until it has its place.
         let whole = inputs.iter().enumerate().filter(|(_, input)| !input.is_in_pieces());
-        let wanted: Vec<(PathBuf, Input)> =
-            whole.map(|(n, input)| (at.join(format!("{n}{}", suffix(input))), input.clone())).collect();
+        let wanted: Vec<(PathBuf, Input)> = whole.map(|(n, input)| (at.join(format!("{n}{}", suffix(input))), input.clone())).collect();
         let kept = futures::stream::iter(wanted.into_iter().map(|(at, input)| {
             let this = self.clone();
             async move {
@@ -126,7 +125,9 @@ impl Inputs {
         let range = wanted.bytes.start..wanted.bytes.end.min(wanted.input.length);
         if range.is_empty() && !wanted.whole {
             return blocking(move || {
-                fs::write(&at, []).and_then(|()| fs::set_permissions(&at, Permissions::from_mode(0o444))).map_err(|e| ours("write", &at, e))?;
+                fs::write(&at, [])
+                    .and_then(|()| fs::set_permissions(&at, Permissions::from_mode(0o444)))
+                    .map_err(|e| ours("write", &at, e))?;
                 Ok(Laid { whole: false, path: at, kept: None })
             })
             .await;
@@ -210,4 +211,3 @@ fn explain(failure: &Failure, at: &Path) -> Result<(), Failure> {
     let words: String = failure.message.chars().take(MOST_WORDS).collect();
     fs::write(at, words).and_then(|()| fs::set_permissions(at, Permissions::from_mode(0o444))).map_err(|e| ours("write", at, e))
 }
-

@@ -167,6 +167,9 @@ fn the_next_job_over_an_input_goes_where_it_lies_and_waits_for_room_there() -> R
     Ok(())
 }
 
+/// Bytes of one look for a line's end.
+const CUT: u64 = 64 << 10;
+
 /// Text of about so many MiB, no two lines of it alike.
 fn large_text(mib: u32) -> String {
     (0..mib * 16_384).map(|n| format!("line {n:<40} of a large text end\n")).collect()
@@ -179,22 +182,26 @@ fn of_an_object_that_no_cache_can_hold_agents_fetch_what_their_items_read() -> R
     s3.put("large.txt", text.as_bytes())?;
     // Two pieces of the usual length fit into each.
     let flags = vec!["--inputs-budget=10MiB".to_owned()];
-    let c = Cluster::start(Config { agents: vec![AgentConfig { flags, ..AgentConfig::default() }; 2], env: s3.env(), ..Config::default() })?;
+    let c =
+        Cluster::start(Config { agents: vec![AgentConfig { flags, ..AgentConfig::default() }; 2], env: s3.env(), ..Config::default() })?;
     let expected = expected_counts(&text);
     let counted = |further: &[&str]| -> Result<u64> {
         let done = wordcount(&c, "s3://bucket/large.txt", further)?;
         assert!(done.stdout == expected, "{further:?}: other counts");
         let asked = s3.asked();
         let whole: Vec<&String> = asked.iter().filter(|a| a.starts_with("GET ") && !a.contains("list-type")).collect();
-        whole.iter().map(|a| smalti_test_s3::part_length(a).with_context(|| format!("all of it was asked for: {a}"))).sum()
+        let all = whole.iter().map(|a| smalti_test_s3::part_length(a).with_context(|| format!("all of it was asked for: {a}")));
+        let all = all.collect::<Result<Vec<u64>>>()?;
+        // So much the scheduler looks at around each cut.
+        Ok(all.into_iter().filter(|n| *n != CUT).sum())
     };
     let length = text.len() as u64;
     let sent = counted(&[])?;
-    // What is asked for again: around each cut by the scheduler, and what one agent began and another got.
+    // What one agent began and another got is asked for again.
     assert!((length..length + length / 2).contains(&sent), "{sent} bytes of {length} were sent");
-    // Small splits share their blocks.
+    // Small splits share their blocks; some blocks have splits that different agents got.
     let sent = counted(&["--split", "100KiB"])?;
-    assert!((length..2 * length).contains(&sent), "{sent} bytes of {length} were sent for small splits");
+    assert!((length * 9 / 10..length * 2).contains(&sent), "{sent} bytes of {length} were sent for small splits");
     Ok(())
 }
 
