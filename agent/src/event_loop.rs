@@ -7,6 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::disk::Lent;
 use crate::executor_reports::Reporter;
 use crate::executors::Executors;
+use crate::figures::Figures;
 use crate::holdings::Teller;
 use crate::launcher::{Gone, Running};
 use crate::ledgers;
@@ -22,7 +23,6 @@ use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch,
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
@@ -152,41 +152,6 @@ pub(crate) enum Ending {
     Alone,
 }
 
-/// Figures that the heartbeat carries.
-#[derive(Debug, Default)]
-pub(crate) struct Figures {
-    frames_sent: AtomicU64,
-    frames_received: AtomicU64,
-    items_finished: AtomicU64,
-    executor_ignored: AtomicU64,
-    executors_lost: AtomicU64,
-    /// 1 while the disk is too full for more tasks.
-    disk_full: AtomicU64,
-    /// By [`prepare::Kind`]: bytes, budget and number of what is cached.
-    caches: [[AtomicU64; 3]; 3],
-}
-
-impl Figures {
-    /// By name, as the master shows them.
-    pub(crate) fn counters(&self) -> HashMap<String, u64> {
-        [
-            ("executor_frames_sent", &self.frames_sent),
-            ("executor_frames_received", &self.frames_received),
-            ("items_finished", &self.items_finished),
-            ("executor_statements_ignored", &self.executor_ignored),
-            ("executors_lost", &self.executors_lost),
-            ("disk_full", &self.disk_full),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.load(Ordering::Relaxed)))
-        .chain(prepare::Kind::ALL.into_iter().flat_map(|kind| {
-            let figures = ["bytes", "budget", "entries"].into_iter().zip(&self.caches[kind as usize]);
-            figures.map(move |(what, value)| (format!("cache_{}_{what}", kind.name()), value.load(Ordering::Relaxed)))
-        }))
-        .collect()
-    }
-}
-
 /// Wall time that never goes back while this process lives.
 #[derive(Debug)]
 struct Clock {
@@ -311,7 +276,7 @@ impl EventLoop {
                 _ = inbox.recv_many(&mut inputs, BATCH) => {}
                 _ = prepared.recv_many(&mut answers, BATCH) => {}
                 _ = tick.tick() => {
-                    self.count_caches();
+                    self.figures.count_caches(&self.preparer.stock());
                     self.release_earlier();
                     for (ticket, permille, text) in self.preparer.progress() {
                         self.again.push_back(Event::Fetching { run: Run(ticket), permille, text });
@@ -347,7 +312,7 @@ impl EventLoop {
             self.send();
             self.report(now);
             self.tell_holdings();
-            self.count();
+            self.figures.count(self.executors.frames(), self.core.counters(), self.room);
         }
         self.commit(self.clock.now())?;
         let alone = *ending.borrow() == Ending::Alone;
@@ -685,24 +650,6 @@ impl EventLoop {
                 permit.send(v1::AgentToMaster { message: Some(v1::agent_to_master::Message::Holdings(news)) });
             }
         }
-    }
-
-    fn count_caches(&self) {
-        for stock in self.preparer.stock() {
-            let figures = [stock.bytes.0, stock.budget.0, stock.entries as u64];
-            self.figures.caches[stock.kind as usize].iter().zip(figures).for_each(|(at, n)| at.store(n, Ordering::Relaxed));
-        }
-    }
-
-    fn count(&self) {
-        let (sent, received) = self.executors.frames();
-        let counters = self.core.counters();
-        self.figures.frames_sent.store(sent, Ordering::Relaxed);
-        self.figures.frames_received.store(received, Ordering::Relaxed);
-        self.figures.items_finished.store(counters.items_finished, Ordering::Relaxed);
-        self.figures.executors_lost.store(counters.executors_lost, Ordering::Relaxed);
-        self.figures.disk_full.store(u64::from(!self.room), Ordering::Relaxed);
-        self.figures.executor_ignored.store(counters.executor_ignored, Ordering::Relaxed);
     }
 }
 
