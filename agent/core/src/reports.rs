@@ -45,10 +45,12 @@ impl Agent {
     fn module_loaded(&mut self, now: Time, id: &ExecutorId, module: ModuleId, failure: Option<Failure>, out: &mut Out) {
         let runs = self.pool.executors.get_mut(id).and_then(|e| e.loaded(module, failure.is_none()));
         let Some(runs) = runs else {
-            if self.forgotten_module(id, module, failure.is_none(), out) {
-                return;
+            if !self.forgotten_module(id, module, failure.is_none(), out) {
+                self.counters.ignore_executor(1);
+            } else if let (Some(failure), Some(run)) = (failure, self.starting_once(id)) {
+                // An earlier life told it to start with that code.
+                self.end(now, run, Ending::not_started(checked_failure(Some(failure), None)), out);
             }
-            self.counters.ignore_executor(1);
             return;
         };
         for run in runs {
@@ -69,6 +71,13 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// The single task that an executor of its own was told to start, and that it has not said to run.
+    fn starting_once(&self, id: &ExecutorId) -> Option<Run> {
+        let executor = self.pool.executors.get(id).filter(|e| e.kind.is_used_once())?;
+        let run = executor.slots.first()?.run?;
+        self.tasks.get(&run).filter(|task| matches!(task.phase, Phase::Starting(_))).map(|_| run)
     }
 
     fn started(&mut self, now: Time, id: &ExecutorId, run: Run) {

@@ -1,7 +1,7 @@
 //! The agent's process dies and comes back: what was told stays told, what never arrived is placed again, and executors go on.
 
 use super::fake::*;
-use crate::{ArrayReport, Event, ExecutorKind, Failure, FromExecutor, HeldPart, Message, ModuleId, Record, Run, ToExecutor};
+use crate::{ArrayReport, Event, ExecutorKind, Failure, FromExecutor, HeldPart, Message, ModuleId, Parameters, Record, Run, ToExecutor};
 use smalti_types::protocol::AgentCommand;
 use smalti_types::*;
 
@@ -103,6 +103,24 @@ fn a_start_that_never_arrived_is_made_again() {
     assert!(matches!(w.next(), Message::SetSlotCpus { .. }));
     assert!(matches!(w.told(1), ToExecutor::StartTask { run: Run(1), .. }));
     w.silent();
+}
+
+#[test]
+fn code_that_a_task_of_its_own_was_to_start_with_and_that_cannot_be_loaded_ends_it() {
+    let mut w = World::new(Parameters { pool: 0, ..parameters() });
+    w.event(launch_own(1, "a"));
+    w.event(prepared(1));
+    w.event(Event::ExecutorStarted { executor: executor(1), slots: 1, cpu_us: None });
+    assert!(matches!(w.said.back(), Some(Message::ToExecutor { message: ToExecutor::StartTask { .. }, .. })));
+    w.said.clear();
+    w.restart(true);
+    w.register();
+    w.event(back(1, 1));
+    let failure = Some(Failure::new(Reason::MissingImport, "no"));
+    w.event(numbered(1, 1, FromExecutor::ModuleLoaded { module: ModuleId(1), failure }));
+    let said: Vec<Message> = w.said.drain(..).collect();
+    let update = said.iter().find_map(|m| if let Message::Updates(u) = m { u.last() } else { None }).expect("an update");
+    assert_eq!((update.state, update.reason), (TaskState::Failed, Reason::MissingImport));
 }
 
 #[test]
