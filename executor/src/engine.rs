@@ -17,7 +17,7 @@ const KEEP_RESIDENT: usize = 2 << 20;
 const TABLE_KEEP_RESIDENT: usize = 64 << 10;
 /// Most shares of one process. Each has an engine of its own for its slots: they count the users of its code, and take memory from its
 /// pools, in cache lines that processors must hand to each other. Where those are far apart, two slots of one engine are not faster than
-/// one. An engine costs a third of a millisecond and about 100 KiB.
+/// one. An engine costs a fraction of a millisecond and some KiB.
 const MAX_SHARES: u32 = 16;
 /// Memory maps that one slot may need: its memories (image, heap, guards), stacks, tables, thread and blocking threads.
 const MAPS_PER_SLOT: u64 = 8 + 4 * MAX_MEMORIES as u64;
@@ -60,7 +60,7 @@ impl Pair {
     }
 }
 
-/// A pair of engines for each share of the slots. All are built at once: later, behind the walls, the others could not have what the first
+/// A pair of engines for each share of the slots; the first has room for all of them, since some code is there only. All are built at once: later, behind the walls, the others could not have what the first
 /// one has.
 #[derive(Debug)]
 pub(crate) struct Engines {
@@ -82,17 +82,15 @@ impl Engines {
     /// # Errors
     /// When not even the on-demand allocator works.
     pub(crate) fn new(slots: u32, swap_off: bool) -> Result<Self, EngineError> {
-        let plan = plan(slots, &Machine::read(swap_off));
+        let (plan, shares) = plan_shares(slots, processors(), &Machine::read(swap_off));
         #[cfg(any(test, feature = "fuzzing"))]
         let plan = forced::apply(plan);
-        let count = shares(slots, processors());
-        let each = slots.div_ceil(count);
-        let (first, facts) = Pair::new(each, &plan)?;
-        let mut shares = vec![first];
-        for _ in 1..count {
-            shares.push(Pair::new(each, &facts.plan())?.0);
+        let (first, facts) = Pair::new(slots, &plan)?;
+        let mut pairs = vec![first];
+        for _ in 1..shares {
+            pairs.push(Pair::new(slots.div_ceil(shares), &facts.plan())?.0);
         }
-        Ok(Self { shares, slots, facts })
+        Ok(Self { shares: pairs, slots, facts })
     }
 
     /// For an executor that runs one guest in its life: nothing is allocated beforehand.
@@ -180,10 +178,19 @@ struct Plan {
     warnings: Vec<String>,
 }
 
-fn plan(slots: u32, machine: &Machine) -> Plan {
+/// A plan for engines of so many shares; of one, where there is no room for more.
+fn plan_shares(slots: u32, processors: u32, machine: &Machine) -> (Plan, u32) {
+    let shares = shares(slots, processors);
+    let others = slots.div_ceil(shares).saturating_mul(shares - 1);
+    let divided = plan(slots, slots.saturating_add(others), machine);
+    if divided.pooling { (divided, shares) } else { (plan(slots, slots, machine), 1) }
+}
+
+/// For `slots` guests at once, in pools that together have room for `places`.
+fn plan(slots: u32, places: u32, machine: &Machine) -> Plan {
     let mut warnings = Vec::new();
     let maps = u64::from(slots) * MAPS_PER_SLOT;
-    let space = u64::from(slots) * MAX_MEMORIES as u64 * (MEMORY_RESERVATION + 2 * MEMORY_GUARD_SIZE);
+    let space = u64::from(places) * MAX_MEMORIES as u64 * (MEMORY_RESERVATION + 2 * MEMORY_GUARD_SIZE);
     let mut pooling = true;
     if maps > machine.max_maps / 2 {
         pooling = false;
@@ -288,12 +295,12 @@ mod tests {
 
     #[test]
     fn small_nodes_fall_back_with_a_reason() {
-        assert_eq!(plan(64, &GOOD), Plan { pooling: true, pagemap_scan: true, warnings: Vec::new() });
-        let few_maps = plan(64, &Machine { max_maps: 1_000, ..GOOD });
+        assert_eq!(plan(64, 64, &GOOD), Plan { pooling: true, pagemap_scan: true, warnings: Vec::new() });
+        let few_maps = plan(64, 64, &Machine { max_maps: 1_000, ..GOOD });
         assert!(!few_maps.pooling && few_maps.warnings[0].contains("max_map_count"));
-        let little_space = plan(64, &Machine { address_space: 1 << 40, ..GOOD });
+        let little_space = plan(64, 64, &Machine { address_space: 1 << 40, ..GOOD });
         assert!(!little_space.pooling && little_space.warnings[0].contains("address space"));
-        let swap = plan(64, &Machine { swap: true, ..GOOD });
+        let swap = plan(64, 64, &Machine { swap: true, ..GOOD });
         assert!(swap.pooling && !swap.pagemap_scan && swap.warnings[0].contains("swap"));
     }
 
@@ -315,5 +322,9 @@ mod tests {
         for (slots, processors, wanted) in [(32, 2, 2), (1, 64, 1), (4, 64, 4), (128, 64, MAX_SHARES), (0, 0, 1), (32, 0, 1)] {
             assert_eq!(shares(slots, processors), wanted, "{slots} {processors}");
         }
+        assert_eq!(plan_shares(128, 64, &GOOD), (plan(128, 128, &GOOD), MAX_SHARES));
+        // Room for the slots of one share, not for more.
+        let narrow = Machine { address_space: 3 << 40, ..GOOD };
+        assert_eq!(plan_shares(64, 64, &narrow), (plan(64, 64, &GOOD), 1));
     }
 }

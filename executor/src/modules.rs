@@ -21,6 +21,8 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 
 /// Largest compiled component in bytes: it is copied into memory.
 const MAX_COMPONENT_BYTES: u64 = 1 << 30;
+/// A component larger than this is loaded once, for all slots: it would have to be copied for each share.
+const MAX_COPIED_BYTES: u64 = 1 << 20;
 /// Where a core module begins.
 const ENTRY_POINT: &str = "_start";
 
@@ -29,7 +31,7 @@ pub(crate) struct Loaded {
     pub(crate) request: Request,
     file: File,
     loader: Arc<Loader>,
-    /// For the first share of the slots.
+    /// For the first share of the slots, or for all of them.
     first: Linked,
     /// For the others, each from when a slot of it is the first to run this.
     others: Vec<OnceLock<Result<Linked, Failure>>>,
@@ -121,7 +123,8 @@ impl Loader {
     pub(crate) fn load(self: &Arc<Self>, request: Request, code: OwnedFd) -> Result<Loaded, Failure> {
         let file = File::from(code);
         let first = self.link(0, &request, &file)?;
-        let others = (1..self.shares.len()).map(|_| OnceLock::new()).collect();
+        let copied = request.component && file.metadata().map_or(true, |m| m.len() > MAX_COPIED_BYTES);
+        let others = (1..if copied { 1 } else { self.shares.len() }).map(|_| OnceLock::new()).collect();
         Ok(Loaded { request, file, loader: self.clone(), first, others })
     }
 
