@@ -17,7 +17,7 @@ const KEEP_RESIDENT: usize = 2 << 20;
 const TABLE_KEEP_RESIDENT: usize = 64 << 10;
 /// Most shares of one process. Each has an engine of its own for its slots: they count the users of its code, and take memory from its
 /// pools, in cache lines that processors must hand to each other. Where those are far apart, two slots of one engine are not faster than
-/// one. An engine costs a fraction of a millisecond and some KiB.
+/// one. A pair of engines with one program costs about a millisecond.
 const MAX_SHARES: u32 = 16;
 /// Memory maps that one slot may need: its memories (image, heap, guards), stacks, tables, thread and blocking threads.
 const MAPS_PER_SLOT: u64 = 8 + 4 * MAX_MEMORIES as u64;
