@@ -7,11 +7,13 @@ use crate::checkpoint::Checkpoint;
 use crate::disk::Lent;
 use crate::executor_reports::Reporter;
 use crate::executors::Executors;
+use crate::figures::Figures;
 use crate::holdings::Teller;
 use crate::launcher::{Gone, Running};
 use crate::ledgers;
-use crate::prepare::{self, Prepared};
+use crate::prepare::{self, Laid, Prepared};
 use crate::sandbox::{self, Sandboxes};
+use crate::splits::Splits;
 use crate::watermark::Watermark;
 use crate::wire;
 use smalti_agent_core::{Agent, Event, Failure, FromExecutor, Message, Record, Run, ToExecutor};
@@ -19,8 +21,8 @@ use smalti_proto::v1;
 use smalti_types::protocol::{AgentCommand, RunningTask};
 use smalti_types::{Bytes, Digest, Effects, ExecutorId, FrameworkId, MasterEpoch, Reason, StatusUpdate, Stdin, TaskKey, Time};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
@@ -75,6 +77,17 @@ pub(crate) enum Input {
         ready: Box<prepare::Ready>,
         /// One for each slot, or why there are none.
         result: Result<Vec<Lent>, String>,
+    },
+    /// What an array's items read, or word of why it is not there.
+    Piece {
+        /// Of which part.
+        run: Run,
+        /// Which of its objects, and which bytes.
+        of: (u32, Range<u64>),
+        /// Of the question.
+        number: u64,
+        /// What lies there now.
+        laid: Laid,
     },
     /// A disk in the place of one that an executor left dirty.
     Renewed {
@@ -139,41 +152,6 @@ pub(crate) enum Ending {
     Alone,
 }
 
-/// Figures that the heartbeat carries.
-#[derive(Debug, Default)]
-pub(crate) struct Figures {
-    frames_sent: AtomicU64,
-    frames_received: AtomicU64,
-    items_finished: AtomicU64,
-    executor_ignored: AtomicU64,
-    executors_lost: AtomicU64,
-    /// 1 while the disk is too full for more tasks.
-    disk_full: AtomicU64,
-    /// By [`prepare::Kind`]: bytes, budget and number of what is cached.
-    caches: [[AtomicU64; 3]; 3],
-}
-
-impl Figures {
-    /// By name, as the master shows them.
-    pub(crate) fn counters(&self) -> HashMap<String, u64> {
-        [
-            ("executor_frames_sent", &self.frames_sent),
-            ("executor_frames_received", &self.frames_received),
-            ("items_finished", &self.items_finished),
-            ("executor_statements_ignored", &self.executor_ignored),
-            ("executors_lost", &self.executors_lost),
-            ("disk_full", &self.disk_full),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value.load(Ordering::Relaxed)))
-        .chain(prepare::Kind::ALL.into_iter().flat_map(|kind| {
-            let figures = ["bytes", "budget", "entries"].into_iter().zip(&self.caches[kind as usize]);
-            figures.map(move |(what, value)| (format!("cache_{}_{what}", kind.name()), value.load(Ordering::Relaxed)))
-        }))
-        .collect()
-    }
-}
-
 /// Wall time that never goes back while this process lives.
 #[derive(Debug)]
 struct Clock {
@@ -206,6 +184,7 @@ pub(crate) struct EventLoop {
     clock: Clock,
     executors: Executors,
     preparer: prepare::Handle,
+    splits: Splits,
     sandboxes: Sandboxes,
     /// Disks that runs in preparation will need.
     wanted: HashMap<Run, Wanted>,
@@ -243,7 +222,7 @@ pub(crate) struct EventLoop {
 impl EventLoop {
     pub(crate) fn new(
         (checkpoint, core): (Checkpoint, Agent),
-        (executors, preparer, sandboxes, watermark): (Executors, prepare::Handle, Sandboxes, Watermark),
+        (executors, preparer, splits, sandboxes, watermark): (Executors, prepare::Handle, Splits, Sandboxes, Watermark),
         figures: Arc<Figures>,
         (reporter, holdings): (Reporter, Teller),
         lease_wanted: watch::Sender<bool>,
@@ -254,6 +233,7 @@ impl EventLoop {
             clock: Clock::new(),
             executors,
             preparer,
+            splits,
             sandboxes,
             wanted: HashMap::new(),
             figures,
@@ -296,7 +276,7 @@ impl EventLoop {
                 _ = inbox.recv_many(&mut inputs, BATCH) => {}
                 _ = prepared.recv_many(&mut answers, BATCH) => {}
                 _ = tick.tick() => {
-                    self.count_caches();
+                    self.figures.count_caches(&self.preparer.stock());
                     self.release_earlier();
                     for (ticket, permille, text) in self.preparer.progress() {
                         self.again.push_back(Event::Fetching { run: Run(ticket), permille, text });
@@ -332,7 +312,7 @@ impl EventLoop {
             self.send();
             self.report(now);
             self.tell_holdings();
-            self.count();
+            self.figures.count(self.executors.frames(), self.core.counters(), self.room);
         }
         self.commit(self.clock.now())?;
         let alone = *ending.borrow() == Ending::Alone;
@@ -460,6 +440,10 @@ impl EventLoop {
                 }
                 None
             }
+            Input::Piece { run, of, number, laid } => {
+                let items = self.splits.arrived(run, &of, number, laid);
+                (!items.is_empty()).then_some(Event::SplitsThere { run, items })
+            }
             Input::Disks { run, ready, result } => Some(self.take_disks(run, *ready, result)),
             Input::Launched { executor, result: Ok(running) } => {
                 let cpu_us = running.start_cpu_us;
@@ -545,6 +529,7 @@ impl EventLoop {
                 }
             }
             Message::Prepare { run, key, role, spec, split_inputs, array, alone, disk, slots, keep } => {
+                self.splits.forget(run);
                 let failed = |message: String| Event::Prepared { run, result: Err(Failure::new(Reason::LaunchFailed, message)) };
                 let kind = match (array, alone) {
                     (true, _) => sandbox::Kind::Part,
@@ -574,6 +559,14 @@ impl EventLoop {
                     self.again.push_back(failed(e.to_string()));
                 }
             }
+            Message::FetchSplits { run, key, role, wanted } => {
+                let place = (self.sandboxes.task_directory(&key), !self.executors.all_know_pieces());
+                let items = self.splits.fetch(run, (&key, &role), wanted, place);
+                if !items.is_empty() {
+                    self.again.push_back(Event::SplitsThere { run, items });
+                }
+            }
+            Message::DropSplits { run, items } => self.splits.drop_items(run, &items),
             Message::CancelPrepare { run } => {
                 self.wanted.remove(&run);
                 self.preparer.cancel(run.0);
@@ -593,6 +586,7 @@ impl EventLoop {
             Message::Ended { run, key } => {
                 self.wanted.remove(&run);
                 self.executors.release(run);
+                self.splits.forget(run);
                 self.sandboxes.ended(&key);
             }
         }
@@ -656,24 +650,6 @@ impl EventLoop {
                 permit.send(v1::AgentToMaster { message: Some(v1::agent_to_master::Message::Holdings(news)) });
             }
         }
-    }
-
-    fn count_caches(&self) {
-        for stock in self.preparer.stock() {
-            let figures = [stock.bytes.0, stock.budget.0, stock.entries as u64];
-            self.figures.caches[stock.kind as usize].iter().zip(figures).for_each(|(at, n)| at.store(n, Ordering::Relaxed));
-        }
-    }
-
-    fn count(&self) {
-        let (sent, received) = self.executors.frames();
-        let counters = self.core.counters();
-        self.figures.frames_sent.store(sent, Ordering::Relaxed);
-        self.figures.frames_received.store(received, Ordering::Relaxed);
-        self.figures.items_finished.store(counters.items_finished, Ordering::Relaxed);
-        self.figures.executors_lost.store(counters.executors_lost, Ordering::Relaxed);
-        self.figures.disk_full.store(u64::from(!self.room), Ordering::Relaxed);
-        self.figures.executor_ignored.store(counters.executor_ignored, Ordering::Relaxed);
     }
 }
 

@@ -54,6 +54,8 @@ struct Executor {
     uid: Option<u32>,
     /// Of a networked one.
     sockets: Option<Sockets>,
+    /// It finds splits in files that have only a piece of their object.
+    knows_pieces: bool,
 }
 
 /// What a run needs until it is over.
@@ -132,6 +134,11 @@ impl Executors {
             // Nobody reads it when the agent ends.
             let _ = inbox.blocking_send(Input::Disks { run, ready: Box::new(ready), result });
         });
+    }
+
+    /// Whether all that are up find pieces of objects; those that an earlier build started do not.
+    pub(crate) fn all_know_pieces(&self) -> bool {
+        self.up.values().all(|executor| executor.knows_pieces)
     }
 
     /// Closes what a run needed.
@@ -220,7 +227,8 @@ impl Executors {
         }));
         let sockets = running.broker.zip(running.grants).map(|(broker, grants)| Sockets { broker, grants });
         let (process, group, uid) = (running.process, running.group, running.uid);
-        self.up.insert(id.clone(), Executor { kind, link, process, group, counts, facts, uid, sockets });
+        let knows_pieces = running.hello.pieces;
+        self.up.insert(id.clone(), Executor { kind, link, process, group, counts, facts, uid, sockets, knows_pieces });
         Some(slots)
     }
 

@@ -3,7 +3,8 @@
 //! Owns connecting, the heartbeat and the stream's first messages. Commands go to the event loop as they come, read requests to `reads`.
 //! Deliberately absent: what commands mean, and what to say about tasks.
 
-use crate::event_loop::{Ending, Figures, Input};
+use crate::event_loop::{Ending, Input};
+use crate::figures::Figures;
 use crate::prepare::Locator;
 use crate::reads::Reads;
 use smalti_proto::convert::MAX_FRAME_LEN;

@@ -74,10 +74,10 @@ pub struct Options {
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub sandbox_budget: Bytes,
     /// Outputs of ended tasks are kept this long at most; also the oldest go while less than --disk-reserve is free
-    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "168h")]
     pub sandbox_age: DurationMs,
     /// For the disk's sake they do not go before so long after their end: whoever waits for a task reads them then
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
     pub sandbox_grace: DurationMs,
     /// Bundles, compiled code and inputs take at most this much of the disk together, like 20GiB; what was not used for the longest time
     /// goes first, and a task that does not fit beside what is in use waits [default: a quarter of what is free, at most 10GiB]
@@ -105,13 +105,13 @@ pub struct Options {
     pub process: ProcessOptions,
     /// How long tasks may go on after SIGTERM or SIGINT: launches are refused, items that nobody has begun with go back, and what runs then is
     /// ended. A second signal ends everything at once
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
     pub drain_timeout: DurationMs,
     /// Leave tasks running when the agent is stopped, as when it is killed: the next one takes them up again. For upgrades
     #[arg(long)]
     pub keep_tasks: bool,
     /// How long executors go on without an agent before they end themselves
-    #[arg(long, value_name = "DURATION", default_value = "15min", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "15min")]
     pub recovery_timeout: DurationMs,
     /// Directories below which file:// bundles and inputs may lie (repeatable)
     #[arg(long, value_name = "DIR")]
@@ -155,22 +155,6 @@ impl Options {
         let of = |kind: Option<Bytes>| kind.unwrap_or(total);
         Budgets { total, kinds: [of(self.bundles_budget), of(self.compiled_budget), of(self.inputs_budget)] }
     }
-}
-
-/// Reads `500ms`, `30s`, `15min`, `1h`, or plain seconds.
-fn duration(text: &str) -> Result<DurationMs, String> {
-    let bad = || format!("`{text}` is not a span of time: write it like 500ms, 30s or 15min");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit {
-        "ms" => 1,
-        "s" | "" => 1_000,
-        "m" | "min" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(bad()),
-    };
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    number.checked_mul(factor).map(DurationMs).ok_or_else(bad)
 }
 
 /// Custom scalars as they are written on the command line.
@@ -221,15 +205,6 @@ impl std::str::FromStr for CustomResources {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn spans_are_read_and_nonsense_is_named() {
-        let read = ["500ms", "30s", "15min", "2m", "1h", "7", "0s"].map(|text| duration(text).unwrap().0);
-        assert_eq!(read, [500, 30_000, 900_000, 120_000, 3_600_000, 7_000, 0]);
-        for bad in ["", "s", "5d", "-1s", "99999999999999999999s"] {
-            assert!(duration(bad).unwrap_err().contains("like 500ms"), "{bad}");
-        }
-    }
 
     #[test]
     fn custom_resources_are_read_and_nonsense_is_named() {

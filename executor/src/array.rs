@@ -9,13 +9,14 @@ use crate::inputs::SplitInputs;
 use crate::instance::Template;
 use crate::link::{Link, Speech};
 use crate::output::SlotOutput;
-use crate::queue::{Item, Queue, Split};
+use crate::queue::{Item, Queue};
 use crate::report::{Done, Pending, ranges};
 use crate::scratch::Scratch;
 use crate::streams::Source;
 use crate::ticker::Activity;
 use smalti_executor_protocol::v1;
 use smalti_executor_protocol::v1::from_executor::Message;
+use smalti_types::Split;
 use smalti_types::items::ItemSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -302,7 +303,6 @@ impl ArrayRun {
     pub(crate) fn source(&self, item: &Item) -> Result<Option<Source>, String> {
         let Some(inputs) = &self.part.inputs else { return Ok(None) };
         let split = item.split.ok_or_else(|| format!("item {} has no split", item.item))?;
-        let (file, packing) = inputs.open(split.input)?;
-        Ok(Some(Source { file, offset: split.offset, length: split.length, packing }))
+        inputs.open(&split).map(Some)
     }
 }

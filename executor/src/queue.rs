@@ -2,20 +2,12 @@
 //!
 //! Owns their order (as leased, lowest first within a lease) and what belongs to each: attempt and split.
 
+use smalti_types::Split;
 use smalti_types::items::{ItemRange, ItemSet};
 use std::collections::VecDeque;
 
 /// Most leases that wait at once; the agent sends the next when one is half used up.
 const MAX_LEASES: usize = 1024;
-
-/// The part of an input that an item reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Split {
-    pub(crate) item: u64,
-    pub(crate) input: u32,
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
-}
 
 /// One item to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

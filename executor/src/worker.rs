@@ -264,6 +264,7 @@ impl Worker {
             reset: facts.reset.to_owned(),
             warnings: facts.warnings.iter().chain(&self.closed.warnings).chain(&slots.warning).cloned().collect(),
             layers: self.closed.layers.clone().into_iter().collect(),
+            pieces: true,
         };
         // What the last agent announced and did not start is not this one's.
         (self.announced, self.network) = (Announced::default(), network::Announced::default());

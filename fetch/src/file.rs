@@ -4,16 +4,17 @@
 
 use crate::error::SourceError;
 use crate::location::Location;
-use crate::source::{Ask, Opened, Part, Source, boxed, changed};
+use crate::source::{Ask, Opened, OpenedPart, Part, Source, boxed, changed};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{StreamExt, TryStreamExt};
 use percent_encoding::percent_decode_str;
 use smalti_types::Role;
 use std::fs::{File, Metadata};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
 /// Bytes read at a time.
@@ -115,21 +116,17 @@ impl Source for Files {
         boxed(async move { self.open_file(location).map(|(_, length, tag, _)| (length, Some(tag))) })
     }
 
-    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn part<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<OpenedPart, SourceError>> {
         boxed(async move {
             let (mut file, _, tag, at) = self.open_file(location)?;
             if let Some(expected) = part.version.filter(|v| *v != tag) {
                 return Err(changed(&at, expected, &tag));
             }
-            let most = part.length() as u64;
-            let read = move || {
-                let mut bytes = Vec::new();
-                file.seek(SeekFrom::Start(part.range.start))?;
-                file.take(most).read_to_end(&mut bytes)?;
-                Ok::<_, std::io::Error>(Bytes::from(bytes))
-            };
-            let joined = tokio::task::spawn_blocking(read).await.map_err(|e| SourceError::permanent(&at, e.to_string()))?;
-            joined.map_err(|e| failed(&at, &e))
+            let from = part.range.start;
+            file.seek(SeekFrom::Start(from)).map_err(|e| failed(&at, &e))?;
+            let stream = ReaderStream::with_capacity(tokio::fs::File::from_std(file).take(part.length() as u64), CHUNK)
+                .map_err(move |e| SourceError::permanent(&at, e.to_string()));
+            Ok(OpenedPart { stream: stream.boxed(), from })
         })
     }
 }
@@ -167,7 +164,11 @@ mod tests {
         let (length, tag) = files.head(&role, &place).await.unwrap();
         assert_eq!(length, 10);
         let part = |version| Part { range: 2..5, version };
-        assert_eq!(files.range(&role, &place, part(tag.as_deref())).await.unwrap(), "234");
+        let read = async |version| {
+            let opened = files.part(&role, &place, part(version)).await?;
+            opened.stream.try_fold(Vec::new(), async |all, chunk| Ok([all, chunk.to_vec()].concat())).await
+        };
+        assert_eq!(read(tag.as_deref()).await.unwrap(), b"234");
         let have = crate::range::Have::default();
         let ask = Ask { role: &role, location: &place, have: &have, version: None, digest_is_known: false };
         let opened = files.open(ask).await.unwrap();
@@ -176,9 +177,9 @@ mod tests {
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
         std::fs::write(&path, b"9876543210").unwrap();
         File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
-        assert!(matches!(files.range(&role, &place, part(tag.as_deref())).await, Err(SourceError::Changed { .. })));
-        assert_eq!(files.range(&role, &place, part(None)).await.unwrap(), "765");
-        let read: Vec<_> = opened.stream.collect().await;
-        assert!(matches!(read.last(), Some(Err(SourceError::Discontinued { .. }))), "{read:?}");
+        assert!(matches!(read(tag.as_deref()).await, Err(SourceError::Changed { .. })));
+        assert_eq!(read(None).await.unwrap(), b"765");
+        let all: Vec<_> = opened.stream.collect().await;
+        assert!(matches!(all.last(), Some(Err(SourceError::Discontinued { .. }))), "{all:?}");
     }
 }

@@ -12,7 +12,7 @@ use crate::location::{Location, clean_name};
 use crate::options::Setup;
 use crate::range::{Answer, Have, Packing, Request, Wrong, judge};
 use crate::retry::{Meaning, meaning, retry_after};
-use crate::source::{Ask, MODIFIED, Opened, Part, Source, boxed, changed, collect, same_version};
+use crate::source::{Ask, MODIFIED, Opened, OpenedPart, Part, Source, boxed, changed, same_version};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
@@ -260,7 +260,7 @@ impl Source for Http {
         })
     }
 
-    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn part<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<OpenedPart, SourceError>> {
         boxed(async move {
             let (url, at) = (url_of(location)?, location.to_string());
             let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
@@ -278,7 +278,7 @@ impl Source for Http {
             let start = part.range.start;
             let body = judge(&Have::default(), &Request::From(start), &answer(&response))
                 .map_err(|_| SourceError::permanent(&at, "the server sends another part than it was asked for"))?;
-            collect(stream(response, place, at.clone()), (start - body.from, part.length()), &at).await
+            Ok(OpenedPart { stream: stream(response, place, at), from: body.from })
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::error::SourceError;
 use crate::http::{Get, Got, Http, opened, stream, text, usable, wanted};
 use crate::location::{Location, OciReference};
 use crate::pin::hex;
-use crate::source::{Ask, Opened, Part, Source, boxed, collect};
+use crate::source::{Ask, Opened, OpenedPart, Part, Source, boxed, collect};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
@@ -238,15 +238,15 @@ impl Source for Oci {
         })
     }
 
-    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn part<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<OpenedPart, SourceError>> {
         boxed(async move {
             let at = location.to_string();
             let layer = self.layer(role, reference_of(location)?).await?;
             let value = HeaderValue::from_str(&part.header()).map_err(|e| SourceError::permanent(&at, e.to_string()))?;
             let Got { response, place } = self.get(role, &layer.url, HeaderMap::from_iter([(RANGE, value)]), layer.secret, &at).await?;
             let response = usable(response, &at)?;
-            let skip = if response.status().as_u16() == 206 { 0 } else { part.range.start };
-            collect(stream(response, place, at.clone()), (skip, part.length()), &at).await
+            let from = if response.status().as_u16() == 206 { part.range.start } else { 0 };
+            Ok(OpenedPart { stream: stream(response, place, at), from })
         })
     }
 }

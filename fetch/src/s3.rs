@@ -5,16 +5,16 @@
 
 use crate::clients::CONNECT_TIMEOUT;
 use crate::error::{SourceError, disconnected, root_cause};
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, Place};
 use crate::location::Location;
 use crate::options::Setup;
-use crate::source::{Ask, MODIFIED, Opened, Part, Source, boxed, changed, same_version};
+use crate::source::{Ask, MODIFIED, Opened, OpenedPart, Part, Source, boxed, changed, same_version};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream::StreamExt;
+use futures::stream::{BoxStream, StreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path as Key;
-use object_store::{Certificate, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{Certificate, ClientOptions, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use smalti_types::Role;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -158,12 +158,7 @@ impl Source for S3 {
                 (other, _) => other,
             })?;
             let (from, total, etag) = (result.range.start, result.meta.size, version_sent(&result.meta, version));
-            let stream = result.into_stream().map(move |chunk| {
-                let _place = &place;
-                chunk.map_err(|e| from_store(&at, &e))
-            });
-            let stream = stream.boxed();
-            Ok(Opened { stream, from, total: Some(total), etag, name: None, sha256: None })
+            Ok(Opened { stream: watched(result, place, at), from, total: Some(total), etag, name: None, sha256: None })
         })
     }
 
@@ -175,10 +170,10 @@ impl Source for S3 {
         })
     }
 
-    fn range<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn part<'a>(&'a self, _: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<OpenedPart, SourceError>> {
         boxed(async move {
             let (store, path, at) = self.object(location)?;
-            let _place = self.hosts.place(&Self::host(location)).await;
+            let place = self.hosts.place(&Self::host(location)).await;
             let options = GetOptions { range: Some(GetRange::Bounded(part.range)), ..condition(part.version) };
             let result = store.get_opts(&path, options).await.map_err(|e| from_store(&at, &e))?;
             if let (Some(expected), Some(found)) = (part.version, version_sent(&result.meta, part.version))
@@ -186,9 +181,19 @@ impl Source for S3 {
             {
                 return Err(changed(&at, expected, &found));
             }
-            result.bytes().await.map_err(|e| from_store(&at, &e))
+            let from = result.range.start;
+            Ok(OpenedPart { stream: watched(result, place, at), from })
         })
     }
+}
+
+/// The bytes of an answer; as long as they come, the host is busy with it.
+fn watched(result: GetResult, place: Place, at: String) -> BoxStream<'static, Result<Bytes, SourceError>> {
+    let chunks = result.into_stream().map(move |chunk| {
+        let _place = &place;
+        chunk.map_err(|e| from_store(&at, &e))
+    });
+    chunks.boxed()
 }
 
 /// Which version a server sends: its tag, or when it was modified last, to the second. The latter also where the version that was asked for

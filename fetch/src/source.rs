@@ -98,14 +98,22 @@ impl std::fmt::Debug for Opened {
     }
 }
 
+/// A part of an object, opened.
+pub(crate) struct OpenedPart {
+    /// Its bytes, and perhaps more behind them.
+    pub(crate) stream: BoxStream<'static, Result<Bytes, SourceError>>,
+    /// Where the stream begins: where it was asked to, or before that if the server does not know parts.
+    pub(crate) from: u64,
+}
+
 /// One kind of place.
 pub(crate) trait Source: Send + Sync {
     /// Opens an object behind what is there of it.
     fn open<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Opened, SourceError>>;
     /// Its length and its tag.
     fn head<'a>(&'a self, role: &'a Role, location: &'a Location) -> BoxFuture<'a, Result<(u64, Option<String>), SourceError>>;
-    /// Some bytes of it, not beyond its end.
-    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>>;
+    /// Opens some bytes of it, not beyond its end; not for none.
+    fn part<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<OpenedPart, SourceError>>;
 }
 
 /// Everything that can be fetched from.
@@ -186,11 +194,18 @@ impl Sources {
     /// # Errors
     /// [`SourceError`], also when the role may not.
     pub async fn range(&self, role: &Role, location: &Location, part: Part<'_>) -> Result<Bytes, SourceError> {
-        self.setup.policy.check(role, location)?;
-        if part.length() == 0 {
-            return Ok(Bytes::new());
+        let (start, length) = (part.range.start, part.length());
+        if length == 0 {
+            return self.setup.policy.check(role, location).map(|()| Bytes::new());
         }
-        self.kind(location).range(role, location, part).await
+        let opened = self.part(role, location, part).await?;
+        collect(opened.stream, (start.saturating_sub(opened.from), length), &location.to_string()).await
+    }
+
+    /// Opens some bytes of an object.
+    pub(crate) async fn part(&self, role: &Role, location: &Location, part: Part<'_>) -> Result<OpenedPart, SourceError> {
+        self.setup.policy.check(role, location)?;
+        self.kind(location).part(role, location, part).await
     }
 
     /// The same place in words that cannot come to mean something else: the manifest's digest in place of a tag.

@@ -6,8 +6,7 @@
 use crate::error::SourceError;
 use crate::http::{Http, from_reqwest, text, usable};
 use crate::location::Location;
-use crate::source::{Ask, Opened, Part, Source, boxed, collect};
-use bytes::Bytes;
+use crate::source::{Ask, Opened, OpenedPart, Part, Source, boxed};
 use futures::future::BoxFuture;
 use reqwest::header::{CONTENT_LENGTH, RANGE};
 use smalti_types::{Digest, Role};
@@ -54,13 +53,13 @@ impl Source for Store {
         })
     }
 
-    fn range<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn part<'a>(&'a self, role: &'a Role, location: &'a Location, part: Part<'a>) -> BoxFuture<'a, Result<OpenedPart, SourceError>> {
         boxed(async move {
             let (url, at) = self.url(role, location)?;
             let request = self.client.get(url).header(RANGE, part.header());
             let response = usable(request.send().await.map_err(|e| from_reqwest(&at, &e))?, &at)?;
-            let skip = if response.status().as_u16() == 206 { 0 } else { part.range.start };
-            collect(crate::http::stream(response, None, at.clone()), (skip, part.length()), &at).await
+            let from = if response.status().as_u16() == 206 { part.range.start } else { 0 };
+            Ok(OpenedPart { stream: crate::http::stream(response, None, at), from })
         })
     }
 }

@@ -247,8 +247,6 @@ impl Transfer<'_> {
             version: wanted.etag.as_deref(),
             digest_is_known: wanted.digest.is_some(),
         };
-        let stalled =
-            || SourceError::transient(&self.at(), format!("nothing arrives any more (time limit of the transfer, {} s)", stall.as_secs()));
         // Until an answer begins, the clients have the same limit; waiting for a place at the host is no stall.
         let opened = self.sources.open(ask).await?;
         self.admit(&opened)?;
@@ -261,7 +259,7 @@ impl Transfer<'_> {
         sink.note(&seen.facts).await.map_err(|e| disk(sink, &e))?;
         let (total, mut stream, mut done) = (opened.total, opened.stream, opened.from);
         let mut pace = Pace::new(stall);
-        while let Some(chunk) = timeout(stall, stream.next()).await.map_err(|_| stalled())? {
+        while let Some(chunk) = timeout(stall, stream.next()).await.map_err(|_| stalled(&self.at(), stall))? {
             let chunk = chunk?;
             let length = chunk.len() as u64;
             done += length;
@@ -274,9 +272,7 @@ impl Transfer<'_> {
             sink.write(chunk).await.map_err(|e| disk(sink, &e))?;
             self.sources.rate.take(length).await;
             if pace.is_too_slow(Instant::now(), length) && total.is_none_or(|t| done < t) {
-                return Err(
-                    SourceError::transient(&self.at(), format!("next to nothing arrives (less than {SLOWEST} bytes a second)")).into()
-                );
+                return Err(trickles(&self.at()).into());
             }
         }
         match total {
@@ -327,7 +323,15 @@ impl Transfer<'_> {
     }
 }
 
-fn disk<S: Sink>(sink: &S, error: &io::Error) -> Failed {
+pub(crate) fn stalled(at: &str, stall: Duration) -> SourceError {
+    SourceError::transient(at, format!("nothing arrives any more (time limit of the transfer, {} s)", stall.as_secs()))
+}
+
+pub(crate) fn trickles(at: &str) -> SourceError {
+    SourceError::transient(at, format!("next to nothing arrives (less than {SLOWEST} bytes a second)"))
+}
+
+pub(crate) fn disk<S: Sink>(sink: &S, error: &io::Error) -> Failed {
     Failed::disk(sink.describe(), error)
 }
 
@@ -341,19 +345,19 @@ impl Failed {
 }
 
 /// How fast bytes come, over spans of the time limit.
-struct Pace {
+pub(crate) struct Pace {
     span: Duration,
     began: Instant,
     bytes: u64,
 }
 
 impl Pace {
-    fn new(span: Duration) -> Self {
+    pub(crate) fn new(span: Duration) -> Self {
         Self { span, began: Instant::now(), bytes: 0 }
     }
 
     /// Takes in what came until `now`; whether it was too little for too long.
-    fn is_too_slow(&mut self, now: Instant, bytes: u64) -> bool {
+    pub(crate) fn is_too_slow(&mut self, now: Instant, bytes: u64) -> bool {
         self.bytes = self.bytes.saturating_add(bytes);
         let took = now.saturating_duration_since(self.began);
         if took < self.span {

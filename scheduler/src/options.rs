@@ -37,7 +37,7 @@ pub struct Options {
     #[serde(skip)]
     pub fetch: smalti_fetch::FetchOptions,
     /// How long a job lets offers pass at most while another agent holds its inputs; 0s: not at all
-    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "3s")]
     pub locality_wait: DurationMs,
     /// Listen beyond loopback although nothing checks who connects
     #[arg(long)]
@@ -84,22 +84,6 @@ impl Options {
         tracing::warn!(listen = %self.listen, "listening beyond loopback without authentication: whoever reaches this port can run code on the cluster");
         Ok(())
     }
-}
-
-/// Reads `500ms`, `30s`, `15min`, `1h`, or plain seconds.
-fn duration(text: &str) -> Result<DurationMs, String> {
-    let bad = || format!("`{text}` is not a span of time: write it like 500ms, 3s or 1min");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit {
-        "ms" => 1,
-        "s" | "" => 1_000,
-        "m" | "min" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(bad()),
-    };
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    number.checked_mul(factor).map(DurationMs).ok_or_else(bad)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use smalti_scheduler_core::spec::ReduceSpec;
 use smalti_scheduler_core::{Admission, Event, JobId, JobSpec, JobState, MapSpec, Message, Policy, Record, Scheduler, SingleSpec, Work};
 use smalti_types::protocol::FrameworkEvent;
 use smalti_types::{
-    ArrayTemplate, BundleRef, Bytes, Effects, HoldingKey, Input, Isolation, MilliCpus, Offer, Resources, Role, TaskSpec, Time,
+    ArrayTemplate, BundleRef, Bytes, Effects, HoldingKey, Input, Isolation, MilliCpus, Offer, Resources, Role, Split, TaskSpec, Time,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -50,6 +50,12 @@ fn input(n: u64) -> Input {
     Input { guest_path: Some(format!("/in/{n}")), uri: None, digest: Some(bundle(50 + n)), length, etag: None, packing: None }
 }
 
+/// An object of which agents fetch pieces.
+fn large() -> Input {
+    let (uri, etag) = (Some("s3://bucket/large".to_owned()), Some("\"1\"".to_owned()));
+    Input { guest_path: None, uri, digest: None, length: 1 << 40, etag, packing: None }
+}
+
 /// What an offer's agent is said to hold: it is hearsay, and changes with every offer.
 fn hearsay(offer: &Offer) -> Vec<HoldingKey> {
     let mut rng = Rng::new(offer.id.number);
@@ -70,6 +76,12 @@ fn job(id: JobId, rng: &mut Rng) -> JobSpec {
             initial_state: None,
         }))
     };
+    if let Work::Map(map) = &mut work
+        && id.number() % 4 == 1
+    {
+        map.template.split_inputs = vec![large()];
+        map.splits = (0..map.template.total_items).map(|item| Split { item, input: 0, offset: item << 20, length: 1 << 20 }).collect();
+    }
     if id.number() > PLAIN_JOBS {
         let read = match &mut work {
             Work::Single(single) => &mut single.spec.inputs,

@@ -18,6 +18,7 @@ pub mod holdings;
 pub mod id;
 pub mod items;
 pub mod offer;
+pub mod pieces;
 pub mod ports;
 pub mod protocol;
 pub mod resources;

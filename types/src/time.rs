@@ -41,6 +41,11 @@ impl From<std::time::SystemTime> for Time {
     }
 }
 
+/// Why a text is no span of time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a span of time: write it like 500ms, 30s, 15min or 1h")]
+pub struct DurationError(String);
+
 /// A span of time in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct DurationMs(pub u64);
@@ -50,5 +55,42 @@ impl DurationMs {
     #[must_use]
     pub const fn to_std(self) -> std::time::Duration {
         std::time::Duration::from_millis(self.0)
+    }
+}
+
+impl std::str::FromStr for DurationMs {
+    type Err = DurationError;
+
+    /// Reads `500ms`, `30s`, `15m` or `15min`, `1h`, or plain seconds.
+    fn from_str(text: &str) -> Result<Self, DurationError> {
+        let bad = || DurationError(text.to_owned());
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let factor: u64 = match unit {
+            "ms" => 1,
+            "s" | "" => 1_000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(bad()),
+        };
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        number.checked_mul(factor).map(Self).ok_or_else(bad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_read_with_their_unit() {
+        for (text, ms) in
+            [("500ms", 500), ("30s", 30_000), ("7", 7_000), ("15min", 900_000), ("2m", 120_000), ("168h", 604_800_000), ("0s", 0)]
+        {
+            assert_eq!(text.parse(), Ok(DurationMs(ms)), "{text}");
+        }
+        for bad in ["", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999h", "1h30m"] {
+            assert!(bad.parse::<DurationMs>().is_err_and(|e| e.to_string().contains(bad)), "{bad}");
+        }
     }
 }

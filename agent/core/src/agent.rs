@@ -116,6 +116,7 @@ impl Agent {
             }
             Event::Command(command) => self.command(now, command, &mut out),
             Event::Prepared { run, result } => self.prepared(now, run, result, &mut out),
+            Event::SplitsThere { run, items } => self.splits_there(now, run, &items, &mut out),
             Event::Fetching { run, permille, text } => self.fetching(run, permille, text),
             Event::ExecutorStarted { executor, slots, cpu_us } => self.executor_started(now, &executor, slots, cpu_us, &mut out),
             Event::ExecutorFailed { executor, failure } => self.executor_failed(now, &executor, failure, &mut out),
@@ -293,6 +294,7 @@ impl Agent {
                 out.persist(Record::Removed { run });
                 continue;
             }
+            Self::see_to_splits(&self.pool, run, task, out);
             Self::record_attempt(run, task, out);
         }
         if !updates.is_empty() {
@@ -309,6 +311,9 @@ impl Agent {
         // Every sum was checked when it was made, so taking away cannot fail.
         self.held = self.held.checked_sub(&task.resources()).unwrap_or_default();
         self.leases.forget(run);
+        if let Work::Part(part) = &mut task.work {
+            part.pieces.reset();
+        }
         let used = task.used_in_process(&ending);
         // Somebody gets ready what nobody needs any more.
         if std::mem::take(&mut task.unprepared) || task.phase == Phase::Preparing {

@@ -6,13 +6,15 @@
 use crate::event::{ArrayReport, Failure, ItemFailure, Run};
 use crate::lanes::Lanes;
 use crate::lease::{Rate, pace_us};
+use crate::pieces::Pieces;
 use crate::queue::{Batch, HandOut, Queue};
 use crate::record::{PartState, Record};
 use crate::task::usage_pace;
 use crate::trust::Bounds;
 use smalti_types::status::{MAX_RESULT_LEN, truncate};
 use smalti_types::{
-    ArrayDelta, FailedItem, ItemBatch, ItemSet, LaunchArray, Reason, Resources, Sabotage, StatusUpdate, TaskKey, TaskState, Time, Usage,
+    ArrayDelta, FailedItem, Input, ItemBatch, ItemSet, LaunchArray, Reason, Resources, Sabotage, Split, StatusUpdate, TaskKey, TaskState,
+    Time, Usage,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -64,6 +66,8 @@ pub(crate) struct Part {
     /// The executor knows that no more leases follow.
     pub(crate) ending: bool,
     pub(crate) queue: Queue,
+    /// Of which items the bytes must be fetched first.
+    pub(crate) pieces: Pieces,
     /// In class `process`: the executors of its items.
     pub(crate) lanes: Lanes,
     /// By the number of the hand-out.
@@ -112,6 +116,7 @@ impl Part {
             open: true,
             ending: false,
             queue: Queue::default(),
+            pieces: Pieces::new(&launch.template.split_inputs),
             lanes: Lanes::default(),
             leased: BTreeMap::new(),
             chunks: VecDeque::new(),
@@ -206,12 +211,38 @@ impl Part {
 
     /// Whether there is an item to start, and room to tell what comes of it.
     pub(crate) fn has_next(&self) -> bool {
-        !self.ending && !self.queue.is_empty() && self.chunks.len() < MOST_CHUNKS
+        self.ready_len() > 0 && !self.ending && self.chunks.len() < MOST_CHUNKS
+    }
+
+    /// Items that could be leased now.
+    pub(crate) fn ready_len(&self) -> u64 {
+        self.queue.len_of(self.pieces.ready())
+    }
+
+    /// Splits that are to be fetched now.
+    pub(crate) fn take_wanted_splits(&mut self) -> Vec<(Split, Input)> {
+        if self.ending {
+            return Vec::new();
+        }
+        let ahead = self.rate.target(u64::from(self.slots));
+        let wanted = self.pieces.take_wanted(&self.queue, ahead);
+        let inputs = &self.launch.template.split_inputs;
+        wanted.into_iter().filter_map(|s| Some((s, inputs.get(s.input as usize)?.clone()))).collect()
+    }
+
+    /// Items whose splits nobody needs any more.
+    pub(crate) fn take_gone_splits(&mut self) -> ItemSet {
+        let (queue, leased) = (&self.queue, &self.leased);
+        self.pieces.take_gone(|| {
+            let mut here = queue.items();
+            leased.values().for_each(|l| here.extend(&l.items));
+            here
+        })
     }
 
     /// The next item by itself.
     pub(crate) fn lease_one(&mut self) -> Option<Batch> {
-        let batch = self.has_next().then(|| self.queue.take_first(1)).flatten()?;
+        let batch = self.has_next().then(|| self.queue.take_first(1, self.pieces.ready())).flatten()?;
         self.lease(&batch);
         Some(batch)
     }
@@ -283,7 +314,7 @@ impl Part {
         }
         let report_interval_us = pace_us(now, self.started.unwrap_or(now));
         let mut want = target - have;
-        while let Some(batch) = self.queue.take_first(want) {
+        while let Some(batch) = self.queue.take_first(want, self.pieces.ready()) {
             want -= batch.items.len();
             self.lease(&batch);
             leases.push(Lease { batch, report_when_left: 0, report_interval_us });
@@ -473,6 +504,7 @@ impl Part {
         if self.leased.values().any(|l| l.items.is_empty()) {
             return Err("an empty lease is kept".into());
         }
+        self.pieces.check_invariants(&self.queue.items())?;
         if self.lanes.items().any(|item| !self.is_leased(item)) {
             return Err("an executor has an item that is not leased".into());
         }
@@ -618,6 +650,7 @@ impl Part {
     pub(crate) fn reset(&mut self) {
         let leased = self.leased_items();
         self.requeue(&leased);
+        self.pieces.reset();
         (self.started, self.said, self.asked, self.ending) = (None, None, false, false);
     }
 }

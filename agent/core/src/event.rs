@@ -80,6 +80,13 @@ pub enum Event {
         /// The bundle's digest, or why the task cannot run.
         result: Result<Digest, Failure>,
     },
+    /// Answer to [`Message::FetchSplits`]: the bytes of these items are there, or word of why not.
+    SplitsThere {
+        /// Of which array part.
+        run: Run,
+        /// Which.
+        items: ItemSet,
+    },
     /// How far the transfers are that a preparation waits for.
     Fetching {
         /// Which.
@@ -274,6 +281,24 @@ pub enum Message {
         slots: u32,
         /// Whether its directory has something that must stay: it goes on after a restart of the agent. Else it begins anew.
         keep: bool,
+    },
+    /// Fetch what these items read, and no more of the objects. Nothing of it is kept for a task of another life of this agent.
+    FetchSplits {
+        /// Of which array part.
+        run: Run,
+        /// Its attempt.
+        key: TaskKey,
+        /// Its framework's role.
+        role: Role,
+        /// Which bytes of what.
+        wanted: Vec<(Split, Input)>,
+    },
+    /// What these items read is not needed any more, or not waited for.
+    DropSplits {
+        /// Of which array part.
+        run: Run,
+        /// Which.
+        items: ItemSet,
     },
     /// Nobody waits for this any more. No answer is expected.
     CancelPrepare {

@@ -104,6 +104,11 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
+    /// An earlier life of the agent knew it, and it has not said yet what it holds.
+    pub(crate) const fn is_coming_back(&self) -> bool {
+        matches!(self.phase, Phase::Away | Phase::Back)
+    }
+
     /// One that is being started, with the memory limit that it starts with: enough for its first tasks' `memory`.
     pub(crate) fn new(kind: ExecutorKind, framework: Option<FrameworkId>, slots: u32, memory: u64, now: Time) -> Self {
         let mut executor = Self {

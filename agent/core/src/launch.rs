@@ -5,11 +5,12 @@
 use crate::agent::{Agent, Out, task_memory};
 use crate::event::{Failure, Message, Run, ToExecutor};
 use crate::executor::{self, Executor, Need};
+use crate::executors::Pool;
 use crate::lanes::Lanes;
 use crate::parameters::ExecutorKind;
 use crate::record::Record;
-use crate::task::{Ending, Phase, Place, Work};
-use smalti_types::{Digest, DurationMs, ExecutorId, FrameworkId, Reason, Sabotage, TaskState, Time};
+use crate::task::{Ending, Phase, Place, Task, Work};
+use smalti_types::{Digest, DurationMs, ExecutorId, FrameworkId, ItemSet, Reason, Sabotage, TaskState, Time};
 
 /// How long after its time limit and grace a task's executor is ended: the last resort, with room for a machine under load.
 const OVERDUE_MARGIN: DurationMs = DurationMs(30_000);
@@ -237,16 +238,46 @@ impl Agent {
         self.end_if_exhausted(now, run, out);
     }
 
+    /// Lets the splits of a part's next items be fetched, and gives up those of items that have ended.
+    pub(crate) fn see_to_splits(pool: &Pool, run: Run, task: &mut Task, out: &mut Out) {
+        let Work::Part(part) = &mut task.work else { return };
+        let goes_on = match &task.phase {
+            // Before it has said what it holds, it may have ended.
+            Phase::Running(place) => !pool.executors.get(&place.executor).is_some_and(Executor::is_coming_back),
+            Phase::Spread => !task.unprepared,
+            _ => false,
+        };
+        if !goes_on {
+            return;
+        }
+        let items = part.take_gone_splits();
+        if !items.is_empty() {
+            out.send(Message::DropSplits { run, items });
+        }
+        let wanted = part.take_wanted_splits();
+        if !wanted.is_empty() {
+            out.send(Message::FetchSplits { run, key: task.key.clone(), role: task.role.clone(), wanted });
+        }
+    }
+
+    pub(crate) fn splits_there(&mut self, now: Time, run: Run, items: &ItemSet, out: &mut Out) {
+        let Some(Work::Part(part)) = self.tasks.get_mut(&run).map(|t| &mut t.work) else { return };
+        part.pieces.arrived(items);
+        self.dirty.insert(run);
+        self.feed(now, run, out);
+    }
+
     /// Leases items to a running part's executor, and tells it when none will follow.
     pub(crate) fn feed(&mut self, now: Time, run: Run, out: &mut Out) {
         let Some(task) = self.tasks.get_mut(&run) else { return };
+        // First: items that need no fetch can be leased at once.
+        Self::see_to_splits(&self.pool, run, task, out);
         if task.phase == Phase::Spread {
             return self.queue_process(run);
         }
         let Phase::Running(place) = &task.phase else { return };
         // What it holds was counted before it gets another lease, and would be compared with what is leased after that.
-        let is_comparing = |e: &Executor| matches!(e.phase, executor::Phase::Away | executor::Phase::Back);
-        if self.pool.executors.get(&place.executor).is_some_and(is_comparing) && !Sabotage::AgentLeasesBeforeHolds.is_on() {
+        if self.pool.executors.get(&place.executor).is_some_and(Executor::is_coming_back) && !Sabotage::AgentLeasesBeforeHolds.is_on() {
             return;
         }
         let Work::Part(part) = &mut task.work else { return };

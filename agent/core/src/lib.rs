@@ -18,6 +18,7 @@ mod launch;
 mod lease;
 mod losses;
 mod parameters;
+mod pieces;
 mod process;
 mod queue;
 mod record;

@@ -130,7 +130,7 @@ fn wants(task: &Task) -> usize {
     match (&task.phase, &task.work) {
         (Phase::Waiting, Work::Single(_)) => 1,
         (Phase::Spread, Work::Part(part)) if part.has_next() && !task.unprepared => {
-            part.lanes.free().min(usize::try_from(part.queue.len()).unwrap_or(usize::MAX))
+            part.lanes.free().min(usize::try_from(part.ready_len()).unwrap_or(usize::MAX))
         }
         _ => 0,
     }

@@ -83,17 +83,35 @@ impl Queue {
         self.batches.iter().flat_map(|b| b.items.ranges()).copied().collect()
     }
 
-    /// Removes up to `n` items of one hand-out from the front.
-    pub(crate) fn take_first(&mut self, n: u64) -> Option<Batch> {
+    /// Removes up to `n` items of one hand-out from the front, of those that are `ready` if only some are.
+    pub(crate) fn take_first(&mut self, n: u64, ready: Option<&ItemSet>) -> Option<Batch> {
         if n == 0 {
             return None;
         }
-        let front = self.batches.front_mut()?;
-        let taken = Batch { items: front.items.take_first(n), number: front.number, hand_out: front.hand_out.clone() };
-        if front.items.is_empty() {
-            self.batches.pop_front();
+        let at = match ready {
+            Some(ready) => self.batches.iter().position(|b| !b.items.is_disjoint(ready))?,
+            None => 0,
+        };
+        let batch = self.batches.get_mut(at)?;
+        let items = match ready {
+            Some(ready) => {
+                let items = batch.items.intersection(ready).take_first(n);
+                batch.items = batch.items.difference(&items);
+                items
+            }
+            None => batch.items.take_first(n),
+        };
+        let taken = Batch { items, number: batch.number, hand_out: batch.hand_out.clone() };
+        if batch.items.is_empty() {
+            self.batches.remove(at);
         }
         Some(taken)
+    }
+
+    /// How many items wait, of those that are `ready` if only some are.
+    pub(crate) fn len_of(&self, ready: Option<&ItemSet>) -> u64 {
+        let Some(ready) = ready else { return self.len() };
+        self.batches.iter().map(|b| b.items.intersection(ready).len()).sum()
     }
 
     /// Removes up to `n` items from the back.
@@ -132,21 +150,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn items_leave_with_their_splits_and_none_is_lost(ops in proptest::collection::vec((0_u8..3, 0_u64..20), 0..30)) {
+        fn items_leave_with_their_splits_and_none_is_lost(
+            ops in proptest::collection::vec((0_u8..3, 0_u64..20, proptest::option::of(0_u64..150)), 0..30),
+        ) {
             let mut queue = Queue::default();
             for i in 0..3 {
                 queue.push(batch(i * 50, i * 50 + 30, i));
             }
             let all = queue.items();
             let mut gone = ItemSet::default();
-            for (op, n) in ops {
+            for (op, n, from) in ops {
+                let ready = from.map(|from| ItemSet::range(from, from + 20));
+                let had = queue.len_of(ready.as_ref());
                 let taken = if op == 2 {
                     queue.take_last(n)
                 } else {
-                    queue.take_first(n).map_or_else(ItemSet::default, |b| {
+                    queue.take_first(n, ready.as_ref()).map_or_else(ItemSet::default, |b| {
                         assert_eq!(b.hand_out.splits_of(&b.items).iter().map(|s| s.item).collect::<ItemSet>(), b.items.clone());
                         assert_eq!(b.number, b.items.first().unwrap() / 50);
                         let items = b.items.clone();
+                        assert!(ready.as_ref().is_none_or(|r| r.contains_all(&items)) && items.len() <= had);
                         if op == 1 {
                             queue.put_back(b);
                             return ItemSet::default();

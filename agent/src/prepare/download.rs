@@ -11,9 +11,10 @@ use super::meters::{Meter, Meters};
 use super::partial::Partial;
 use super::peers::{Locator, Place};
 use super::turns::Turns;
-use smalti_fetch::{Failed, Location, Setup, SourceError, Sources, Transfer, Wanted};
+use smalti_fetch::{Failed, Got, Location, PieceTransfer, Setup, SourceError, Sources, Transfer, Wanted};
 use smalti_types::{Digest, FrameworkId};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -103,10 +104,7 @@ impl Fetcher {
     ) -> Result<Fetched, Unfetched> {
         let Some(first) = wanted.first() else { return Err(Unfetched::Failed(nowhere())) };
         let _shown = self.meters.show(shown.iter().map(|w| w.location.clone()), &meter);
-        let path = self.dir.join(self.name(first, keep));
-        let alone = self.alone(&path).await;
-        let opened = Partial::open(path, alone, self.cache.clone(), (self.chunks.clone(), tenant.clone()), meter).await;
-        let mut file = opened.map_err(|e| Unfetched::Failed(Failed::disk(self.dir.display().to_string(), &e)))?;
+        let mut file = self.open(self.dir.join(self.name(first, keep)), tenant, meter).await?;
         // Before anybody is asked for it, who would then wait with it.
         let length = first.length.or_else(|| self.lengths().get(&first.digest?).copied());
         if let Some(length) = length.filter(|length| *length <= first.limit.0) {
@@ -117,10 +115,7 @@ impl Fetcher {
             file.comes_from(&wanted.location);
             match (Transfer { sources: &self.sources, wanted }).run(&mut file).await {
                 Ok(facts) => {
-                    // Before the rename: after a crash of the machine a file under its final name must be whole.
-                    let closed = file.close().await.map_err(|e| Failed::disk(file.path().display().to_string(), &e));
-                    let length = closed.map_err(Unfetched::Failed)?;
-                    return Ok(Fetched { file, length, name: facts.name, place: None });
+                    return whole(file, facts.name).await;
                 }
                 Err(failed) => {
                     if let Some(no_room) = file.no_room() {
@@ -140,6 +135,39 @@ impl Fetcher {
             file.discard();
         }
         Err(Unfetched::Failed(summary(failures)))
+    }
+
+    /// Fetches some bytes of an object, and of no other version of it; `None`: its place gives the whole or nothing.
+    pub(crate) async fn fetch_piece(&self, wanted: &Wanted, range: Range<u64>, tenant: &FrameworkId) -> Result<Option<Fetched>, Unfetched> {
+        let meter = Arc::default();
+        let _shown = self.meters.show(std::iter::once(wanted.location.clone()), &meter);
+        let what = format!("{}\0{:?}\0{:?}\0{range:?}", wanted.role, wanted.location, wanted.etag);
+        let mut file = self.open(self.dir.join(format!("p{}", Digest::of(what.as_bytes()).to_hex())), tenant, meter).await?;
+        file.reserve(range.end.saturating_sub(range.start)).await.map_err(Unfetched::NoRoom)?;
+        file.comes_from(&wanted.location);
+        match (PieceTransfer { sources: &self.sources, wanted, range }).run(&mut file).await {
+            Ok(Got::Piece) => whole(file, None).await.map(Some),
+            Ok(Got::NoPieces) => {
+                file.discard();
+                Ok(None)
+            }
+            Err(failed) => {
+                if let Some(no_room) = file.no_room() {
+                    return Err(Unfetched::NoRoom(no_room.clone()));
+                }
+                if !is_of_use_later(&failed) {
+                    file.discard();
+                }
+                Err(Unfetched::Failed(failed))
+            }
+        }
+    }
+
+    /// A partial file, once nobody else writes it.
+    async fn open(&self, path: PathBuf, tenant: &FrameworkId, meter: Arc<Meter>) -> Result<Partial, Unfetched> {
+        let alone = self.alone(&path).await;
+        let opened = Partial::open(path, alone, self.cache.clone(), (self.chunks.clone(), tenant.clone()), meter).await;
+        opened.map_err(|e| Unfetched::Failed(Failed::disk(self.dir.display().to_string(), &e)))
     }
 
     fn lengths(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, u64>> {
@@ -189,6 +217,13 @@ impl Fetcher {
             (None, None) => format!("{PARTIAL_PREFIX}{kind}{}", self.unpinned.fetch_add(1, Ordering::Relaxed)),
         }
     }
+}
+
+/// Nothing is missing. Made sure of before the rename: after a crash of the machine a file under its final name must be whole.
+async fn whole(mut file: Partial, name: Option<String>) -> Result<Fetched, Unfetched> {
+    let closed = file.close().await.map_err(|e| Failed::disk(file.path().display().to_string(), &e));
+    let length = closed.map_err(Unfetched::Failed)?;
+    Ok(Fetched { file, length, name, place: None })
 }
 
 /// Said of an agent that sends next to nothing.

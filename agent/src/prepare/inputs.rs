@@ -11,32 +11,27 @@ use super::names::{self, Held, Names};
 use super::service::Shares;
 use super::turns::{Turns, Waiting};
 use super::{Failure, ReadyDir, Stop};
-use futures::{FutureExt, StreamExt, TryStreamExt};
+use futures::FutureExt;
 use smalti_fetch::{Failed, Location, Wanted};
 pub(crate) use smalti_types::grants::ASSETS_PATH;
-use smalti_types::{Bytes, Digest, FrameworkId, HoldingKey, Input, LocateOutcome, Packing, Reason, Role};
+use smalti_types::{Bytes, Digest, FrameworkId, HoldingKey, Input, LocateOutcome, Reason, Role};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where a task's inputs lie in its directory.
 pub(super) const INPUTS_DIR: &str = ".inputs";
-/// The same for the objects that an array's splits refer to.
-pub(super) const SPLITS_DIR: &str = ".splits";
-/// Objects of one array that are fetched at the same time.
-const SPLITS_AT_ONCE: usize = 16;
-/// Most characters of a reason that an executor is told.
-const MOST_WORDS: usize = 1000;
 
 /// An input on disk, open, verified.
 #[derive(Debug, Clone)]
 pub(crate) struct Fresh {
     pub(crate) file: Arc<File>,
     pub(crate) length: u64,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     pub(super) kept: Kept,
 }
 
@@ -83,9 +78,11 @@ pub(crate) struct Inputs {
     fetcher: Arc<Fetcher>,
     cache: Arc<Cache>,
     flights: Flights<String, Fresh>,
+    /// The same for parts of them.
+    pieces: Flights<String, Option<Fresh>>,
     names: Names,
     /// For laying out.
-    disk: Turns,
+    pub(super) disk: Turns,
 }
 
 fn unfetched(error: Unfetched) -> Stop {
@@ -102,14 +99,23 @@ fn failed(error: &Failed) -> Failure {
     }
 }
 
-fn ours(what: &str, path: &Path, e: impl std::fmt::Display) -> Failure {
+pub(super) fn ours(what: &str, path: &Path, e: impl std::fmt::Display) -> Failure {
     Failure::new(Reason::InputFailed, format!("cannot {what} {}: {e}", path.display()))
 }
 
 impl Inputs {
     pub(crate) fn new(dirs: &Dirs, limit: Bytes, fetcher: Arc<Fetcher>, cache: Arc<Cache>, shares: &Shares) -> Self {
-        let (flights, names) = (Flights::new(shares.transfers.clone()), Names::read(&dirs.inputs));
-        Self { dir: dirs.inputs.clone(), limit, fetcher, cache, flights, names, disk: shares.disk.clone() }
+        let names = Names::read(&dirs.inputs);
+        Self {
+            dir: dirs.inputs.clone(),
+            limit,
+            fetcher,
+            cache,
+            flights: Flights::new(shares.transfers.clone()),
+            pieces: Flights::new(shares.transfers.clone()),
+            names,
+            disk: shares.disk.clone(),
+        }
     }
 
     /// Fetches an input, or finds what the same role fetched before.
@@ -134,6 +140,40 @@ impl Inputs {
         self.flights.join(flight_key, tenant, fetch).await
     }
 
+    /// Some bytes of an input that a version pins, as [`Inputs::get`]; `None`: its place gives the whole or nothing.
+    pub(super) async fn get_piece(
+        self: &Arc<Self>,
+        input: &Input,
+        range: Range<u64>,
+        (role, tenant): Whose<'_>,
+    ) -> Result<Option<Fresh>, Stop> {
+        let location = Location::parse(input.uri.as_deref(), None).map_err(|e| failed(&e.into()))?;
+        let whole = key(input, &location, role).ok_or_else(|| Failure::new(Reason::InputFailed, "nothing pins the version of an input"))?;
+        let kept_under = format!("p{}", Digest::of(format!("{whole} {}-{}", range.start, range.end).as_bytes()).to_hex());
+        let held = HoldingKey::of_input(input).map(|name| (role.clone(), name));
+        let wanted =
+            Wanted { role: role.clone(), etag: input.etag.clone(), location, digest: None, sha256: None, length: None, limit: self.limit };
+        let (this, asked, at) = (self.clone(), tenant.clone(), self.dir.join(&kept_under));
+        let fetch = move |waiting: Waiting| async move { this.fetch_piece((wanted, range), (at, held), waiting, asked).await }.boxed();
+        self.pieces.join(kept_under, tenant, fetch).await
+    }
+
+    async fn fetch_piece(
+        self: Arc<Self>,
+        (wanted, range): (Wanted, Range<u64>),
+        (path, held): (PathBuf, Option<Held>),
+        waiting: Waiting,
+        asked: FrameworkId,
+    ) -> Result<Option<Fresh>, Stop> {
+        if let Some(fresh) = self.find(&path, range.end.saturating_sub(range.start), held.as_ref()) {
+            return Ok(Some(fresh));
+        }
+        let turn = waiting.turn().await;
+        let fetched = self.fetcher.fetch_piece(&wanted, range, &turn.tenant(&asked)).await.map_err(unfetched)?;
+        drop(turn);
+        fetched.map(|fetched| self.keep(fetched, &path, held.as_ref())).transpose()
+    }
+
     async fn fetch(
         self: Arc<Self>,
         (wanted, length): (Vec<Wanted>, u64),
@@ -143,44 +183,56 @@ impl Inputs {
     ) -> Result<Fresh, Stop> {
         let (path, held) = key.map(|(key, held)| (self.dir.join(key), held)).unzip();
         let held = held.flatten();
-        if let Some(path) = &path
-            && let Some(pin) = self.cache.pin(path)
-        {
-            match File::open(path).and_then(|f| f.metadata().map(|m| (f, m.len()))) {
-                Ok((file, found)) if found == length => {
-                    self.names.keep(path, held.as_ref());
-                    return Ok(Fresh { file: Arc::new(file), length, path: path.clone(), kept: Kept { pin, once: None } });
-                }
-                _ => self.cache.discard(path),
-            }
+        if let Some(fresh) = path.as_ref().and_then(|path| self.find(path, length, held.as_ref())) {
+            return Ok(fresh);
         }
         let turn = waiting.turn().await;
         let keep = if path.is_some() { Keep::Input } else { Keep::Nothing };
-        let fetched = self.fetcher.fetch_shared(&wanted, keep, &turn.tenant(&asked)).await;
-        let Fetched { file, length, place, .. } = fetched.map_err(unfetched)?;
+        let fetched = self.fetcher.fetch_shared(&wanted, keep, &turn.tenant(&asked)).await.map_err(unfetched)?;
         drop(turn);
-        if let Some(held) = &held {
+        match path {
+            Some(path) => self.keep(fetched, &path, held.as_ref()),
+            None => self.take_once(fetched),
+        }
+    }
+
+    /// What is in the cache, if it is whole.
+    fn find(&self, path: &Path, length: u64, held: Option<&Held>) -> Option<Fresh> {
+        let pin = self.cache.pin(path)?;
+        match File::open(path).and_then(|f| f.metadata().map(|m| (f, m.len()))) {
+            Ok((file, found)) if found == length => {
+                self.names.keep(path, held);
+                Some(Fresh { file: Arc::new(file), length, path: path.to_owned(), kept: Kept { pin, once: None } })
+            }
+            _ => {
+                self.cache.discard(path);
+                None
+            }
+        }
+    }
+
+    /// Moves what was fetched into the cache.
+    fn keep(&self, Fetched { file, length, place, .. }: Fetched, path: &Path, held: Option<&Held>) -> Result<Fresh, Stop> {
+        if let Some(held) = held {
             names::write(file.path(), held);
         }
-        // Readable by the executor's user, who reaches it only through the directory that was opened for it.
-        fs::set_permissions(file.path(), Permissions::from_mode(0o444)).map_err(|e| ours("open up", file.path(), e))?;
-        let (path, keep) = match path {
-            Some(path) => {
-                let pin = file.persist(&path).map_err(|e| ours("move an input to", &path, e))?;
-                self.names.keep(&path, held.as_ref());
-                if let Some(place) = place {
-                    place.end(LocateOutcome::Held);
-                }
-                (path, Kept { pin, once: None })
-            }
-            None => {
-                let left = file.leave().ok_or_else(|| ours("take over an input in", &self.dir, "it was given up"))?;
-                let once = Arc::new(Once { cache: self.cache.clone(), path: left.0.clone() });
-                (left.0, Kept { pin: left.1, once: Some(once) })
-            }
-        };
+        open_up(file.path())?;
+        let pin = file.persist(path).map_err(|e| ours("move an input to", path, e))?;
+        self.names.keep(path, held);
+        if let Some(place) = place {
+            place.end(LocateOutcome::Held);
+        }
+        let file = File::open(path).map_err(|e| ours("open", path, e))?;
+        Ok(Fresh { file: Arc::new(file), length, path: path.to_owned(), kept: Kept { pin, once: None } })
+    }
+
+    /// Leaves what was fetched where it is, for its one user.
+    fn take_once(&self, Fetched { file, length, .. }: Fetched) -> Result<Fresh, Stop> {
+        open_up(file.path())?;
+        let (path, pin) = file.leave().ok_or_else(|| ours("take over an input in", &self.dir, "it was given up"))?;
+        let once = Some(Arc::new(Once { cache: self.cache.clone(), path: path.clone() }));
         let file = File::open(&path).map_err(|e| ours("open", &path, e))?;
-        Ok(Fresh { file: Arc::new(file), length, path, kept: keep })
+        Ok(Fresh { file: Arc::new(file), length, path, kept: Kept { pin, once } })
     }
 
     /// What roles hold: see [`super::bundles::Bundles::holdings`].
@@ -234,74 +286,15 @@ impl Inputs {
         })
         .await
     }
-
-    /// Fetches the objects that splits refer to and lays them out as files `0`, `1.gz`, … of one directory below `directory`. The executor
-    /// unpacks what its name says is packed. What cannot be had leaves a file `2.failed` with the reason.
-    pub(crate) async fn lay_out_splits(
-        self: &Arc<Self>,
-        inputs: &[Input],
-        directory: &Path,
-        whose: Whose<'_>,
-    ) -> Result<(Option<Arc<File>>, Vec<Kept>), Stop> {
-        if inputs.is_empty() {
-            return Ok(Default::default());
-        }
-        let base = directory.join(SPLITS_DIR);
-        let (dir, at) = (base.clone(), base.clone());
-        blocking(move || {
-            // What an earlier life of the agent left.
-            let _ = fs::remove_dir_all(&dir);
-            fs::create_dir_all(&dir).map_err(|e| ours("make", &dir, e))
-        })
-        .await?;
-        // A few at a time: each holds a descriptor, and perhaps a connection, until it has its place.
-        let wanted: Vec<(PathBuf, Input)> =
-            inputs.iter().enumerate().map(|(n, input)| (at.join(format!("{n}{}", suffix(input))), input.clone())).collect();
-        let kept = futures::stream::iter(wanted.into_iter().map(|(at, input)| {
-            let this = self.clone();
-            async move {
-                let got = this.get(&input, whose).await;
-                let _turn = this.disk.take(whose.1).await;
-                match got {
-                    Ok(fresh) => blocking(move || Ok::<_, Stop>(place(&fresh.path, &at).map(|()| Some(fresh.kept))?)).await,
-                    // The items that read it fail, and no others.
-                    Err(Stop::Failed(failure)) if failure.reason == Reason::InputFailed => {
-                        blocking(move || Ok::<_, Stop>(explain(&failure, &at).map(|()| None)?)).await
-                    }
-                    Err(stop) => Err(stop),
-                }
-            }
-        }))
-        .buffer_unordered(SPLITS_AT_ONCE)
-        .try_collect::<Vec<Option<Kept>>>()
-        .await?;
-        blocking(move || {
-            fs::set_permissions(&base, Permissions::from_mode(0o755)).map_err(|e| ours("open up", &base, e))?;
-            let dir = File::open(&base).map_err(|e| ours("open", &base, e))?;
-            Ok((Some(Arc::new(dir)), kept.into_iter().flatten().collect()))
-        })
-        .await
-    }
 }
 
-/// What the name of a split's file says about it.
-const fn suffix(input: &Input) -> &'static str {
-    match input.packing {
-        Some(Packing::Gzip) => ".gz",
-        Some(Packing::Zstd) => ".zst",
-        Some(Packing::Plain) | None => "",
-    }
-}
-
-/// Leaves word of why there is no file at `at`, for the executor to tell.
-fn explain(failure: &Failure, at: &Path) -> Result<(), Failure> {
-    let at = at.with_extension("failed");
-    let words: String = failure.message.chars().take(MOST_WORDS).collect();
-    fs::write(&at, words).and_then(|()| fs::set_permissions(&at, Permissions::from_mode(0o444))).map_err(|e| ours("write", &at, e))
+/// Readable by the executor's user, who reaches it only through the directory that was opened for it.
+fn open_up(path: &Path) -> Result<(), Failure> {
+    fs::set_permissions(path, Permissions::from_mode(0o444)).map_err(|e| ours("open up", path, e))
 }
 
 /// A hard link to the cached file: no copy, and it stays when the cache removes its own name. A copy where that is not possible.
-fn place(cached: &Path, at: &Path) -> Result<(), Failure> {
+pub(super) fn place(cached: &Path, at: &Path) -> Result<(), Failure> {
     if fs::hard_link(cached, at).is_ok() {
         return Ok(());
     }

@@ -25,6 +25,7 @@ mod rights;
 mod serve;
 mod service;
 mod sharing;
+mod splits;
 mod stdin;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ pub use peers::Locator;
 pub(crate) use serve::serve;
 pub use service::{Handle, Preparer};
 pub use smalti_agent_core::Failure;
+pub(crate) use splits::{Laid, WantedPiece};
 
 use crate::cgroup::Cgroups;
 use smalti_types::{Bytes, Digest, FrameworkId, Input, Role, TaskSpec};
@@ -67,7 +69,7 @@ impl From<cache::NoRoom> for Stop {
 }
 
 /// What preparation puts into a task's directory, which is of no use after the task.
-pub(crate) const LAID_OUT: [&str; 3] = [inputs::INPUTS_DIR, inputs::SPLITS_DIR, stdin::STDIN_FILE];
+pub(crate) const LAID_OUT: [&str; 3] = [inputs::INPUTS_DIR, splits::SPLITS_DIR, stdin::STDIN_FILE];
 
 /// Compiler processes at a time on the smallest nodes: one for somebody else.
 pub(crate) const LEAST_COMPILERS: usize = 2;

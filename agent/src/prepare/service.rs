@@ -65,7 +65,7 @@ impl Shares {
 }
 
 /// How often those who wait for room are looked after, if nobody says that there is some.
-const LOOKS_EVERY: Duration = Duration::from_millis(250);
+pub(super) const LOOKS_EVERY: Duration = Duration::from_millis(250);
 /// How often people are told how far a transfer is.
 const TOLD_EVERY: Duration = Duration::from_millis(500);
 /// Places of one ticket that are looked at for that.
@@ -82,19 +82,19 @@ struct Told {
 #[derive(Debug)]
 pub struct Preparer;
 
-struct Service {
+pub(super) struct Service {
     bundles: Arc<Bundles>,
-    inputs: Arc<Inputs>,
+    pub(super) inputs: Arc<Inputs>,
     fetcher: Arc<Fetcher>,
     outputs: OutputReader,
-    cache: Arc<Cache>,
+    pub(super) cache: Arc<Cache>,
     /// Files of archives that tasks of an earlier life of the agent see; everything else they have open or linked.
     earlier: Mutex<BTreeMap<Digest, Pin>>,
     results: mpsc::Sender<Prepared>,
     tickets: Mutex<Tickets>,
     told: Mutex<Told>,
     queue: Queue,
-    room_timeout: Duration,
+    pub(super) room_timeout: Duration,
     max_tickets: (usize, usize),
     background: Background,
 }
@@ -308,6 +308,15 @@ impl Handle {
         news
     }
 
+    pub(super) fn service(&self) -> &Service {
+        &self.0
+    }
+
+    /// Where what prepares runs.
+    pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
+        self.0.background.handle()
+    }
+
     fn spawn<F>(&self, ticket: u64, tenant: FrameworkId, places: Vec<Location>, work: impl FnOnce(Arc<Service>) -> F) -> Result<(), Error>
     where
         F: Future<Output = Result<Ready, Failure>> + Send + 'static,
@@ -374,7 +383,7 @@ impl Service {
                         Ok(place) => place.ok(),
                         // There is room: it waits for another to fetch what both need.
                         Err(_) if self.cache.could_have(needs.kind) >= needs.bytes => None,
-                        Err(_) => return Err(self.too_late(&self.no_room(needs))),
+                        Err(_) => return Err(too_late(self.room_timeout, &self.no_room(needs))),
                     }
                 }
             };
@@ -394,7 +403,7 @@ impl Service {
                 return Err(too_much(&no_room));
             }
             if left.is_zero() {
-                return Err(self.too_late(&no_room));
+                return Err(too_late(self.room_timeout, &no_room));
             }
             tracing::debug!(ticket = request.ticket, %no_room, "waits for room");
             // What it held itself comes on top of what was missing.
@@ -414,10 +423,6 @@ impl Service {
     fn no_room(&self, Needs { kind, bytes }: Needs) -> NoRoom {
         let budget = self.cache.budget(kind);
         NoRoom { kind, wanted: bytes, budget, in_use: budget.saturating_sub(self.cache.could_have(kind)) }
-    }
-
-    fn too_late(&self, why: &NoRoom) -> Failure {
-        Failure::new(Reason::LaunchFailed, format!("this agent's caches have had no room for {} s: {why}", self.room_timeout.as_secs()))
     }
 
     async fn run(&self, request: &Request) -> Result<Ready, Stop> {
@@ -491,8 +496,12 @@ async fn give_out(service: Weak<Service>, freed: Arc<tokio::sync::Notify>) {
     }
 }
 
+pub(super) fn too_late(after: Duration, why: &NoRoom) -> Failure {
+    Failure::new(Reason::LaunchFailed, format!("this agent's caches have had no room for {} s: {why}", after.as_secs()))
+}
+
 /// It would not fit if nothing else was there.
-fn too_much(no_room: &NoRoom) -> Failure {
+pub(super) fn too_much(no_room: &NoRoom) -> Failure {
     let kind = no_room.kind.name();
     let text = format!(
         "it does not fit into this agent's caches, even if nothing else is in them: {} more of {kind} are needed beside what it has, the budget is \

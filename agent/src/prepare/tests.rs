@@ -3,6 +3,7 @@
 mod fair;
 mod fetching;
 mod peers;
+mod pieces;
 mod room;
 
 use super::archive::tests::tar;
@@ -34,6 +35,8 @@ enum Answer {
     Stalls(mpsc::UnboundedSender<&'static str>),
     /// Sends for ever, and says nothing of a length.
     Endless(mpsc::UnboundedSender<&'static str>),
+    /// The part that is asked for, of a version with this tag.
+    Parts(Vec<u8>, &'static str),
     /// Answers when told.
     Gated(Vec<u8>, Arc<Notify>),
 }
@@ -102,6 +105,16 @@ async fn serve(State(origin): State<Shared>, request: HttpRequest) -> Response {
         Some(Answer::Endless(tell)) => {
             let _ = tell.send("asked");
             Body::from_stream(futures::stream::repeat_with(|| Ok::<_, std::io::Error>(vec![5_u8; 16 << 10]))).into_response()
+        }
+        Some(Answer::Parts(bytes, etag)) => {
+            if if_match.is_some_and(|tag| tag != etag) {
+                return StatusCode::PRECONDITION_FAILED.into_response();
+            }
+            let (first, last) = range.as_deref().and_then(|r| r.strip_prefix("bytes=")?.split_once('-')).expect("a range");
+            let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+            let content = format!("bytes {first}-{last}/{}", bytes.len());
+            let headers = [(header::CONTENT_RANGE, content.as_str()), (header::ETAG, etag)];
+            (StatusCode::PARTIAL_CONTENT, headers, bytes[first..=last].to_vec()).into_response()
         }
         Some(Answer::Gated(bytes, gate)) => {
             gate.notified().await;

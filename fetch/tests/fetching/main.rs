@@ -6,6 +6,7 @@ mod broken;
 mod credentials;
 mod moto;
 mod origin;
+mod pieces;
 mod proxy;
 mod refused;
 mod registry;

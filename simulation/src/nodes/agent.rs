@@ -17,7 +17,7 @@ use smalti_agent_core::{Agent, Event, Failure, Message, Parameters, Record};
 use smalti_master_core::AgentMessage;
 use smalti_types::protocol::Registration;
 use smalti_types::{
-    AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, Effects, ExecutorId, MilliCpus, PortRange, Reason, Resources, Time,
+    AgentId, AgentInfo, Attributes, Bytes, Digest, DurationMs, Effects, ExecutorId, ItemSet, MilliCpus, PortRange, Reason, Resources, Time,
 };
 use stall::Stall;
 use std::collections::BTreeMap;
@@ -309,6 +309,13 @@ impl World {
                 let us = if self.rng.chance(10) { self.rng.between(10_000, 2_000_000) } else { self.rng.between(50, 5_000) };
                 self.after(us, Happening::Agent(i, life, Event::Prepared { run, result }));
             }
+            Message::FetchSplits { run, wanted, .. } => {
+                for (split, _) in wanted {
+                    let us = if self.rng.chance(10) { self.rng.between(10_000, 2_000_000) } else { self.rng.between(50, 5_000) };
+                    let items = ItemSet::range(split.item, split.item + 1);
+                    self.after(us, Happening::Agent(i, life, Event::SplitsThere { run, items }));
+                }
+            }
             Message::StartExecutor { executor, slots, .. } => self.start_executor(i, life, executor, slots),
             Message::BindExecutor { executor, key } => self.bind_executor(i, &executor, &key)?,
             Message::DiscardExecutor { executor } => self.end_executor(i, &executor, "its task is over"),
@@ -316,6 +323,7 @@ impl World {
             Message::KillExecutor { executor, .. } => self.end_executor(i, &executor, "it was killed"),
             Message::ToExecutor { executor, message } => self.tell_executor(i, &executor, message),
             Message::CancelPrepare { .. }
+            | Message::DropSplits { .. }
             | Message::SetSlotCpus { .. }
             | Message::SlotsIdle { .. }
             | Message::SetExecutorMemory { .. }

@@ -72,7 +72,8 @@ impl S3 {
             while let Ok((stream, _)) = listener.accept().await {
                 let (service, asked, wanted) = (service.clone(), all.clone(), wanted.clone());
                 let counted = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                    let part = if request.headers().contains_key(RANGE) { " part" } else { "" };
+                    let range = request.headers().get(RANGE).and_then(|range| range.to_str().ok());
+                    let part = range.map(|range| format!(" part {range}")).unwrap_or_default();
                     lock(&asked).push(format!("{} {}{part}", request.method(), request.uri()));
                     let has_token = has_token(&request, lock(&wanted).as_deref());
                     // Not its own method of this name: that takes another kind of body.
@@ -132,7 +133,7 @@ impl S3 {
         std::fs::File::options().write(true).open(path)?.set_modified(SystemTime::now() - Duration::from_secs(60))
     }
 
-    /// Everything that was asked since the last call: method and URI, ` part` behind those with a range.
+    /// Everything that was asked since the last call: method and URI, ` part bytes=1-2` behind those with a range.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut *lock(&self.asked))
@@ -141,8 +142,16 @@ impl S3 {
     /// Whole objects that were fetched since the last call.
     #[must_use]
     pub fn fetched(&self) -> Vec<String> {
-        self.asked().into_iter().filter(|a| a.starts_with("GET ") && !a.ends_with(" part") && !a.contains("list-type")).collect()
+        self.asked().into_iter().filter(|a| a.starts_with("GET ") && !a.contains(" part ") && !a.contains("list-type")).collect()
     }
+}
+
+/// What one of the words of [`S3::asked`] says how many bytes of an object were asked for; `None`: all, or an open range.
+#[must_use]
+pub fn part_length(asked: &str) -> Option<u64> {
+    let (first, last) = asked.rsplit_once(" part bytes=")?.1.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    Some(last.saturating_sub(first) + 1)
 }
 
 impl Drop for S3 {

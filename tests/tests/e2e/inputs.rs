@@ -166,3 +166,77 @@ fn the_next_job_over_an_input_goes_where_it_lies_and_waits_for_room_there() -> R
     assert_eq!(s3.fetched().len(), 1, "the input was fetched once");
     Ok(())
 }
+
+/// Bytes of one look for a line's end.
+const CUT: u64 = 64 << 10;
+
+/// Text of about so many MiB, no two lines of it alike.
+fn large_text(mib: u32) -> String {
+    (0..mib * 16_384).map(|n| format!("line {n:<40} of a large text end\n")).collect()
+}
+
+#[test]
+fn of_an_object_that_no_cache_can_hold_agents_fetch_what_their_items_read() -> Result {
+    let s3 = S3::start()?;
+    let text = large_text(32);
+    s3.put("large.txt", text.as_bytes())?;
+    // Two pieces of the usual length fit into each.
+    let flags = vec!["--inputs-budget=10MiB".to_owned()];
+    let c =
+        Cluster::start(Config { agents: vec![AgentConfig { flags, ..AgentConfig::default() }; 2], env: s3.env(), ..Config::default() })?;
+    let expected = expected_counts(&text);
+    let counted = |further: &[&str]| -> Result<u64> {
+        let done = wordcount(&c, "s3://bucket/large.txt", further)?;
+        assert!(done.stdout == expected, "{further:?}: other counts");
+        let asked = s3.asked();
+        let whole: Vec<&String> = asked.iter().filter(|a| a.starts_with("GET ") && !a.contains("list-type")).collect();
+        let all = whole.iter().map(|a| smalti_test_s3::part_length(a).with_context(|| format!("all of it was asked for: {a}")));
+        let all = all.collect::<Result<Vec<u64>>>()?;
+        // So much the scheduler looks at around each cut.
+        Ok(all.into_iter().filter(|n| *n != CUT).sum())
+    };
+    let length = text.len() as u64;
+    let sent = counted(&[])?;
+    // What one agent began and another got is asked for again.
+    assert!((length..length + length / 2).contains(&sent), "{sent} bytes of {length} were sent");
+    // Small splits share their blocks; some blocks have splits that different agents got.
+    let sent = counted(&["--split", "100KiB"])?;
+    assert!((length * 9 / 10..length * 2).contains(&sent), "{sent} bytes of {length} were sent for small splits");
+    Ok(())
+}
+
+#[test]
+fn a_job_over_pieces_that_are_kept_fetches_nothing_and_one_over_another_version_fails() -> Result {
+    let s3 = S3::start()?;
+    let text = large_text(9);
+    s3.put("large.txt", text.as_bytes())?;
+    let mut c = with(&s3, 1)?;
+    let expected = expected_counts(&text);
+    for further in [&[][..], &["--isolation", "process"]] {
+        assert!(wordcount(&c, "s3://bucket/large.txt", further)?.stdout == expected, "{further:?}: other counts");
+    }
+    let pieces: Vec<u64> = s3.asked().iter().filter_map(|a| smalti_test_s3::part_length(a)).filter(|n| *n > 1 << 20).collect();
+    assert_eq!(pieces.len(), 3, "each piece once for two jobs: {pieces:?}");
+    // An agent that is started anew finds them, and takes up a part that is under way.
+    let config = AgentConfig::default();
+    c.kill_agent(0)?;
+    let job = c.ok(&["submit", &guest(&c, "wordcount")?, "--inputs", "s3://bucket/large.txt"])?.trim().to_owned();
+    c.restart_agent(0, &config)?;
+    assert_eq!(c.smalti(&["wait", &job])?.code, 0, "{}", c.logs());
+    let more: Vec<String> = s3.asked().into_iter().filter(|a| smalti_test_s3::part_length(a).is_some_and(|n| n > 1 << 20)).collect();
+    assert_eq!(more, Vec::<String>::new());
+    // Nobody to run it yet, and then it is another object of the same length.
+    c.kill_agent(0)?;
+    s3.put("other.txt", text.as_bytes())?;
+    let job = c.ok(&["submit", &guest(&c, "wordcount")?, "--inputs", "s3://bucket/other.txt", "--retries", "0"])?.trim().to_owned();
+    s3.put("other.txt", text.replace("end", "END").as_bytes())?;
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(2);
+    std::fs::File::options().write(true).open(s3.path("other.txt"))?.set_modified(later)?;
+    c.restart_agent(0, &config)?;
+    assert_eq!(c.smalti(&["wait", &job])?.code, 125);
+    let items = c.json(&["ps", "--all", "--items", &job])?;
+    for item in items.as_array().context("a list")? {
+        assert!(item["reason"] == "INPUT_FAILED" && item["message"].as_str().is_some_and(|m| m.contains("changed since")), "{item}");
+    }
+    Ok(())
+}

@@ -73,6 +73,27 @@ pub(super) fn part_with(f: u32, task: &str, slots: u32, items: u64, total: u64, 
     Event::Command(AgentCommand::LaunchArray { framework: framework(f), role: Role::default(), launch })
 }
 
+/// An object that is fetched in pieces.
+pub(super) fn large() -> Input {
+    let uri = Some("s3://bucket/large".to_owned());
+    Input { guest_path: None, uri, digest: None, length: 1 << 40, etag: Some("\"1\"".to_owned()), packing: Some(Packing::Plain) }
+}
+
+/// A mebibyte of it for each item.
+pub(super) fn splits(items: std::ops::Range<u64>) -> Vec<Split> {
+    items.map(|item| Split { item, input: 0, offset: item << 20, length: 1 << 20 }).collect()
+}
+
+/// The same part, whose items read splits.
+pub(super) fn part_of_splits(f: u32, task: &str, slots: u32, items: u64, total: u64, open: bool, spec: TaskSpec) -> Event {
+    let mut event = part_with(f, task, slots, items, total, open, spec);
+    if let Event::Command(AgentCommand::LaunchArray { launch, .. }) = &mut event {
+        launch.template.split_inputs = vec![large()];
+        launch.batch.splits = splits(0..items);
+    }
+    event
+}
+
 pub(super) fn assign(f: u32, task: &str, first: u64, end: u64, open: bool) -> Event {
     let batch = ItemBatch { items: ItemSet::range(first, end), attempt: 0, splits: vec![] };
     Event::Command(AgentCommand::AssignItems { task: key(f, task), batch, open })

@@ -4,6 +4,7 @@ mod arrays;
 mod fake;
 mod hostile;
 mod kills;
+mod pieces;
 mod process;
 mod random;
 mod recovery;

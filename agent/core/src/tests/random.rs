@@ -2,7 +2,7 @@
 
 use super::fake::*;
 use crate::task::Phase;
-use crate::{ArrayReport, Event, Failure, FromExecutor, HeldPart, ItemFailure, Message, ModuleId, Run};
+use crate::{ArrayReport, Event, Failure, FromExecutor, HeldPart, ItemFailure, Message, ModuleId, Run, ToExecutor};
 use proptest::prelude::*;
 use smalti_types::protocol::AgentCommand;
 use smalti_types::*;
@@ -56,6 +56,14 @@ fn event() -> impl Strategy<Value = Event> {
         3 => (1_u32..3, any::<u8>()).prop_map(|(f, n)| launch_own(f, &name(n))),
         2 => (1_u32..3, any::<u8>(), 0_u32..4, 0_u64..30, any::<bool>())
             .prop_map(|(f, n, s, i, open)| part_with(f, &name(n), s, i, 40, open, own())),
+        3 => (1_u32..3, any::<u8>(), 0_u32..6, 0_u64..30, any::<bool>(), any::<bool>()).prop_map(|(f, n, s, i, open, process)| {
+            part_of_splits(f, &name(n), s, i, 40, open, if process { own() } else { spec() })
+        }),
+        1 => (1_u32..3, any::<u8>(), 0_u64..45, 0_u64..12, any::<bool>()).prop_map(|(f, n, a, k, open)| {
+            let batch = ItemBatch { items: ItemSet::range(a, a + k), attempt: 0, splits: splits(a..a + k) };
+            Event::Command(AgentCommand::AssignItems { task: key(f, &name(n)), batch, open })
+        }),
+        8 => (RUNS, item_set()).prop_map(|(run, items)| Event::SplitsThere { run: Run(run), items }),
         1 => (1_u32..3, any::<u8>()).prop_map(|(f, n)| launch_with(f, &name(n), listening(), spec())),
         4 => (1_u32..3, any::<u8>(), 0_u64..45, 0_u64..12, any::<bool>()).prop_map(|(f, n, a, k, open)| assign(f, &name(n), a, a + k, open)),
         2 => (1_u32..3, any::<u8>(), 0_u64..10).prop_map(move |(f, n, most)| command(AgentCommand::ReturnItems { task: key(f, &name(n)), most })),
@@ -158,6 +166,47 @@ impl Told {
     }
 }
 
+/// What the shell fetches for items: nothing is leased before.
+#[derive(Default)]
+struct Shelf {
+    asked: BTreeSet<(Run, u64)>,
+    there: BTreeSet<(Run, u64)>,
+}
+
+impl Shelf {
+    fn act(&mut self, message: &Message) {
+        match message {
+            Message::FetchSplits { run, wanted, .. } => {
+                assert!(!wanted.is_empty());
+                for (split, input) in wanted {
+                    assert!(*input == large() && !self.there.contains(&(*run, split.item)) && self.asked.insert((*run, split.item)));
+                }
+            }
+            Message::DropSplits { run, items } => {
+                assert!(!items.is_empty());
+                self.drop(|(r, item)| r == run && items.contains(*item));
+            }
+            Message::Prepare { run, .. } | Message::Ended { run, .. } => self.drop(|(r, _)| r == run),
+            Message::ToExecutor { message: ToExecutor::Lease { run, splits, .. }, .. } => {
+                splits.iter().for_each(|s| assert!(!self.asked.contains(&(*run, s.item)), "item {} of {run:?} is leased early", s.item));
+            }
+            _ => {}
+        }
+    }
+
+    fn drop(&mut self, gone: impl Fn(&(Run, u64)) -> bool) {
+        self.asked.retain(|x| !gone(x));
+        self.there.retain(|x| !gone(x));
+    }
+
+    /// Of these items, those that it was asked for.
+    fn fetch(&mut self, run: Run, items: &ItemSet) -> ItemSet {
+        let came: ItemSet = items.iter().filter(|item| self.asked.remove(&(run, *item))).collect();
+        self.there.extend(came.iter().map(|item| (run, item)));
+        came
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
@@ -166,9 +215,10 @@ proptest! {
         let bounds = crate::Parameters { most_executors: 3, most_slots: 9, most_slots_per_executor: 4, pool: 1, most_processes: 3, most_starting: 2, ..parameters() };
         let mut w = World::new(crate::Parameters { total: Resources { ports: listening().ports, ..bounds.total.clone() }, ..bounds });
         let mut bound = BTreeSet::new();
-        let (mut told, mut ended) = (Told::default(), BTreeSet::new());
-        let mut drain = move |w: &mut World, told: &mut Told| {
+        let (mut told, mut ended, mut shelf) = (Told::default(), BTreeSet::new(), Shelf::default());
+        let mut drain = move |w: &mut World, told: &mut Told, shelf: &mut Shelf| {
             while let Some(message) = w.said.pop_front() {
+                shelf.act(&message);
                 match message {
                     Message::Updates(updates) => told.take(updates),
                     Message::Ended { run, .. } => assert!(ended.insert(run), "{run:?} ended twice"),
@@ -180,10 +230,12 @@ proptest! {
         for (event, ms) in events {
             w.now = Time(w.now.0 + ms * 1_000);
             let event = match event {
+                Happening::Event(Event::SplitsThere { run, items }) => Event::SplitsThere { run, items: shelf.fetch(run, &items) },
                 Happening::Event(event) => event,
                 Happening::Restart { found, holds } => {
+                    shelf = Shelf::default();
                     restart(&mut w, found, holds);
-                    drain(&mut w, &mut told);
+                    drain(&mut w, &mut told, &mut shelf);
                     continue;
                 }
             };
@@ -198,7 +250,7 @@ proptest! {
                 continue;
             }
             w.event(event);
-            drain(&mut w, &mut told);
+            drain(&mut w, &mut told, &mut shelf);
         }
         // Every executor dies and every preparation fails: what was begun must come to its end.
         w.event(Event::MasterConnected { epoch: MasterEpoch(2) });
@@ -217,7 +269,7 @@ proptest! {
             prop_assert_eq!(task.1, Phase::Spread);
             w.event(Event::Command(AgentCommand::Kill { task: task.0, grace: None }));
         }
-        drain(&mut w, &mut told);
+        drain(&mut w, &mut told, &mut shelf);
         prop_assert_eq!(w.agent.live(), 0);
         prop_assert!(w.agent.held().is_empty());
         let mut rounds = 0;
@@ -226,11 +278,11 @@ proptest! {
             prop_assert!(rounds < 10, "updates that nobody can acknowledge: {:#?}", w.agent.tasks);
             w.after_ms(31_000);
             let keys: Vec<UpdateKey> = told.updates.values().flat_map(|u| u.values().map(|u| u.key.clone())).collect();
-            drain(&mut w, &mut told);
+            drain(&mut w, &mut told, &mut shelf);
             for key in keys {
                 w.event(Event::Command(AgentCommand::Acknowledge(key)));
             }
-            drain(&mut w, &mut told);
+            drain(&mut w, &mut told, &mut shelf);
         }
         told.check();
     }
