@@ -60,8 +60,8 @@ impl Pair {
     }
 }
 
-/// A pair of engines for each share of the slots; the first has room for all of them, since some code is there only. All are built at once: later, behind the walls, the others could not have what the first
-/// one has.
+/// A pair of engines for each share of the slots; the first has room for all of them, since some code is there only. All are built at
+/// once: later, behind the walls, the others could not have what the first one has.
 #[derive(Debug)]
 pub(crate) struct Engines {
     shares: Vec<Pair>,

@@ -1,4 +1,4 @@
-//! Compiled code, loaded from a descriptor and linked once for each share of the slots that runs it, so that an instance of it is only a copy.
+//! Compiled code, loaded from a descriptor and linked once for each share of the slots that runs it, so that an instance is only a copy.
 //!
 //! Owns the linkers and the mapping from what can be wrong with a module to a reason. The code comes from the agent, which
 //! made it itself (or its compiler process did); code of any other origin must never get here.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxView, WasiView};
 
-/// What the guests of a task or array part have in common, as one slot holds it: the slots of a part would hand the count of its users to each
-/// other with each item.
+/// What the guests of a task or array part have in common, as one slot holds it: the slots of a part would hand the count of its users
+/// to each other with each item.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Common {
     pub(crate) control: Arc<Control>,
