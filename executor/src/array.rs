@@ -55,7 +55,9 @@ pub(crate) struct ArrayRun {
     sending: Mutex<()>,
 }
 
+/// On cache lines of its own: every slot writes here with each item, and reads the part, which does not change.
 #[derive(Debug)]
+#[repr(align(128))]
 struct State {
     queue: Queue,
     pending: Pending,
@@ -124,7 +126,7 @@ impl ArrayRun {
     }
 
     fn control(&self) -> &Control {
-        &self.part.template.control
+        &self.part.template.common.control
     }
 
     /// Hands in the outcome of the slot's last item and takes the next one, waiting for it if need be. `None`: the slot has

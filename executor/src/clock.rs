@@ -78,7 +78,13 @@ impl SlotClock {
     }
     /// All threads together. Any thread may ask.
     pub(crate) fn cpu(&self) -> Duration {
-        let own = read(self.own);
+        self.with_helpers(read(self.own))
+    }
+    /// The same for the slot's own thread, which need not be looked for.
+    fn cpu_here(&self) -> Duration {
+        self.with_helpers(thread_cpu())
+    }
+    fn with_helpers(&self, own: Duration) -> Duration {
         if !self.helped.load(Ordering::Acquire) {
             return own;
         }
@@ -88,7 +94,7 @@ impl SlotClock {
 }
 
 /// Wall and processor time of consecutive runs in one slot: the end of one is the beginning of the next, so each clock is
-/// asked once per run, and what happens between two runs counts for the second.
+/// asked once per run, and what happens between two runs counts for the second. It belongs to the slot's thread.
 #[derive(Debug)]
 pub(crate) struct Stopwatch {
     clock: Arc<SlotClock>,
@@ -99,7 +105,7 @@ pub(crate) struct Stopwatch {
 impl Stopwatch {
     /// Starts now.
     pub(crate) fn start(clock: &Arc<SlotClock>) -> Self {
-        Self { clock: clock.clone(), wall: Instant::now(), cpu: clock.cpu() }
+        Self { clock: clock.clone(), wall: Instant::now(), cpu: clock.cpu_here() }
     }
     /// When the current run began.
     pub(crate) const fn began(&self) -> Instant {
@@ -115,7 +121,7 @@ impl Stopwatch {
     }
     /// Ends the current run: its (wall, processor) time. The next one begins.
     pub(crate) fn lap(&mut self) -> (Duration, Duration) {
-        let (wall, cpu) = (Instant::now(), self.clock.cpu());
+        let (wall, cpu) = (Instant::now(), self.clock.cpu_here());
         let lap = (wall.saturating_duration_since(self.wall), cpu.saturating_sub(self.cpu));
         (self.wall, self.cpu) = (wall, cpu);
         lap

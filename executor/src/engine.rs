@@ -4,7 +4,9 @@
 //! The engine is built before the process gives up what it needs for that (`/proc`). Contains no compiler.
 
 use crate::limits::{MAX_INSTANCES, MAX_MEMORIES, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::Pid;
 use smalti_engine::{MEMORY_GUARD_SIZE, MEMORY_RESERVATION, base_config};
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
@@ -13,6 +15,10 @@ use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationCon
 const KEEP_RESIDENT: usize = 2 << 20;
 /// The same for a table: the function table of most programs.
 const TABLE_KEEP_RESIDENT: usize = 64 << 10;
+/// Most shares of one process. Each has an engine of its own for its slots: they count the users of its code, and take memory from its
+/// pools, in cache lines that processors must hand to each other. Where those are far apart, two slots of one engine are not faster than
+/// one. A pair of engines with one program costs about a millisecond.
+const MAX_SHARES: u32 = 16;
 /// Memory maps that one slot may need: its memories (image, heap, guards), stacks, tables, thread and blocking threads.
 const MAPS_PER_SLOT: u64 = 8 + 4 * MAX_MEMORIES as u64;
 /// Kernel default of `vm.max_map_count`.
@@ -39,15 +45,36 @@ pub(crate) struct Facts {
     pub(crate) warnings: Vec<String>,
 }
 
-/// The engine for ordinary guests, and the one for guests with a fuel limit. Both are built at once: later, behind the walls, the
-/// second one could not have what the first one has.
+/// The engine for ordinary guests, and the one for guests with a fuel limit.
 #[derive(Debug)]
-pub(crate) struct Engines {
+struct Pair {
     plain: Engine,
     fuel: Engine,
+}
+
+impl Pair {
+    fn new(slots: u32, plan: &Plan) -> Result<(Self, Facts), EngineError> {
+        let (plain, facts) = build(false, slots, plan)?;
+        let (fuel, _) = build(true, slots, &facts.plan())?;
+        Ok((Self { plain, fuel }, facts))
+    }
+}
+
+/// A pair of engines for each share of the slots; the first has room for all of them, since some code is there only. All are built at
+/// once: later, behind the walls, the others could not have what the first one has.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    shares: Vec<Pair>,
     slots: u32,
     one_guest: bool,
     facts: Facts,
+}
+
+impl Facts {
+    /// The same choices for a further engine: they are known to work.
+    fn plan(&self) -> Plan {
+        Plan { pooling: self.allocator == "pooling", pagemap_scan: self.reset == "pagemap_scan", warnings: Vec::new() }
+    }
 }
 
 impl Engines {
@@ -56,14 +83,15 @@ impl Engines {
     /// # Errors
     /// When not even the on-demand allocator works.
     pub(crate) fn new(slots: u32, swap_off: bool) -> Result<Self, EngineError> {
-        let plan = plan(slots, &Machine::read(swap_off));
+        let (plan, shares) = plan_shares(slots, processors(), &Machine::read(swap_off));
         #[cfg(any(test, feature = "fuzzing"))]
         let plan = forced::apply(plan);
-        let (plain, facts) = build(false, slots, &plan)?;
-        // The same choices as the first engine's, which are known to work.
-        let plan = Plan { pooling: facts.allocator == "pooling", pagemap_scan: facts.reset == "pagemap_scan", warnings: Vec::new() };
-        let (fuel, _) = build(true, slots, &plan)?;
-        Ok(Self { plain, fuel, slots, one_guest: false, facts })
+        let (first, facts) = Pair::new(slots, &plan)?;
+        let mut pairs = vec![first];
+        for _ in 1..shares {
+            pairs.push(Pair::new(slots.div_ceil(shares), &facts.plan())?.0);
+        }
+        Ok(Self { shares: pairs, slots, one_guest: false, facts })
     }
 
     /// For an executor that runs one guest in its life: nothing is allocated beforehand.
@@ -72,14 +100,18 @@ impl Engines {
     /// When the machine has not what an engine needs.
     pub(crate) fn for_one_guest() -> Result<Self, EngineError> {
         let plan = Plan { pooling: false, pagemap_scan: false, warnings: Vec::new() };
-        let (plain, facts) = build(false, 1, &plan)?;
-        let (fuel, _) = build(true, 1, &plan)?;
-        Ok(Self { plain, fuel, slots: 1, one_guest: true, facts })
+        let (pair, facts) = Pair::new(1, &plan)?;
+        Ok(Self { shares: vec![pair], slots: 1, one_guest: true, facts })
     }
 
-    /// The engine that loads code compiled with or without fuel.
-    pub(crate) const fn get(&self, fuel: bool) -> &Engine {
-        if fuel { &self.fuel } else { &self.plain }
+    /// The engine of a share that loads code compiled with or without fuel.
+    pub(crate) fn get(&self, share: usize, fuel: bool) -> Option<&Engine> {
+        self.shares.get(share).map(|pair| if fuel { &pair.fuel } else { &pair.plain })
+    }
+
+    /// How many shares there are. Slots belong to them in turn.
+    pub(crate) const fn shares(&self) -> usize {
+        self.shares.len()
     }
 
     /// Guests at once.
@@ -99,9 +131,22 @@ impl Engines {
 
     /// Lets running guests look at their deadline and stop level.
     pub(crate) fn increment_epoch(&self) {
-        self.plain.increment_epoch();
-        self.fuel.increment_epoch();
+        for pair in &self.shares {
+            pair.plain.increment_epoch();
+            pair.fuel.increment_epoch();
+        }
     }
+}
+
+/// Into how many shares slots are divided: no more than can run at the same moment.
+fn shares(slots: u32, processors: u32) -> u32 {
+    slots.min(processors).clamp(1, MAX_SHARES)
+}
+
+/// Processors that this process may run on; one, should the kernel not say.
+fn processors() -> u32 {
+    let count = |set: CpuSet| (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).count();
+    sched_getaffinity(Pid::from_raw(0)).map_or(1, |set| u32::try_from(count(set)).unwrap_or(u32::MAX))
 }
 
 /// What the machine gives a process.
@@ -139,10 +184,19 @@ struct Plan {
     warnings: Vec<String>,
 }
 
-fn plan(slots: u32, machine: &Machine) -> Plan {
+/// A plan for engines of so many shares; of one, where there is no room for more.
+fn plan_shares(slots: u32, processors: u32, machine: &Machine) -> (Plan, u32) {
+    let shares = shares(slots, processors);
+    let others = slots.div_ceil(shares).saturating_mul(shares - 1);
+    let divided = plan(slots, slots.saturating_add(others), machine);
+    if divided.pooling { (divided, shares) } else { (plan(slots, slots, machine), 1) }
+}
+
+/// For `slots` guests at once, in pools that together have room for `places`.
+fn plan(slots: u32, places: u32, machine: &Machine) -> Plan {
     let mut warnings = Vec::new();
     let maps = u64::from(slots) * MAPS_PER_SLOT;
-    let space = u64::from(slots) * MAX_MEMORIES as u64 * (MEMORY_RESERVATION + 2 * MEMORY_GUARD_SIZE);
+    let space = u64::from(places) * MAX_MEMORIES as u64 * (MEMORY_RESERVATION + 2 * MEMORY_GUARD_SIZE);
     let mut pooling = true;
     if maps > machine.max_maps / 2 {
         pooling = false;
@@ -247,12 +301,12 @@ mod tests {
 
     #[test]
     fn small_nodes_fall_back_with_a_reason() {
-        assert_eq!(plan(64, &GOOD), Plan { pooling: true, pagemap_scan: true, warnings: Vec::new() });
-        let few_maps = plan(64, &Machine { max_maps: 1_000, ..GOOD });
+        assert_eq!(plan(64, 64, &GOOD), Plan { pooling: true, pagemap_scan: true, warnings: Vec::new() });
+        let few_maps = plan(64, 64, &Machine { max_maps: 1_000, ..GOOD });
         assert!(!few_maps.pooling && few_maps.warnings[0].contains("max_map_count"));
-        let little_space = plan(64, &Machine { address_space: 1 << 40, ..GOOD });
+        let little_space = plan(64, 64, &Machine { address_space: 1 << 40, ..GOOD });
         assert!(!little_space.pooling && little_space.warnings[0].contains("address space"));
-        let swap = plan(64, &Machine { swap: true, ..GOOD });
+        let swap = plan(64, 64, &Machine { swap: true, ..GOOD });
         assert!(swap.pooling && !swap.pagemap_scan && swap.warnings[0].contains("swap"));
     }
 
@@ -260,8 +314,23 @@ mod tests {
     fn both_engines_are_built_alike() {
         let engines = Engines::new(2, false).expect("an engine");
         eprintln!("{:?}", engines.facts());
-        assert!(engines.get(true).get_consume_fuel());
-        assert!(!engines.get(false).get_consume_fuel());
+        for share in 0..engines.shares() {
+            assert!(engines.get(share, true).is_some_and(Engine::get_consume_fuel));
+            assert!(engines.get(share, false).is_some_and(|e| !e.get_consume_fuel()));
+        }
+        assert!(engines.get(engines.shares(), false).is_none());
         engines.increment_epoch();
+    }
+
+    #[test]
+    fn there_are_as_many_shares_as_slots_that_can_run_at_once() {
+        assert!(processors() > 0);
+        for (slots, processors, wanted) in [(32, 2, 2), (1, 64, 1), (4, 64, 4), (128, 64, MAX_SHARES), (0, 0, 1), (32, 0, 1)] {
+            assert_eq!(shares(slots, processors), wanted, "{slots} {processors}");
+        }
+        assert_eq!(plan_shares(128, 64, &GOOD), (plan(128, 128, &GOOD), MAX_SHARES));
+        // Room for the slots of one share, not for more.
+        let narrow = Machine { address_space: 3 << 40, ..GOOD };
+        assert_eq!(plan_shares(64, 64, &narrow), (plan(64, 64, &GOOD), 1));
     }
 }

@@ -3,13 +3,11 @@
 //!
 //! Not a role in a cluster; `cargo xtask bench` starts it (`smalti-executor floor --code FILE --threads N --seconds S`).
 
-use crate::control::Control;
 use crate::engine::Engines;
-use crate::host::Progress;
 use crate::limits::Limiter;
-use crate::modules::{Code, Loaded, Loader, Request};
+use crate::modules::{Code, Linked, Loader, Request};
 use crate::network::Table;
-use crate::state::State;
+use crate::state::{Common, State};
 use crate::streams::Meters;
 use std::ffi::OsString;
 use std::fs::File;
@@ -59,14 +57,15 @@ fn parse(args: Vec<OsString>) -> Result<Options, String> {
 }
 
 fn measure(options: &Options) -> Result<String, String> {
-    let engines = Engines::new(options.threads, false).map_err(|e| e.to_string())?;
+    let engines = Arc::new(Engines::new(options.threads, false).map_err(|e| e.to_string())?);
     let code = File::open(&options.code).map_err(|e| format!("opening {}: {e}", options.code.display()))?;
     let request = Request { name: "floor".into(), component: false, fuel: false, network: false };
-    let loaded = Loader::default().load(&engines, request, code.into()).map_err(|e| e.message)?;
+    let loaded = Arc::new(Loader::new(engines.clone())).load(request, code.into()).map_err(|e| e.message)?;
+    let linked = (0..options.threads).map(|slot| loaded.on(slot)).collect::<Result<Vec<_>, _>>().map_err(|e| e.message)?;
     let until = Instant::now() + Duration::from_secs_f64(options.seconds);
     let start = Instant::now();
     let counts: Vec<Result<u64, String>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..options.threads).map(|_| scope.spawn(|| turn(&loaded, until))).collect();
+        let threads: Vec<_> = linked.into_iter().map(|linked| scope.spawn(move || turn(linked, until))).collect();
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a thread panicked".into()))).collect()
     });
     let items: u64 = counts.into_iter().sum::<Result<u64, String>>()?;
@@ -77,33 +76,31 @@ fn measure(options: &Options) -> Result<String, String> {
 }
 
 /// One thread's loop; returns how often it went round.
-fn turn(loaded: &Loaded, until: Instant) -> Result<u64, String> {
+fn turn(linked: &Linked, until: Instant) -> Result<u64, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(|e| e.to_string())?;
-    let (control, progress) = (Arc::new(Control::default()), Arc::new(Progress::default()));
+    let common = Arc::new(Common::default());
     let mut items = 0;
     while Instant::now() < until {
-        runtime.block_on(once(loaded, &control, &progress)).map_err(|e| format!("{e:#}"))?;
+        runtime.block_on(once(linked, &common)).map_err(|e| format!("{e:#}"))?;
         items += 1;
     }
     Ok(items)
 }
 
-async fn once(loaded: &Loaded, control: &Arc<Control>, progress: &Arc<Progress>) -> wasmtime::Result<()> {
-    let Code::Core { pre, start } = &loaded.code else { return Err(wasmtime::Error::msg("the floor is measured with core modules")) };
+async fn once(linked: &Linked, common: &Arc<Common>) -> wasmtime::Result<()> {
+    let Code::Core { pre, start } = &linked.code else { return Err(wasmtime::Error::msg("the floor is measured with core modules")) };
     let wasi = WasiCtxBuilder::new().args(&["floor"]).env("SMALTI_ITEM", "0").build_p1();
     let state = State {
         wasi,
         limiter: Limiter::new(MEMORY_BYTES),
-        control: control.clone(),
-        progress: progress.clone(),
-        network: None,
+        common: common.clone(),
         sockets: Table::default(),
         meters: Arc::new(Meters::new(0)),
         listings: Vec::new(),
         result: None,
         called: false,
     };
-    let mut store = Store::new(&loaded.engine, state);
+    let mut store = Store::new(&linked.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_epoch_deadline(1);
     store.epoch_deadline_callback(|_| Ok(UpdateDeadline::Continue(1)));

@@ -6,6 +6,7 @@ use crate::clock::{SlotClock, Stopwatch, micros};
 use crate::limits::Budget;
 use crate::streams::Meters;
 use smalti_types::status::Usage;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,51 +20,65 @@ struct Guest {
     cpu_before: Duration,
 }
 
-/// The guests of one run.
+/// Where the guest of one slot is. On cache lines of its own: its slot writes there twice for each guest.
 #[derive(Debug, Default)]
-pub(crate) struct Gauge(Mutex<Vec<Guest>>);
+#[repr(align(128))]
+pub(crate) struct Cell(Mutex<Option<Guest>>);
 
-impl Gauge {
-    fn lock(&self) -> MutexGuard<'_, Vec<Guest>> {
+impl Cell {
+    fn lock(&self) -> MutexGuard<'_, Option<Guest>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A guest runs until the answer is dropped.
     pub(crate) fn begin(self: &Arc<Self>, meters: &Arc<Meters>, budget: &Arc<Budget>, watch: &Stopwatch) -> Running {
         let (clock, began, cpu_before) = (watch.clock().clone(), watch.began(), watch.cpu_before());
-        self.lock().push(Guest { meters: meters.clone(), budget: budget.clone(), clock, began, cpu_before });
-        Running { gauge: self.clone(), meters: meters.clone() }
+        *self.lock() = Some(Guest { meters: meters.clone(), budget: budget.clone(), clock, began, cpu_before });
+        Running(self.clone())
+    }
+}
+
+/// The guests of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(Mutex<BTreeMap<u32, Arc<Cell>>>);
+
+impl Gauge {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Cell>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cell of a slot.
+    pub(crate) fn cell(&self, slot: u32) -> Arc<Cell> {
+        self.lock().entry(slot).or_default().clone()
     }
 
     /// The sum over all guests that run now; `None`: none does. Fuel is known at the end only.
     #[cfg_attr(not(test), expect(dead_code, reason = "read by the live usage of tasks, which is built on this"))]
     pub(crate) fn read(&self) -> Option<Usage> {
-        let guests = self.lock();
         let mut sum: Option<Usage> = None;
-        for guest in guests.iter() {
-            sum.get_or_insert_default().add(&Usage {
-                cpu_us: micros(guest.clock.cpu().saturating_sub(guest.cpu_before)),
-                wall_us: micros(guest.began.elapsed()),
-                peak_memory: guest.budget.peak(),
-                bytes_read: guest.meters.read(),
-                bytes_written: guest.meters.written(),
-                fuel: None,
-            });
+        for cell in self.lock().values() {
+            if let Some(guest) = &*cell.lock() {
+                sum.get_or_insert_default().add(&Usage {
+                    cpu_us: micros(guest.clock.cpu().saturating_sub(guest.cpu_before)),
+                    wall_us: micros(guest.began.elapsed()),
+                    peak_memory: guest.budget.peak(),
+                    bytes_read: guest.meters.read(),
+                    bytes_written: guest.meters.written(),
+                    fuel: None,
+                });
+            }
         }
         sum
     }
 }
 
-/// Takes the guest off the list.
+/// Empties the cell.
 #[derive(Debug)]
-pub(crate) struct Running {
-    gauge: Arc<Gauge>,
-    meters: Arc<Meters>,
-}
+pub(crate) struct Running(Arc<Cell>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.gauge.lock().retain(|guest| !Arc::ptr_eq(&guest.meters, &self.meters));
+        *self.0.lock() = None;
     }
 }
 
@@ -78,8 +93,8 @@ mod tests {
         let watch = Stopwatch::start(&Arc::new(SlotClock::of_this_thread()));
         let guest = || (Arc::new(Meters::new(0)), Arc::new(Budget::new(100)));
         let ((m1, b1), (m2, b2)) = (guest(), guest());
-        let first = gauge.begin(&m1, &b1, &watch);
-        let second = gauge.begin(&m2, &b2, &watch);
+        let first = gauge.cell(0).begin(&m1, &b1, &watch);
+        let second = gauge.cell(1).begin(&m2, &b2, &watch);
         m1.add_read(3);
         m2.add_read(4);
         let _charge = b2.charge(50);

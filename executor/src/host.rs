@@ -44,11 +44,11 @@ impl Progress {
 /// # Errors
 /// When one is defined already.
 pub(crate) fn add_to_core(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    linker.func_wrap("smalti", "should_stop", |caller: Caller<'_, State>| i32::from(caller.data().control.is_asked()))?;
+    linker.func_wrap("smalti", "should_stop", |caller: Caller<'_, State>| i32::from(caller.data().common.control.is_asked()))?;
     linker.func_wrap("smalti", "progress", |mut caller: Caller<'_, State>, permille: i32, ptr: i32, len: i32| {
         // Only so much is looked at as is kept (a character may be cut: it becomes a replacement character).
         let text = read(&mut caller, ptr, len.cast_unsigned().min(MAX_PROGRESS_LEN))?;
-        caller.data().progress.set(permille.cast_unsigned(), String::from_utf8_lossy(&text).into_owned());
+        caller.data().common.progress.set(permille.cast_unsigned(), String::from_utf8_lossy(&text).into_owned());
         Ok(())
     })?;
     linker.func_wrap("smalti", "result", |mut caller: Caller<'_, State>, ptr: i32, len: i32| {
@@ -85,10 +85,10 @@ pub(crate) fn add_to_component(linker: &mut wasmtime::component::Linker<State>) 
 
 impl bindings::smalti::guest::task::Host for State {
     fn should_stop(&mut self) -> bool {
-        self.control.is_asked()
+        self.common.control.is_asked()
     }
     fn progress(&mut self, permille: u32, text: String) {
-        self.progress.set(permille, text);
+        self.common.progress.set(permille, text);
     }
     fn return_value(&mut self, value: Vec<u8>) -> Result<(), String> {
         if value.len() > MAX_RESULT_LEN {

@@ -7,20 +7,19 @@ use crate::clock::Stopwatch;
 use crate::control::Control;
 use crate::directories::View;
 use crate::failure::Failure;
-use crate::gauge::Gauge;
-use crate::host::Progress;
+use crate::gauge::{Cell, Gauge};
 use crate::limits::{HOSTCALL_BYTES, Limiter, MAX_COMPONENT_HANDLES, MAX_RANDOM_BYTES, limit_in};
 use crate::modules::{Code, Loaded};
-use crate::network::{Grants, Table};
+use crate::network::Table;
 use crate::output::{Channel, Sink};
 use crate::preview1::NO_MEMORY;
-use crate::state::State;
+use crate::state::{Common, State};
 use crate::streams::{Meters, Output, Source, Stdin};
 use smalti_types::task_state::Reason;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wasmtime::{CallHook, Store, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime::{CallHook, Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiView};
 
@@ -43,11 +42,24 @@ pub(crate) struct Template {
     pub(crate) view: View,
     /// The guest is the only one in this process's life, and what it holds is nobody else's afterwards.
     pub(crate) only: bool,
-    /// What the guest may do on the network, if anything.
-    pub(crate) network: Option<Arc<Grants>>,
-    pub(crate) control: Arc<Control>,
-    pub(crate) progress: Arc<Progress>,
+    pub(crate) common: Common,
     pub(crate) gauge: Arc<Gauge>,
+}
+
+/// What a slot has of a template: its own of all that slots would else hand to each other with each run.
+pub(crate) struct Seat {
+    slot: u32,
+    common: Arc<Common>,
+    gauge: Arc<Cell>,
+}
+
+impl Seat {
+    /// Of the slot with this number.
+    pub(crate) fn new(template: &Template, slot: u32) -> Self {
+        // Loaded now if it was not: a run would else have to pay for it. What goes wrong, each run says.
+        let _ = template.module.on(slot);
+        Self { slot, common: Arc::new(template.common.clone()), gauge: template.gauge.cell(slot) }
+    }
 }
 
 /// What is different for each run.
@@ -60,6 +72,7 @@ pub(crate) struct Run<'a> {
     pub(crate) directories: WasiFilesystemCtx,
     /// Began with the run.
     pub(crate) watch: &'a Stopwatch,
+    pub(crate) seat: &'a Seat,
 }
 
 /// How a run ended.
@@ -118,12 +131,17 @@ pub(crate) async fn run(template: &Template, run: Run<'_>) -> Ended {
     let meters = Arc::new(Meters::new(template.output_bytes));
     let watch = run.watch;
     let deadline = template.timeout.and_then(|t| watch.began().checked_add(t));
-    let mut store = match new_store(template, run, &meters, deadline) {
+    let seat = run.seat;
+    let linked = match template.module.on(seat.slot) {
+        Ok(linked) => linked,
+        Err(failure) => return Ended::failed(failure),
+    };
+    let mut store = match new_store(template, &linked.engine, run, &meters, deadline) {
         Ok(store) => store,
         Err(e) => return Ended::failed(Failure::new(Reason::LaunchFailed, format!("the store cannot be set up: {e:#}"))),
     };
-    let _running = template.gauge.begin(&meters, &store.data().limiter.budget, watch);
-    let how = until_end(template, &mut store, deadline).await;
+    let _running = seat.gauge.begin(&meters, &store.data().limiter.budget, watch);
+    let how = until_end(template, &linked.code, &mut store, deadline).await;
     let fuel = template.fuel.map(|limit| limit.saturating_sub(store.get_fuel().unwrap_or(0)));
     let state = store.data_mut();
     let (exit_code, failure) = classify(how, &meters, state, template.fuel);
@@ -143,7 +161,13 @@ pub(crate) async fn run(template: &Template, run: Run<'_>) -> Ended {
     ended
 }
 
-fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: Option<Instant>) -> wasmtime::Result<Store<State>> {
+fn new_store(
+    template: &Template,
+    engine: &Engine,
+    run: Run<'_>,
+    meters: &Arc<Meters>,
+    deadline: Option<Instant>,
+) -> wasmtime::Result<Store<State>> {
     let mut builder = WasiCtxBuilder::new();
     builder.args(&template.args).envs(&template.env).max_random_size(MAX_RANDOM_BYTES);
     // Nothing of the network, names least of all. File operations go to the slot's own blocking thread, so that the
@@ -157,7 +181,7 @@ fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: 
     builder.stdout(Output::new(Channel::Out, run.sink.clone(), meters.clone()));
     builder.stderr(Output::new(Channel::Err, run.sink, meters.clone()));
     let mut listeners = Vec::new();
-    if let Some(grants) = &template.network {
+    if let Some(grants) = &template.common.network {
         grants.apply(&mut builder);
         listeners = grants.take_listeners();
     }
@@ -168,43 +192,41 @@ fn new_store(template: &Template, run: Run<'_>, meters: &Arc<Meters>, deadline: 
     let state = State {
         wasi,
         limiter,
-        control: template.control.clone(),
-        progress: template.progress.clone(),
-        network: template.network.clone(),
-        sockets: if template.module.network { Table::new(listeners, template.view.count())? } else { Table::default() },
+        common: run.seat.common.clone(),
+        sockets: if template.module.request.network { Table::new(listeners, template.view.count())? } else { Table::default() },
         meters: meters.clone(),
         listings: Vec::new(),
         result: None,
         called: false,
     };
-    let mut store = Store::new(&template.module.engine, state);
+    let mut store = Store::new(engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_hostcall_fuel(HOSTCALL_BYTES);
     store.set_max_component_handles(MAX_COMPONENT_HANDLES);
-    if template.module.fuel {
+    if template.module.request.fuel {
         store.set_fuel(template.fuel.unwrap_or(u64::MAX))?;
     }
     store.set_epoch_deadline(1);
-    let control = template.control.clone();
-    store.epoch_deadline_callback(move |_| {
+    store.epoch_deadline_callback(move |context| {
+        let control = &context.data().common.control;
         if control.lease_is_over() {
             control.expire();
         }
         if control.is_stopped() {
-            return Err(Stop::of(&control).into());
+            return Err(Stop::of(control).into());
         }
         if deadline.is_some_and(|at| Instant::now() >= at) {
             return Err(Stop::TimeLimit.into());
         }
         Ok(UpdateDeadline::Continue(1))
     });
-    if template.control.lease_until().is_some() {
+    if template.common.control.lease_until().is_some() {
         // A process that was stopped and goes on runs its guests before any timer can. What a guest does outside, it does by a call.
-        let control = template.control.clone();
-        store.call_hook(move |_, hook| {
+        store.call_hook(|context, hook| {
+            let control = &context.data().common.control;
             if matches!(hook, CallHook::CallingHost) && control.lease_is_over() {
                 control.expire();
-                return Err(Stop::of(&control).into());
+                return Err(Stop::of(control).into());
             }
             Ok(())
         });
@@ -223,7 +245,7 @@ enum How {
     Failed(wasmtime::Error),
 }
 
-async fn until_end(template: &Template, store: &mut Store<State>, deadline: Option<Instant>) -> How {
+async fn until_end(template: &Template, code: &Code, store: &mut Store<State>, deadline: Option<Instant>) -> How {
     let time_limit = async {
         match deadline {
             Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -233,8 +255,8 @@ async fn until_end(template: &Template, store: &mut Store<State>, deadline: Opti
     // In this order: as long as the guest does not wait, nothing else is looked at here.
     tokio::select! {
         biased;
-        how = execute(&template.module.code, store) => how,
-        () = template.control.until_stopped() => How::Stopped(Stop::of(&template.control)),
+        how = execute(code, store) => how,
+        () = template.common.control.until_stopped() => How::Stopped(Stop::of(&template.common.control)),
         () = time_limit => How::Stopped(Stop::TimeLimit),
     }
 }
@@ -334,8 +356,8 @@ fn exited(code: i32, state: &State) -> (Option<i32>, Option<Failure>) {
         code if !(0..=125).contains(&code) => {
             (None, Some(Failure::new(Reason::Trap, format!("the exit code {code} is not within 0 to 125"))))
         }
-        code if state.control.is_expired() => (Some(code), Some(Failure::new(Reason::LeaseExpired, Stop::LeaseExpired.to_string()))),
-        code if state.control.is_asked() => {
+        code if state.common.control.is_expired() => (Some(code), Some(Failure::new(Reason::LeaseExpired, Stop::LeaseExpired.to_string()))),
+        code if state.common.control.is_asked() => {
             (Some(code), Some(Failure::new(Reason::KilledByRequest, format!("ended with exit code {code} after it was asked to stop"))))
         }
         // The exit code stays the guest's own word; what probably brought it there is said beside it.

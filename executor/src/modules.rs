@@ -1,4 +1,4 @@
-//! Compiled code, loaded from a descriptor and linked once, so that an instance of it is only a copy.
+//! Compiled code, loaded from a descriptor and linked once for each share of the slots that runs it, so that an instance is only a copy.
 //!
 //! Owns the linkers and the mapping from what can be wrong with a module to a reason. The code comes from the agent, which
 //! made it itself (or its compiler process did); code of any other origin must never get here.
@@ -14,24 +14,47 @@ use smalti_types::task_state::Reason;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use wasmtime::component::Component;
 use wasmtime::{Engine, ExternType, InstancePre, Linker, Module, ModuleExport, UnknownImportError};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
 /// Largest compiled component in bytes: it is copied into memory.
 const MAX_COMPONENT_BYTES: u64 = 1 << 30;
+/// A component larger than this is loaded once, for all slots: it would have to be copied for each share.
+const MAX_COPIED_BYTES: u64 = 1 << 20;
 /// Where a core module begins.
 const ENTRY_POINT: &str = "_start";
 
-/// A linked guest.
+/// A guest that slots can run.
 pub(crate) struct Loaded {
-    pub(crate) name: String,
-    /// Whether its code counts fuel.
-    pub(crate) fuel: bool,
-    /// Whether its functions know sockets.
-    pub(crate) network: bool,
+    pub(crate) request: Request,
+    file: File,
+    loader: Arc<Loader>,
+    /// For the first share of the slots, or for all of them.
+    first: Linked,
+    /// For the others, each from when a slot of it is the first to run this.
+    others: Vec<OnceLock<Result<Linked, Failure>>>,
+}
+
+/// A linked guest, with the engine whose memory it takes.
+pub(crate) struct Linked {
     pub(crate) engine: Engine,
     pub(crate) code: Code,
+}
+
+impl Loaded {
+    /// For this slot.
+    ///
+    /// # Errors
+    /// When it cannot be loaded once more.
+    pub(crate) fn on(&self, slot: u32) -> Result<&Linked, Failure> {
+        let share = slot as usize % (1 + self.others.len());
+        match share.checked_sub(1).and_then(|other| self.others.get(other)) {
+            None => Ok(&self.first),
+            Some(other) => other.get_or_init(|| self.loader.link(share, &self.request, &self.file)).as_ref().map_err(Clone::clone),
+        }
+    }
 }
 
 /// The two kinds of guests.
@@ -47,11 +70,17 @@ struct Linkers {
     component: Option<wasmtime::component::Linker<State>>,
 }
 
-/// Loads modules.
+/// The linkers of a share.
 #[derive(Default)]
-pub(crate) struct Loader {
+struct Share {
     plain: Linkers,
     fuel: Linkers,
+}
+
+/// Loads modules.
+pub(crate) struct Loader {
+    pub(crate) engines: Arc<Engines>,
+    shares: Vec<Mutex<Share>>,
 }
 
 /// What to load.
@@ -65,26 +94,54 @@ pub(crate) struct Request {
 }
 
 impl Loader {
-    /// Ready for guests without sockets and without a fuel limit.
+    /// For these engines.
+    pub(crate) fn new(engines: Arc<Engines>) -> Self {
+        let shares = (0..engines.shares()).map(|_| Mutex::default()).collect();
+        Self { engines, shares }
+    }
+
+    /// Ready for guests without sockets and without a fuel limit, in the first share.
     ///
     /// # Errors
     /// When host functions cannot be set up.
-    pub(crate) fn prepared(engines: &Engines) -> wasmtime::Result<Self> {
-        let engine = engines.get(false);
-        let plain = Linkers { core: Some(core_linker(engine, false)?), component: Some(component_linker(engine)?) };
-        Ok(Self { plain, fuel: Linkers::default() })
+    pub(crate) fn prepared(engines: Arc<Engines>) -> wasmtime::Result<Self> {
+        let loader = Self::new(engines);
+        if let (Some(engine), Some(mut share)) = (loader.engines.get(0, false), loader.share(0)) {
+            share.plain = Linkers { core: Some(core_linker(engine, false)?), component: Some(component_linker(engine)?) };
+        }
+        Ok(loader)
+    }
+
+    fn share(&self, number: usize) -> Option<MutexGuard<'_, Share>> {
+        self.shares.get(number).map(|share| share.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Loads and links the code in `code`.
     ///
     /// # Errors
     /// Code of another engine (`LAUNCH_FAILED`), an import that nobody provides, no entry point.
-    pub(crate) fn load(&mut self, engines: &Engines, request: Request, code: OwnedFd) -> Result<Loaded, Failure> {
-        let engine = engines.get(request.fuel);
-        let linkers = if request.fuel { &mut self.fuel } else { &mut self.plain };
-        let code =
-            if request.component { load_component(engine, linkers, code)? } else { load_core(engine, linkers, request.network, code)? };
-        Ok(Loaded { name: request.name, fuel: request.fuel, network: request.network, engine: engine.clone(), code })
+    pub(crate) fn load(self: &Arc<Self>, request: Request, code: OwnedFd) -> Result<Loaded, Failure> {
+        let file = File::from(code);
+        let first = self.link(0, &request, &file)?;
+        let copied = request.component && file.metadata().map_or(true, |m| m.len() > MAX_COPIED_BYTES);
+        let others = (1..if copied { 1 } else { self.shares.len() }).map(|_| OnceLock::new()).collect();
+        Ok(Loaded { request, file, loader: self.clone(), first, others })
+    }
+
+    fn link(&self, number: usize, request: &Request, file: &File) -> Result<Linked, Failure> {
+        let (Some(engine), Some(mut share)) = (self.engines.get(number, request.fuel), self.share(number)) else {
+            return Err(Failure::new(Reason::LaunchFailed, format!("there is no share {number} of the slots")));
+        };
+        let linkers = if request.fuel { &mut share.fuel } else { &mut share.plain };
+        let code = if request.component {
+            load_component(engine, linkers, file)?
+        } else {
+            let file = file
+                .try_clone()
+                .map_err(|e| Failure::new(Reason::LaunchFailed, format!("the compiled code cannot be opened again: {e}")))?;
+            load_core(engine, linkers, request.network, file)?
+        };
+        Ok(Linked { engine: engine.clone(), code })
     }
 }
 
@@ -101,10 +158,10 @@ fn host_broken(error: &wasmtime::Error) -> Failure {
 }
 
 #[expect(unsafe_code, reason = "loading compiled code is unsafe by nature; see the comment")]
-fn load_core(engine: &Engine, linkers: &mut Linkers, network: bool, code: OwnedFd) -> Result<Code, Failure> {
+fn load_core(engine: &Engine, linkers: &mut Linkers, network: bool, code: File) -> Result<Code, Failure> {
     // SAFETY: the descriptor comes from the agent over a socket that only the agent holds, and names a file that the
     // agent's own compiler process wrote and that nobody else can write (design, guarantee 4).
-    let module = unsafe { Module::deserialize_open_file(engine, File::from(code)) }.map_err(|e| not_loadable(&e))?;
+    let module = unsafe { Module::deserialize_open_file(engine, code) }.map_err(|e| not_loadable(&e))?;
     let linker = match &mut linkers.core {
         Some(linker) => linker,
         none => none.insert(core_linker(engine, network).map_err(|e| host_broken(&e))?),
@@ -141,9 +198,8 @@ fn core_linker(engine: &Engine, network: bool) -> wasmtime::Result<Linker<State>
 }
 
 #[expect(unsafe_code, reason = "loading compiled code is unsafe by nature; see the comment")]
-fn load_component(engine: &Engine, linkers: &mut Linkers, code: OwnedFd) -> Result<Code, Failure> {
-    let bytes =
-        read_whole(&File::from(code)).map_err(|e| Failure::new(Reason::LaunchFailed, format!("the compiled code cannot be read: {e}")))?;
+fn load_component(engine: &Engine, linkers: &mut Linkers, code: &File) -> Result<Code, Failure> {
+    let bytes = read_whole(code).map_err(|e| Failure::new(Reason::LaunchFailed, format!("the compiled code cannot be read: {e}")))?;
     // SAFETY: as in `load_core`.
     let component = unsafe { Component::deserialize(engine, &bytes) }.map_err(|e| not_loadable(&e))?;
     let linker = match &mut linkers.component {

@@ -7,27 +7,18 @@
 use crate::confine::filter;
 use crate::engine::Engines;
 use crate::modules::Loader;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Engines for one guest, and what links guests.
-pub(crate) struct Prepared {
-    pub(crate) engines: Engines,
-    pub(crate) loader: Loader,
-}
+static PREPARED: Mutex<Option<Loader>> = Mutex::new(None);
 
-static PREPARED: Mutex<Option<Prepared>> = Mutex::new(None);
-
-impl Prepared {
-    fn new() -> anyhow::Result<Self> {
-        let engines = Engines::for_one_guest()?;
-        let loader = Loader::prepared(&engines).map_err(|e| anyhow::anyhow!("{e:#}"))?;
-        Ok(Self { engines, loader })
-    }
+fn make() -> anyhow::Result<Loader> {
+    Loader::prepared(Arc::new(Engines::for_one_guest()?)).map_err(|e| anyhow::anyhow!("{e:#}"))
 }
 
 /// Makes it, before this process is copied. Without it each copy makes its own and says what is wrong.
 pub(crate) fn prepare() {
-    *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = Prepared::new().ok();
+    *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = make().ok();
     filter::prepare();
 }
 
@@ -35,7 +26,7 @@ pub(crate) fn prepare() {
 ///
 /// # Errors
 /// No engine.
-pub(crate) fn take() -> anyhow::Result<Prepared> {
+pub(crate) fn take() -> anyhow::Result<Loader> {
     let made = PREPARED.lock().unwrap_or_else(PoisonError::into_inner).take();
-    made.map_or_else(Prepared::new, Ok)
+    made.map_or_else(make, Ok)
 }

@@ -6,7 +6,7 @@
 use crate::array::ArrayRun;
 use crate::clock::{SlotClock, Stopwatch, deadline_us, micros};
 use crate::failure::Failure;
-use crate::instance::{self, Ended, Run};
+use crate::instance::{self, Ended, Run, Seat};
 use crate::output::SlotOutput;
 use crate::queue::Item;
 use crate::report::Done;
@@ -97,7 +97,7 @@ pub(crate) fn run(slot: u32, network: bool, jobs: &Jobs, runs: &Runs, started: &
     loop {
         match jobs.pop() {
             Job::Quit => break,
-            Job::Task(task) => task::run(*task, &runtime, runs, &clock),
+            Job::Task(task) => task::run(slot, *task, &runtime, runs, &clock),
             Job::Array(array) => {
                 run_items(slot, &array, &runtime, &clock);
                 if array.is_over() {
@@ -115,6 +115,7 @@ pub(crate) fn run(slot: u32, network: bool, jobs: &Jobs, runs: &Runs, started: &
 fn run_items(slot: u32, array: &ArrayRun, runtime: &Runtime, clock: &Arc<SlotClock>) {
     let Some(output) = array.part.outputs.get(&slot) else { return };
     let scratch = array.part.disks.get(&slot).map(|s| &**s);
+    let seat = Seat::new(&array.part.template, slot);
     let mut watch = Stopwatch::start(clock);
     let mut done = None;
     while let Some((item, waited)) = array.next(slot, done.take(), watch.began()) {
@@ -122,7 +123,7 @@ fn run_items(slot: u32, array: &ArrayRun, runtime: &Runtime, clock: &Arc<SlotClo
             watch = Stopwatch::start(clock);
         }
         output.begin(watch.began());
-        let mut ended = run_item(array, &item, output, scratch, &watch, runtime);
+        let mut ended = run_item(array, &item, (output, &seat), scratch, &watch, runtime);
         if let Some(scratch) = scratch {
             scratch.judge(&array.part.template.view, &mut ended);
             scratch.clear(&array.part.template.view);
@@ -162,7 +163,7 @@ pub(crate) fn usage(ended: &Ended, wall: Duration, cpu: Duration) -> Usage {
 fn run_item(
     array: &ArrayRun,
     item: &Item,
-    output: &Arc<SlotOutput>,
+    (output, seat): (&Arc<SlotOutput>, &Seat),
     scratch: Option<&Scratch>,
     watch: &Stopwatch,
     runtime: &Runtime,
@@ -185,7 +186,7 @@ fn run_item(
         Ok(directories) => directories,
         Err(failure) => return Ended::failed(failure),
     };
-    let run = Run { env, stdin, sink: output.clone(), directories, watch };
+    let run = Run { env, stdin, sink: output.clone(), directories, watch, seat };
     guarded(|| runtime.block_on(instance::run(template, run)))
 }
 

@@ -7,6 +7,7 @@ use crate::engine::Engines;
 use crate::leases::Leases;
 use crate::limits::handles_per_guest;
 use crate::link::Link;
+use crate::modules::Loader;
 use crate::runs::Runs;
 use crate::slot::{self, Job, Jobs};
 use crate::ticker::{self, Activity};
@@ -31,7 +32,7 @@ struct Slot {
 
 /// The slots.
 pub(crate) struct Slots {
-    pub(crate) engines: Arc<Engines>,
+    pub(crate) loader: Arc<Loader>,
     pub(crate) runs: Arc<Runs>,
     pub(crate) activity: Arc<Activity>,
     /// Of exclusive tasks.
@@ -63,10 +64,10 @@ impl Slots {
     ///
     /// # Errors
     /// No threads.
-    pub(crate) fn start(engines: Engines, max_memory: u64, network: bool, link: &Arc<Link>) -> anyhow::Result<Self> {
+    pub(crate) fn start(loader: Loader, max_memory: u64, network: bool, link: &Arc<Link>) -> anyhow::Result<Self> {
+        let engines = loader.engines.clone();
         let count = engines.slots();
         let (handles, warning) = handles_per_guest(count);
-        let engines = Arc::new(engines);
         let runs = Arc::<Runs>::default();
         let activity = Arc::<Activity>::default();
         let (started, tids) = sync_channel(count as usize);
@@ -94,10 +95,10 @@ impl Slots {
             thread::Builder::new().name("link".to_owned()).spawn(move || link.run()).context("starting the link's thread")?
         };
         Ok(Self {
-            leases: Arc::new(Leases::new(engines.clone())),
+            leases: Arc::new(Leases::new(engines)),
             link: link.clone(),
             writer,
-            engines,
+            loader: Arc::new(loader),
             runs,
             activity,
             max_memory: if max_memory == 0 { u64::MAX } else { max_memory },

@@ -5,11 +5,9 @@
 
 use crate::array::{ArrayRun, Part};
 use crate::clock::boot_us;
-use crate::control::Control;
 use crate::directories::View;
 use crate::failure::Failure;
 use crate::gauge::Gauge;
-use crate::host::Progress;
 use crate::inputs::SplitInputs;
 use crate::instance::Template;
 use crate::link::Link;
@@ -20,6 +18,7 @@ use crate::runs::{Entry, MAX_RUNS, TaskHandle};
 use crate::scratch::Scratch;
 use crate::slot::Job;
 use crate::slots::{MAX_SLOTS, Slots};
+use crate::state::Common;
 use crate::streams::Source;
 use crate::task::TaskRun;
 use smalti_executor_protocol::v1;
@@ -120,8 +119,8 @@ pub(crate) fn task(
     let scratch = take_disk(&guest, &mut fds)?;
     let rest = take_rest(&guest, &mut fds, usize::from(start.has_stdin))?;
     let handle = Arc::new(TaskHandle::new(start.run, start.lease_until_us));
-    let shared = Shared { control: handle.control.clone(), progress: handle.progress.clone(), gauge: handle.gauge.clone(), network };
-    let template = template(slots, modules, guest, fds, &OWN_TASK_VARIABLES, shared)?;
+    let common = Common { control: handle.control.clone(), progress: handle.progress.clone(), network };
+    let template = template(slots, modules, guest, fds, &OWN_TASK_VARIABLES, (common, handle.gauge.clone()))?;
     let file = rest.into_iter().next().map(|fd| Arc::new(File::from(fd)));
     let stdin = file.map(|file| Source { file, offset: start.stdin_offset, length: start.stdin_length, packing: Packing::Plain });
     insert(slots, start.run, Entry::Task(handle.clone()))?;
@@ -164,8 +163,8 @@ pub(crate) fn array(
     }
     let guest = start.guest.ok_or_else(|| refused("the message describes no guest"))?;
     let inputs = take_rest(&guest, &mut fds, usize::from(start.split_inputs > 0))?;
-    let shared = Shared { control: Arc::default(), progress: Arc::default(), gauge: Arc::default(), network };
-    let template = template(slots, modules, guest, fds, &OWN_ITEM_VARIABLES, shared)?;
+    let common = Common { network, ..Common::default() };
+    let template = template(slots, modules, guest, fds, &OWN_ITEM_VARIABLES, (common, Arc::default()))?;
     let part = Part {
         run: start.run,
         template,
@@ -235,25 +234,17 @@ fn take_rest(guest: &v1::Guest, fds: &mut Vec<OwnedFd>, rest: usize) -> Result<V
     Ok(fds.split_off(own))
 }
 
-/// What runs of one template share.
-struct Shared {
-    control: Arc<Control>,
-    progress: Arc<Progress>,
-    network: Option<Arc<Grants>>,
-    gauge: Arc<Gauge>,
-}
-
 fn template(
     slots: &Slots,
     modules: &Modules,
     guest: v1::Guest,
     fds: Vec<OwnedFd>,
     own_variables: &[&str],
-    shared: Shared,
+    (common, gauge): (Common, Arc<Gauge>),
 ) -> Result<Template, Failure> {
     let module = modules.get(&guest.module).ok_or_else(|| refused(format!("module {} is not loaded", guest.module)))?;
-    if guest.fuel.is_some() && !module.fuel {
-        return Err(refused(format!("{} was not compiled to count fuel", module.name)));
+    if guest.fuel.is_some() && !module.request.fuel {
+        return Err(refused(format!("{} was not compiled to count fuel", module.request.name)));
     }
     if !guest.files.is_empty() {
         // WASI preopens directories; the agent puts a file into one.
@@ -263,7 +254,7 @@ fn template(
     let env = env.filter(|(name, _)| !own_variables.contains(name)).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
     let wanted = if guest.memory_bytes == 0 { u64::MAX } else { guest.memory_bytes };
     // Whose disk and ports somebody else gets as soon as its end is told.
-    let lends = guest.disk.is_some() || shared.network.is_some();
+    let lends = guest.disk.is_some() || common.network.is_some();
     Ok(Template {
         module: module.clone(),
         only: slots.engines.for_one() && !lends,
@@ -275,9 +266,7 @@ fn template(
         fuel: guest.fuel,
         output_bytes: guest.output_bytes,
         view: View::new(guest.dirs, guest.disk, fds)?,
-        network: shared.network,
-        control: shared.control,
-        progress: shared.progress,
-        gauge: shared.gauge,
+        common,
+        gauge,
     })
 }

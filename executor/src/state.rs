@@ -11,15 +11,22 @@ use std::sync::Arc;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{WasiCtxView, WasiView};
 
+/// What the guests of a task or array part have in common, as one slot holds it: the slots of a part would hand the count of its users
+/// to each other with each item.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Common {
+    pub(crate) control: Arc<Control>,
+    pub(crate) progress: Arc<Progress>,
+    /// What they may do on the network, if anything.
+    pub(crate) network: Option<Arc<Grants>>,
+}
+
 /// The data of one store.
 pub(crate) struct State {
     /// Serves preview 1 and, through [`WasiView`], WASI 0.2.
     pub(crate) wasi: WasiP1Ctx,
     pub(crate) limiter: Limiter,
-    pub(crate) control: Arc<Control>,
-    pub(crate) progress: Arc<Progress>,
-    /// What it may do on the network, if anything.
-    pub(crate) network: Option<Arc<Grants>>,
+    pub(crate) common: Arc<Common>,
     /// Its descriptors, where some may be sockets.
     pub(crate) sockets: Table,
     pub(crate) meters: Arc<Meters>,

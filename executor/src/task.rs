@@ -4,7 +4,7 @@
 
 use crate::clock::{SlotClock, Stopwatch, deadline_us};
 use crate::failure::Failure;
-use crate::instance::{self, Ended, Run, Template};
+use crate::instance::{self, Ended, Run, Seat, Template};
 use crate::leases::Leases;
 use crate::link::Link;
 use crate::output::TaskFiles;
@@ -35,9 +35,10 @@ pub(crate) struct TaskRun {
 }
 
 /// Runs the task and says how it ended.
-pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs, clock: &Arc<SlotClock>) {
+pub(crate) fn run(slot: u32, task: TaskRun, runtime: &Runtime, runs: &Runs, clock: &Arc<SlotClock>) {
     let TaskRun { handle, outputs, scratch, template, stdin, link, activity, leases } = task;
     link.wait_for_room();
+    let seat = Seat::new(&template, slot);
     let mut watch = Stopwatch::start(clock);
     let mut usage_of_run = Usage::default();
     let mut ended = if let Some(failure) = instance::forbidden(&handle.control) {
@@ -52,7 +53,7 @@ pub(crate) fn run(task: TaskRun, runtime: &Runtime, runs: &Runs, clock: &Arc<Slo
         let mut ended = match directories(scratch.as_ref(), &template) {
             Err(failure) => Ended::failed(failure),
             Ok(directories) => {
-                let run = Run { env, stdin, sink: Arc::new(outputs), directories, watch: &watch };
+                let run = Run { env, stdin, sink: Arc::new(outputs), directories, watch: &watch, seat: &seat };
                 guarded(|| runtime.block_on(instance::run(&template, run)))
             }
         };

@@ -8,12 +8,11 @@ use crate::accept;
 use crate::broken::BrokenPart;
 use crate::confine::probe;
 use crate::confine::walls::{Closed, Walls};
-use crate::engine::Engines;
 use crate::failure::Failure;
 use crate::link::Link;
 use crate::modules::{Loaded, Loader, Request};
 use crate::network;
-use crate::prepared::{self, Prepared};
+use crate::prepared;
 use crate::runs::Entry;
 use crate::slots::Slots;
 use crate::start::{self, Announced};
@@ -129,7 +128,6 @@ pub(crate) struct Worker {
     swap_off: bool,
     link: Arc<Link>,
     slots: Option<Slots>,
-    loader: Loader,
     modules: BTreeMap<u32, Arc<Loaded>>,
     announced: Announced,
     /// Closed before the first slot starts. None in the executor's own tests, whose process has more to do afterwards.
@@ -148,7 +146,6 @@ impl Worker {
             swap_off,
             link: Arc::default(),
             slots: None,
-            loader: Loader::default(),
             modules: BTreeMap::new(),
             announced: Announced::default(),
             walls: None,
@@ -251,13 +248,13 @@ impl Worker {
     /// The first one says how many slots there are; a later one comes from an agent that came back.
     fn welcome(&mut self, welcome: &v1::Welcome, stream: UnixStream) -> anyhow::Result<()> {
         if self.slots.is_none() {
-            let engines = self.engines(welcome.slots)?;
-            let closed = self.walls.take().map(|walls| walls.close(engines.facts().reset)).transpose()?;
+            let loader = self.loader(welcome.slots)?;
+            let closed = self.walls.take().map(|walls| walls.close(loader.engines.facts().reset)).transpose()?;
             self.closed = closed.unwrap_or_default();
-            self.slots = Some(Slots::start(engines, welcome.max_memory_bytes, welcome.network, &self.link)?);
+            self.slots = Some(Slots::start(loader, welcome.max_memory_bytes, welcome.network, &self.link)?);
         }
         let Some(slots) = &self.slots else { return Ok(()) };
-        let facts = slots.engines.facts();
+        let facts = slots.loader.engines.facts();
         let notifications = self.closed.notifications.take();
         let hello = v1::Hello {
             protocol: PROTOCOL_VERSION,
@@ -276,17 +273,15 @@ impl Worker {
         Ok(self.link.connect(stream, welcome.confirmed, hello, || holds(&self.modules, slots))?)
     }
 
-    /// What runs this executor's guests.
-    fn engines(&mut self, slots: u32) -> anyhow::Result<Engines> {
+    /// What this executor's guests are loaded and run with.
+    fn loader(&self, slots: u32) -> anyhow::Result<Loader> {
         match self.kind {
-            ExecutorKind::Shared => Slots::engines(slots, self.swap_off),
+            ExecutorKind::Shared => Ok(Loader::new(Arc::new(Slots::engines(slots, self.swap_off)?))),
             ExecutorKind::Pooled | ExecutorKind::Networked => {
                 anyhow::ensure!(slots == 1, "an executor of class `process` has one slot, not {slots}");
-                let Prepared { engines, loader } = prepared::take()?;
-                if self.kind == ExecutorKind::Pooled {
-                    self.loader = loader;
-                }
-                Ok(engines)
+                let loader = prepared::take()?;
+                // What is linked there has no sockets.
+                Ok(if self.kind == ExecutorKind::Pooled { loader } else { Loader::new(loader.engines) })
             }
         }
     }
@@ -304,7 +299,7 @@ impl Worker {
             return Err(Failure::new(Reason::LaunchFailed, format!("{MAX_MODULES} modules are loaded already")));
         }
         let request = Request { name: load.name.clone(), component: load.component, fuel: load.fuel, network: slots.network };
-        let loaded = self.loader.load(&slots.engines, request, code)?;
+        let loaded = slots.loader.load(request, code)?;
         self.modules.insert(load.module, Arc::new(loaded));
         Ok(())
     }

@@ -62,5 +62,5 @@ fn resolve(state: &State, name: &str) -> Option<Vec<IpAddr>> {
     if let Ok(address) = literal.parse::<IpAddr>() {
         return Some(vec![address]);
     }
-    state.network.as_ref()?.resolve(name).map(<[_]>::to_vec)
+    state.common.network.as_ref()?.resolve(name).map(<[_]>::to_vec)
 }

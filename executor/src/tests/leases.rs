@@ -5,9 +5,10 @@ use crate::clock::{SlotClock, Stopwatch, boot_us};
 use crate::control::Control;
 use crate::directories::View;
 use crate::engine::Engines;
-use crate::instance::{self, Ended, Run, Template};
+use crate::instance::{self, Ended, Run, Seat, Template};
 use crate::modules::{Loader, Request};
 use crate::output::{Channel, Sink};
+use crate::state::Common;
 use smalti_types::task_state::Reason;
 use std::sync::Arc;
 
@@ -116,13 +117,13 @@ impl Sink for Nowhere {
 
 /// Runs a guest whose lease ran out while nobody could look: no timer, no tick of the epoch.
 fn run_unwatched(text: &str, component: bool) -> Ended {
-    let engines = Engines::new(1, false).expect("an engine");
+    let loader = Arc::new(Loader::new(Arc::new(Engines::new(1, false).expect("an engine"))));
     let mut file = tempfile::tempfile().expect("a file");
     file.write_all(&compile(text, false)).expect("written");
     file.rewind().expect("rewound");
     let request = Request { name: "guest".to_owned(), component, fuel: false, network: false };
     let template = Template {
-        module: Arc::new(Loader::default().load(&engines, request, file.into()).expect("loaded")),
+        module: Arc::new(loader.load(request, file.into()).expect("loaded")),
         args: vec!["guest".to_owned()],
         env: Vec::new(),
         memory_bytes: 1 << 20,
@@ -132,13 +133,18 @@ fn run_unwatched(text: &str, component: bool) -> Ended {
         output_bytes: 1 << 20,
         view: View::new(Vec::new(), None, Vec::new()).expect("a view"),
         only: false,
-        network: None,
-        control: Arc::new(Control::new(Some(boot_us()))),
-        progress: Arc::default(),
+        common: Common { control: Arc::new(Control::new(Some(boot_us()))), ..Common::default() },
         gauge: Arc::default(),
     };
     let watch = Stopwatch::start(&Arc::new(SlotClock::of_this_thread()));
-    let run = Run { env: Vec::new(), stdin: None, sink: Arc::new(Nowhere), directories: template.view.fixed(), watch: &watch };
+    let run = Run {
+        env: Vec::new(),
+        stdin: None,
+        sink: Arc::new(Nowhere),
+        directories: template.view.fixed(),
+        watch: &watch,
+        seat: &Seat::new(&template, 0),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(instance::run(&template, run))
 }

@@ -1,0 +1,3 @@
+//! Does nothing. Without a build script Cargo does not look at build dependencies.
+
+fn main() {}
