@@ -257,7 +257,7 @@ fn template(
     let lends = guest.disk.is_some() || common.network.is_some();
     Ok(Template {
         module: module.clone(),
-        only: slots.engines.for_one() && !lends,
+        only: slots.loader.engines.for_one() && !lends,
         args: guest.args,
         env,
         memory_bytes: wanted.min(slots.max_memory),

@@ -162,8 +162,8 @@ fn an_executor_of_its_own_is_taken_when_its_items_bytes_are_there() {
     w.silent();
     w.event(Event::ExecutorStarted { executor: executor(1), slots: 1, cpu_us: None });
     assert!(matches!(w.next(), Message::BindExecutor { .. }));
-    assert!(matches!(w.next(), Message::SetExecutorMemory { .. }));
     assert!(matches!(w.told(1), ToExecutor::LoadModule { .. }));
+    assert!(matches!(w.next(), Message::SetExecutorMemory { .. }));
     w.fetches(2..3);
     w.event(loaded(1, 1));
     assert!(matches!(w.next(), Message::SetSlotCpus { .. }));
