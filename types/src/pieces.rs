@@ -25,7 +25,7 @@ impl Input {
             && self.etag.is_some()
             && self.packing.is_none_or(|p| p == Packing::Plain)
             && self.length >= SHORTEST
-            && SCHEMES.iter().any(|scheme| starts(&scheme))
+            && SCHEMES.iter().any(starts)
     }
 }
 

@@ -241,6 +241,9 @@ impl Agent {
     /// Lets the splits of a part's next items be fetched, and gives up those of items that have ended.
     pub(crate) fn see_to_splits(pool: &Pool, run: Run, task: &mut Task, out: &mut Out) {
         let Work::Part(part) = &mut task.work else { return };
+        if part.pieces.ready().is_none() {
+            return;
+        }
         let goes_on = match &task.phase {
             // Before it has said what it holds, it may have ended.
             Phase::Running(place) => !pool.executors.get(&place.executor).is_some_and(Executor::is_coming_back),

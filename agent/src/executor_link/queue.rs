@@ -37,6 +37,7 @@ pub enum SendError {
 }
 
 /// What waits for the executor to read.
+#[expect(clippy::large_enum_variant, reason = "nearly all are messages")]
 #[derive(Debug)]
 enum Waiting {
     Message(ToExecutor, Vec<Arc<OwnedFd>>),

@@ -1,7 +1,7 @@
 //! The async side against the blocking side.
 
 use super::*;
-use smalti_executor_protocol::v1::{Lease, LoadModule, Progress, Shutdown};
+use smalti_executor_protocol::v1::{Lease, LoadModule, Progress, Shutdown, Split};
 use smalti_executor_protocol::{Reader, Writer};
 use std::os::fd::OwnedFd;
 
@@ -55,6 +55,30 @@ async fn messages_and_descriptors_cross_both_ways() {
     // Not joined here: the queue's task must run to end the connection.
     assert_eq!(tokio::task::spawn_blocking(move || other.join().unwrap()).await.unwrap(), 1000);
     assert_eq!((counts.sent(), counts.received()), (1000, 500));
+}
+
+#[tokio::test]
+async fn what_has_gone_out_in_part_is_finished_before_the_next() {
+    const MESSAGES: u64 = 60;
+    let (link, executor) = pair();
+    let queue = link.split().1.into_queue(64);
+    let file: Arc<OwnedFd> = Arc::new(File::open("/dev/null").unwrap().into());
+    // Nobody reads yet, and some of them are more than a socket holds.
+    let splits = |run: u64| if run % 20 == 3 { 20_000 } else { 0 };
+    for run in 0..MESSAGES {
+        let split = Split { item: u64::MAX, input: 1, offset: u64::MAX, length: run };
+        let lease = Lease { run, splits: vec![split; splits(run)], ..Lease::default() };
+        queue.try_send(Outgoing { message: to_executor::Message::Lease(lease), fds: vec![file.clone()] }).unwrap();
+    }
+    let other = std::thread::spawn(move || {
+        let mut reader = Reader::new(executor);
+        for run in 0..MESSAGES {
+            let (message, fds) = reader.recv::<ToExecutor>().unwrap().unwrap();
+            let Some(to_executor::Message::Lease(lease)) = message.message else { panic!("no lease") };
+            assert_eq!((lease.run, lease.splits.len(), fds.len()), (run, splits(run), 1));
+        }
+    });
+    tokio::task::spawn_blocking(move || other.join().unwrap()).await.unwrap();
 }
 
 #[tokio::test]
