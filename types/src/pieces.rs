@@ -15,14 +15,14 @@ const SHORTEST: u64 = 8 << 20;
 const SCHEMES: [&str; 3] = ["http://", "https://", "s3://"];
 
 impl Input {
-    /// Whether an array's splits of this object are fetched by themselves. Only what a version pins: a digest can be checked on the whole alone,
-    /// and what is packed is not split.
+    /// Whether an array's splits of this object are fetched by themselves. Only what a version pins, and not a
+    /// weak tag, which different bytes may share: a digest can be checked on the whole alone, and what is packed is not split.
     #[must_use]
     pub fn is_in_pieces(&self) -> bool {
         let starts =
             |scheme: &&str| self.uri.as_ref().and_then(|uri| uri.get(..scheme.len())).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
         self.digest.is_none()
-            && self.etag.is_some()
+            && self.etag.as_ref().is_some_and(|tag| !tag.starts_with("W/"))
             && self.packing.is_none_or(|p| p == Packing::Plain)
             && self.length >= SHORTEST
             && SCHEMES.iter().any(starts)
@@ -81,6 +81,7 @@ mod tests {
         for other in [
             Input { length: SHORTEST - 1, ..large.clone() },
             Input { etag: None, ..large.clone() },
+            Input { etag: Some("W/\"1\"".into()), ..large.clone() },
             Input { digest: Some(crate::Digest::of(b"x")), ..large.clone() },
             Input { packing: Some(Packing::Gzip), ..large.clone() },
             Input { uri: None, ..large.clone() },

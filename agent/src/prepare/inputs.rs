@@ -148,6 +148,9 @@ impl Inputs {
         (role, tenant): Whose<'_>,
     ) -> Result<Option<Fresh>, Stop> {
         let location = Location::parse(input.uri.as_deref(), None).map_err(|e| failed(&e.into()))?;
+        if range.end.saturating_sub(range.start) > self.limit.0 {
+            return Err(failed(&Failed::TooLarge { at: location.to_string(), limit: self.limit }).into());
+        }
         let whole = key(input, &location, role).ok_or_else(|| Failure::new(Reason::InputFailed, "nothing pins the version of an input"))?;
         let kept_under = format!("p{}", Digest::of(format!("{whole} {}-{}", range.start, range.end).as_bytes()).to_hex());
         let held = HoldingKey::of_input(input).map(|name| (role.clone(), name));

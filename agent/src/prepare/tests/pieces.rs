@@ -84,7 +84,7 @@ async fn a_server_without_ranges_and_an_executor_without_pieces_get_the_whole_ob
 
 #[tokio::test]
 async fn a_piece_waits_for_room_and_what_cannot_be_had_leaves_word() {
-    let bed = Bed::with(|o| o.budgets = Budgets::shared(Bytes(5 * BLOCK / 2))).await;
+    let bed = Bed::with(|o| (o.budgets, o.max_input) = (Budgets::shared(Bytes(5 * BLOCK / 2)), Bytes(9 * BLOCK))).await;
     bed.put("/large", Answer::Parts(content(), "\"1\""));
     let kept = bed.handle.lay_out_piece(bed.wanted(1, 0..2 * BLOCK, "\"1\"")).await;
     let next = bed.wanted(1, 2 * BLOCK..4 * BLOCK, "\"1\"");
@@ -101,6 +101,7 @@ async fn a_piece_waits_for_room_and_what_cannot_be_had_leaves_word() {
     laid.remove();
     for (wanted, says) in [
         (bed.wanted(1, 0..9 * BLOCK, "\"1\""), "does not fit into this agent's caches"),
+        (bed.wanted(1, 0..LENGTH, "\"1\""), "is larger than the limit"),
         (bed.wanted(1, 0..BLOCK, "\"2\""), "changed since the task was submitted"),
     ] {
         let laid = bed.handle.lay_out_piece(wanted.clone()).await;
