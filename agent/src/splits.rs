@@ -107,22 +107,21 @@ impl Splits {
     pub(crate) fn arrived(&mut self, run: Run, of: &Name, number: u64, laid: Laid) -> ItemSet {
         // The part is gone, or begins anew in a directory that is.
         let Some(of_run) = self.runs.get_mut(&run) else { return ItemSet::default() };
-        let Some(mut piece) = of_run.pieces.remove(of) else {
+        let Some(piece) = of_run.pieces.get_mut(of) else {
             laid.remove();
             return ItemSet::default();
         };
         if piece.number != number {
             // The same will be put there once more.
-            of_run.pieces.insert(of.clone(), piece);
             return ItemSet::default();
         }
         let items = piece.items.iter().copied().collect();
         if laid.whole {
             of_run.names.retain(|_, name| name != of);
+            of_run.pieces.remove(of);
             of_run.whole.insert(of.0, laid);
         } else {
             piece.state = State::There(laid);
-            of_run.pieces.insert(of.clone(), piece);
         }
         items
     }

@@ -232,12 +232,7 @@ impl Part {
 
     /// Items whose splits nobody needs any more.
     pub(crate) fn take_gone_splits(&mut self) -> ItemSet {
-        let (queue, leased) = (&self.queue, &self.leased);
-        self.pieces.take_gone(|| {
-            let mut here = queue.items();
-            leased.values().for_each(|l| here.extend(&l.items));
-            here
-        })
+        self.pieces.take_gone(&self.queue.items().union(&self.leased_items()))
     }
 
     /// The next item by itself.

@@ -243,12 +243,11 @@ impl Agent {
     /// Gives back lanes that nothing will run in, and ends the part with the last of them.
     pub(crate) fn settle_lanes(&mut self, now: Time, run: Run, out: &mut Out) {
         let Some(task) = self.tasks.get_mut(&run).filter(|t| t.phase == Phase::Spread) else { return };
-        Self::see_to_splits(&self.pool, run, task, out);
         let killing = task.kill.is_some();
         let Work::Part(part) = &mut task.work else { return };
         self.processes.touch();
         if !killing && (part.open || !part.queue.is_empty()) {
-            return self.queue_process(run);
+            return self.feed(now, run, out);
         }
         if part.lanes.is_busy() {
             let n = part.lanes.close_free();

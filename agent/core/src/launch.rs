@@ -239,6 +239,7 @@ impl Agent {
     }
 
     /// Lets the splits of a part's next items be fetched, and gives up those of items that have ended.
+    /// Called before items are leased, because some need no fetch, and at the end of a step, because some have been.
     pub(crate) fn see_to_splits(pool: &Pool, run: Run, task: &mut Task, out: &mut Out) {
         let Work::Part(part) = &mut task.work else { return };
         if part.pieces.ready().is_none() {
@@ -273,7 +274,6 @@ impl Agent {
     /// Leases items to a running part's executor, and tells it when none will follow.
     pub(crate) fn feed(&mut self, now: Time, run: Run, out: &mut Out) {
         let Some(task) = self.tasks.get_mut(&run) else { return };
-        // First: items that need no fetch can be leased at once.
         Self::see_to_splits(&self.pool, run, task, out);
         if task.phase == Phase::Spread {
             return self.queue_process(run);

@@ -68,16 +68,10 @@ impl Pieces {
     }
 
     /// Items that are not `here` any more: nobody needs their bytes.
-    pub(crate) fn take_gone(&mut self, here: impl FnOnce() -> ItemSet) -> ItemSet {
-        if self.asked.is_empty() && self.there.is_empty() {
-            return ItemSet::default();
-        }
-        let here = here();
-        let gone = self.asked.union(&self.there).difference(&here);
-        if !gone.is_empty() {
-            self.asked = self.asked.intersection(&here);
-            self.there = self.there.intersection(&here);
-        }
+    pub(crate) fn take_gone(&mut self, here: &ItemSet) -> ItemSet {
+        let gone = self.asked.union(&self.there).difference(here);
+        self.asked = self.asked.difference(&gone);
+        self.there = self.there.difference(&gone);
         gone
     }
 

@@ -45,7 +45,7 @@ pub(crate) struct WantedPiece {
     pub(crate) whole: bool,
 }
 
-/// What lies in a part's directory for a piece. It goes when it is dropped and its part goes on.
+/// What lies in a part's directory for a piece, until [`Laid::remove`] or the end of the part.
 #[derive(Debug)]
 pub(crate) struct Laid {
     /// It is the whole object: all pieces are there.

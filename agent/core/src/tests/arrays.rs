@@ -28,17 +28,7 @@ fn lease(w: &mut World) -> ItemSet {
 
 /// Up to the first lease; the RUNNING update is acknowledged.
 fn running_part(w: &mut World, slots: u32, items: u64, total: u64, open: bool) -> ItemSet {
-    w.event(part(1, "p", slots, items, total, open));
-    w.next();
-    w.event(prepared(1));
-    w.next();
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
-    w.told(1);
-    w.event(loaded(1, 1));
-    for _ in 0..slots {
-        assert!(matches!(w.next(), Message::SetSlotCpus { .. }));
-    }
-    assert!(matches!(w.told(1), ToExecutor::StartArray { .. }));
+    w.start_part(part(1, "p", slots, items, total, open), slots);
     let first = lease(w);
     let update = w.update();
     assert_eq!(update.state, TaskState::Running);

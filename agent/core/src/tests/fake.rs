@@ -247,6 +247,21 @@ impl World {
         self.silent();
     }
 
+    /// Launches a part as run 1 in a new executor 1, up to its StartArray.
+    pub(super) fn start_part(&mut self, launch: Event, slots: u32) {
+        self.event(launch);
+        assert!(matches!(self.next(), Message::Prepare { run: Run(1), .. }));
+        self.event(prepared(1));
+        assert!(matches!(self.next(), Message::StartExecutor { .. }));
+        self.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
+        assert!(matches!(self.told(1), ToExecutor::LoadModule { .. }));
+        self.event(loaded(1, 1));
+        for _ in 0..slots {
+            assert!(matches!(self.next(), Message::SetSlotCpus { .. }));
+        }
+        assert!(matches!(self.told(1), ToExecutor::StartArray { .. }));
+    }
+
     /// Nothing is left over.
     pub(super) fn empty(&self) {
         self.silent();

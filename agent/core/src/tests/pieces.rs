@@ -35,17 +35,7 @@ impl World {
 /// A part of two slots that has its executor: the first splits are asked for, nothing is leased.
 fn running(items: u64) -> World {
     let mut w = World::new(parameters());
-    w.event(part_of_splits(1, "p", 2, items, items, false, spec()));
-    w.next();
-    w.event(prepared(1));
-    w.next();
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
-    w.told(1);
-    w.event(loaded(1, 1));
-    for _ in 0..2 {
-        assert!(matches!(w.next(), Message::SetSlotCpus { .. }));
-    }
-    assert!(matches!(w.told(1), ToExecutor::StartArray { .. }));
+    w.start_part(part_of_splits(1, "p", 2, items, items, false, spec()), 2);
     w.fetches(0..2);
     assert_eq!(w.update().state, TaskState::Running);
     w.silent();
@@ -110,16 +100,7 @@ fn items_without_such_a_split_wait_for_nothing() {
         launch.batch.splits.iter_mut().for_each(|s| s.input = 1);
         launch.batch.splits[3].input = 0;
     }
-    w.event(event);
-    w.next();
-    w.event(prepared(1));
-    w.next();
-    w.event(Event::ExecutorStarted { executor: executor(1), slots: 4, cpu_us: None });
-    w.told(1);
-    w.event(loaded(1, 1));
-    w.next();
-    w.next();
-    w.told(1);
+    w.start_part(event, 2);
     let ToExecutor::Lease { items, .. } = w.told(1) else { panic!("no lease") };
     assert_eq!(items, ItemSet::range(0, 2));
 }
