@@ -131,6 +131,8 @@ pub(crate) struct EventLoop {
     noted: BTreeSet<JobId>,
     /// Whose framework commits what belongs to no role.
     role: Role,
+    /// Told once that framework is subscribed for the first time: clients find the job API from then on.
+    registered: Option<oneshot::Sender<()>>,
 }
 
 /// What a batch leaves to do once it is durable.
@@ -143,13 +145,13 @@ struct Batch {
 }
 
 impl EventLoop {
-    /// A loop that goes on where the store left off.
+    /// A loop that goes on where the store left off, and word of its first registration.
     pub(crate) fn new(
         options: &Options,
         store: &Store,
         (cluster, deliveries): (Cluster, Arc<Deliveries>),
         address: String,
-    ) -> anyhow::Result<(Handle, Self)> {
+    ) -> anyhow::Result<(Handle, Self, oneshot::Receiver<()>)> {
         let stored = store.load()?;
         let (sender, inbox) = mpsc::channel(INBOX);
         let handle = Handle { inbox: sender.clone() };
@@ -162,9 +164,12 @@ impl EventLoop {
         core.roles().try_for_each(|role| frameworks.connect(role))?;
         let watchers = Watchers::default();
         let (acks, noted) = (VecDeque::new(), BTreeSet::new());
-        let event_loop = Self { core, frameworks, watchers, cluster, deliveries, handle: handle.clone(), inbox, acks, noted, role };
+        let (first, first_registration) = oneshot::channel();
+        let registered = Some(first);
+        let event_loop =
+            Self { core, frameworks, watchers, cluster, deliveries, handle: handle.clone(), inbox, acks, noted, role, registered };
         event_loop.core.jobs().filter(|job| job.state.outcome.is_none()).for_each(|job| event_loop.deliver(job));
-        Ok((handle, event_loop))
+        Ok((handle, event_loop, first_registration))
     }
 
     /// Sees to it that the job's outputs get where they belong.
@@ -199,6 +204,7 @@ impl EventLoop {
                     ack.is_none() || matches!(&event, Event::Framework { event: FrameworkEvent::Updates(u), .. } if u.len() == 1)
                 );
                 self.acks.extend(ack);
+                self.note_registration(&event);
                 batch.effects.merge(self.core.step(now(), event));
             }
             Input::Submit { job, reply } => {
@@ -210,6 +216,14 @@ impl EventLoop {
             Input::Ended { role, reason } => return Err(LoopError::Ended { role, reason }),
         }
         Ok(())
+    }
+
+    fn note_registration(&mut self, event: &Event) {
+        let Event::Framework { role, event: FrameworkEvent::Subscribed { .. } } = event else { return };
+        if let Some(first) = self.registered.take_if(|_| *role == self.role) {
+            // The process may be ending.
+            let _ = first.send(());
+        }
     }
 
     fn submit(&mut self, mut job: JobSpec, batch: &mut Batch) -> Result<JobId, Full> {

@@ -34,7 +34,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How long frameworks may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Runs a scheduler until `shutdown` completes. Prints one line on stdout when clients can come.
+/// Runs a scheduler until `shutdown` completes. Prints one line on stdout once it is registered for the first time: clients
+/// find it through the master from then on.
 ///
 /// # Errors
 /// When the data directory cannot be used, the address is taken or not allowed, or the store fails.
@@ -50,15 +51,22 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()> + Send + '
     setup.services.push(address.to_string());
     let sources = Arc::new(smalti_fetch::Sources::new(setup)?);
     let deliveries = Deliveries::new(cluster.clone(), sources.clone());
-    let (handle, event_loop) = EventLoop::new(&options, &store, (cluster.clone(), deliveries), announced(address))?;
+    let (handle, event_loop, registered) = EventLoop::new(&options, &store, (cluster.clone(), deliveries), announced(address))?;
     let service = service::JobService::new(handle, cluster, sources, options.role()?);
     let mut event_loop = tokio::spawn(event_loop.run());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let mut server = tokio::spawn(server::serve(listener, Arc::new(service), async move {
         let _ = stopped.await;
     }));
-    ready(address);
+    let registered = async {
+        if registered.await.is_ok() {
+            ready(address);
+        }
+        // What ends this process is one of the others.
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
+        () = registered => {}
         () = shutdown => {}
         ended = &mut event_loop => return ended.context("the event loop panicked")?.context("the scheduler's event loop ended"),
         ended = &mut server => return ended.context("the server panicked")?.context("serving the job API"),

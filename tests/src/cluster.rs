@@ -172,6 +172,23 @@ impl Cluster {
         Ok(())
     }
 
+    /// Kills master and scheduler, and starts the scheduler first, as a boot of their machine may; waits until both are ready.
+    ///
+    /// # Errors
+    /// When there is no scheduler, or one of them does not become ready.
+    pub fn boot_scheduler_before_master(&mut self) -> Result<()> {
+        let mut scheduler = self.scheduler.take().context("a scheduler")?;
+        for process in [&mut scheduler, &mut self.master] {
+            process.signal(nix::sys::signal::Signal::SIGKILL)?;
+            process.wait(COMMAND_TIMEOUT)?;
+        }
+        let mut scheduler = spawn_scheduler(&self.paths, &self.config, self.dir.path(), &self.address)?;
+        self.master = start_master(&self.paths, &self.config, self.dir.path(), &self.port)?.0;
+        scheduler.wait_for_line("ready: scheduler")?;
+        self.scheduler = Some(scheduler);
+        Ok(())
+    }
+
     fn start_agent(&self, n: usize, agent: &AgentConfig) -> Result<Process> {
         let name = format!("agent-{n}");
         let ports = agent.ports.as_ref().map_or_else(|| format!("{}-{}", 20_000 + n * 100, 20_099 + n * 100), |ports| ports.range());
@@ -284,13 +301,17 @@ fn start_master(paths: &Paths, config: &Config, dir: &Path, port: &Ports) -> Res
 }
 
 fn start_scheduler(paths: &Paths, config: &Config, dir: &Path, master: &str) -> Result<Process> {
+    let mut scheduler = spawn_scheduler(paths, config, dir, master)?;
+    scheduler.wait_for_line("ready: scheduler")?;
+    Ok(scheduler)
+}
+
+fn spawn_scheduler(paths: &Paths, config: &Config, dir: &Path, master: &str) -> Result<Process> {
     let data = dir.join("scheduler").display().to_string();
     let policy = dir.join(FETCH_POLICY).display().to_string();
     let args =
         ["scheduler", "--master", master, "--listen", "127.0.0.1:0", "--data-dir", &data, "--file-root", "/", "--fetch-policy", &policy];
     let mut command = role(paths, config, &args);
     command.args(&config.scheduler_flags);
-    let mut scheduler = Process::spawn_role("scheduler", command, dir)?;
-    scheduler.wait_for_line("ready: scheduler")?;
-    Ok(scheduler)
+    Process::spawn_role("scheduler", command, dir)
 }

@@ -3,7 +3,7 @@
 use crate::{Result, cluster, eventually, guest, one_agent};
 use anyhow::Context;
 use nix::sys::signal::Signal;
-use smalti_tests::{Cluster, Finished};
+use smalti_tests::{Cluster, Config, Finished};
 use std::fs::File;
 use std::process::Stdio;
 use std::thread::JoinHandle;
@@ -111,6 +111,16 @@ fn a_map_goes_on_when_the_master_is_killed() -> Result {
     }
     let done = end(map)?;
     assert_eq!((done.code, done.stdout.trim()), (0, "900"), "{}\n{}", done.stderr, c.logs());
+    Ok(())
+}
+
+#[test]
+fn a_scheduler_that_says_ready_is_found_by_clients() -> Result {
+    let mut c = Cluster::start(Config { agents: Vec::new(), ..Config::default() })?;
+    let hello = guest(&c, "hello")?;
+    c.ok(&["submit", &hello])?;
+    c.boot_scheduler_before_master()?;
+    c.ok(&["submit", &hello])?;
     Ok(())
 }
 
