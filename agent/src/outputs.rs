@@ -475,7 +475,7 @@ mod tests {
         // Another task's output lies before.
         for (key, text) in [(TaskKey { attempt: 7, ..key() }, "before\nit"), (key(), &format!("{text}end"))] {
             all.make(&key, Kind::Task, false, false).unwrap();
-            File::from(all.begin_task(&key).unwrap().remove(0)).write_all(text.as_bytes()).unwrap();
+            File::from(all.begin_task(&key).unwrap()[0].try_clone().unwrap()).write_all(text.as_bytes()).unwrap();
             all.ended(&key);
         }
         let tail = |n| {

@@ -214,7 +214,7 @@ mod tests {
             let all = all.clone();
             move || output(&all, &key(), &v1::OutputRead { follow: true, ..Default::default() }, &to)
         });
-        let mut stdout = std::fs::File::from(all.begin_task(&key()).unwrap().remove(0));
+        let mut stdout = std::fs::File::from(all.begin_task(&key()).unwrap()[0].try_clone().unwrap());
         stdout.write_all(b"first\n").unwrap();
         std::thread::sleep(FOLLOW_EVERY);
         stdout.write_all(b"second\n").unwrap();
@@ -222,7 +222,7 @@ mod tests {
         // The next one in the same files.
         let next = TaskKey { attempt: 1, ..key() };
         all.make(&next, Kind::Task, false, false).unwrap();
-        std::fs::File::from(all.begin_task(&next).unwrap().remove(0)).write_all(b"not its own\n").unwrap();
+        std::fs::File::from(all.begin_task(&next).unwrap()[0].try_clone().unwrap()).write_all(b"not its own\n").unwrap();
         assert_eq!(data(from), "first\nsecond\n");
         reader.join().unwrap().unwrap();
     }

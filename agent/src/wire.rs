@@ -71,12 +71,12 @@ pub(crate) fn start_task(
     key: &TaskKey,
     launch: &Launch,
     ready: &Ready,
-    (outputs, disk): (Vec<OwnedFd>, Option<Arc<OwnedFd>>),
+    (outputs, disk): (Vec<Arc<OwnedFd>>, Option<Arc<OwnedFd>>),
     (environment, lease_until): (Vec<(String, String)>, Option<BootTime>),
     now: Time,
 ) -> Result<Outgoing, Error> {
     check(ready)?;
-    let mut fds: Vec<Arc<OwnedFd>> = outputs.into_iter().map(Arc::new).chain(disk).collect();
+    let mut fds: Vec<Arc<OwnedFd>> = outputs.into_iter().chain(disk).collect();
     directories(ready, &mut fds)?;
     if let Some(stdin) = &ready.stdin {
         fds.push(descriptor(&stdin.file)?);

@@ -196,7 +196,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// What the file system says.
-    pub(crate) fn begin_task(&self, key: &TaskKey) -> std::io::Result<Vec<OwnedFd>> {
+    pub(crate) fn begin_task(&self, key: &TaskKey) -> std::io::Result<Vec<Arc<OwnedFd>>> {
         let mut state = self.shared.lock();
         // Its message to the executor never arrived, and it begins again.
         state.segments.give_back(key);

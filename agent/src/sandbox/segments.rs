@@ -10,6 +10,7 @@
 use super::open_beneath;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
+use nix::unistd::{Whence, lseek};
 use smalti_types::{FrameworkId, TaskId, TaskKey};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,8 +25,8 @@ const MOST_BYTES: u64 = 1 << 20;
 const MOST_TASKS: usize = 512;
 /// Segments that nobody uses and that may be used again.
 const MOST_IDLE: usize = 256;
-/// Segments whose files stay open between tasks.
-const MOST_OPEN: usize = 64;
+/// Segments whose files stay open between tasks; beyond that those are closed that were idle longest.
+const MOST_OPEN: usize = 256;
 /// Segments that are made beforehand, as soon as one was wanted that nobody else uses.
 const SPARES: usize = 4;
 /// Name of the files of one, before their number.
@@ -70,12 +71,19 @@ pub(super) struct Full {
     pub(super) ended: SystemTime,
 }
 
+/// A segment's open files.
+#[derive(Debug)]
+struct Files {
+    outputs: [Arc<OwnedFd>; 2],
+    index: File,
+}
+
 #[derive(Debug)]
 struct Segment {
     id: SegmentId,
     alone: bool,
     keys: Vec<TaskKey>,
-    files: Option<[File; 3]>,
+    files: Option<Files>,
     /// When its first task began, and its last one ended.
     began: SystemTime,
     ended: SystemTime,
@@ -101,7 +109,7 @@ pub(super) struct Segments {
 #[derive(Debug)]
 pub(super) struct Spare {
     number: u64,
-    files: [File; 3],
+    files: Files,
 }
 
 impl Spare {
@@ -117,7 +125,7 @@ impl Spare {
     }
 
     /// Gives it to a framework. The index goes last: without it there is no segment.
-    fn give(self, base: &File, framework: &FrameworkId) -> std::io::Result<(SegmentId, [File; 3])> {
+    fn give(self, base: &File, framework: &FrameworkId) -> std::io::Result<(SegmentId, Files)> {
         let id = SegmentId { framework: framework.clone(), number: self.number };
         for kind in KINDS {
             let (from, to) = (Self::name(self.number, kind), id.file(kind));
@@ -144,15 +152,16 @@ impl Segments {
     ///
     /// # Errors
     /// What the file system says.
-    pub(super) fn lend(&mut self, key: &TaskKey, alone: bool) -> std::io::Result<(Vec<OwnedFd>, Place)> {
+    pub(super) fn lend(&mut self, key: &TaskKey, alone: bool) -> std::io::Result<(Vec<Arc<OwnedFd>>, Place)> {
         let used = if alone { None } else { self.idle.iter().rposition(|s| s.id.framework == key.framework) };
         let mut segment = match used {
             Some(at) => self.idle.remove(at),
             None => self.make(&key.framework, alone)?,
         };
         let lent = self.begin(&mut segment, key);
-        if self.open > MOST_OPEN && segment.files.take().is_some() {
-            self.open -= 1;
+        if self.open > MOST_OPEN {
+            let idle = self.idle.iter_mut().find(|idle| idle.files.is_some());
+            self.open -= usize::from(idle.unwrap_or(&mut segment).files.take().is_some());
         }
         match lent {
             Ok(lent) => {
@@ -206,7 +215,7 @@ impl Segments {
         self.spares.extend(spare);
     }
 
-    fn begin(&mut self, segment: &mut Segment, key: &TaskKey) -> std::io::Result<(Vec<OwnedFd>, Place)> {
+    fn begin(&mut self, segment: &mut Segment, key: &TaskKey) -> std::io::Result<(Vec<Arc<OwnedFd>>, Place)> {
         let files = match &mut segment.files {
             Some(files) => files,
             none => {
@@ -214,10 +223,9 @@ impl Segments {
                 none.insert(open_all(&self.base, |kind| segment.id.file(kind), OFlag::empty()).inspect_err(|_| self.open -= 1)?)
             }
         };
-        let from = [files[0].metadata()?.len(), files[1].metadata()?.len()];
-        files[2].write_all(format!("{}.{} {} {}\n", key.task, key.attempt, from[0], from[1]).as_bytes())?;
-        let lent = vec![files[0].try_clone()?.into(), files[1].try_clone()?.into()];
-        Ok((lent, Place { segment: segment.id.number, from, to: None }))
+        let from = lengths(&files.outputs)?;
+        files.index.write_all(format!("{}.{} {} {}\n", key.task, key.attempt, from[0], from[1]).as_bytes())?;
+        Ok((files.outputs.to_vec(), Place { segment: segment.id.number, from, to: None }))
     }
 
     /// The task has ended: where its outputs end. `None`: it had no segment of this life.
@@ -225,7 +233,7 @@ impl Segments {
         let mut segment = self.busy.remove(key)?;
         segment.ended = SystemTime::now();
         let to = match &segment.files {
-            Some([out, err, _]) => lengths([out, err]),
+            Some(files) => lengths(&files.outputs),
             None => ends(&self.base, &segment.id),
         };
         // Without knowing where this one ends, another must not begin.
@@ -263,19 +271,21 @@ impl Segments {
     }
 }
 
-fn open_all(base: &File, name: impl Fn(&str) -> String, flags: OFlag) -> std::io::Result<[File; 3]> {
+fn open_all(base: &File, name: impl Fn(&str) -> String, flags: OFlag) -> std::io::Result<Files> {
     let flags = flags | OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let open = |kind| Ok::<_, std::io::Error>(File::from(openat(base.as_fd(), name(kind).as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?));
-    Ok([open(KINDS[0])?, open(KINDS[1])?, open(KINDS[2])?])
+    let open = |kind| Ok::<_, std::io::Error>(openat(base.as_fd(), name(kind).as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    Ok(Files { outputs: [Arc::new(open(KINDS[0])?), Arc::new(open(KINDS[1])?)], index: open(KINDS[2])?.into() })
 }
 
-fn lengths(files: [&File; 2]) -> std::io::Result<[u64; 2]> {
-    Ok([files[0].metadata()?.len(), files[1].metadata()?.len()])
+/// By seeking: a fraction of what all that is known about a file costs. Whoever appends does not mind where the file stands.
+fn lengths(files: &[impl AsFd; 2]) -> std::io::Result<[u64; 2]> {
+    let length = |file| Ok::<_, std::io::Error>(lseek(file, 0, Whence::SeekEnd)?.cast_unsigned());
+    Ok([length(files[0].as_fd())?, length(files[1].as_fd())?])
 }
 
 fn ends(base: &File, id: &SegmentId) -> std::io::Result<[u64; 2]> {
-    let open = |kind| open_beneath(base, &id.file(kind), false).map(File::from);
-    lengths([&open(KINDS[0])?, &open(KINDS[1])?])
+    let open = |kind| open_beneath(base, &id.file(kind), false);
+    lengths(&[open(KINDS[0])?, open(KINDS[1])?])
 }
 
 /// One output of a segment, for reading.
@@ -312,4 +322,31 @@ fn parse(line: &str, framework: &FrameworkId) -> Option<(TaskKey, [u64; 2])> {
 /// Number of the segment that a file belongs to whose name is that of an index.
 pub(super) fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix("seg-")?.strip_suffix(".index")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many tasks of a framework at once.
+    fn run(segments: &mut Segments, framework: &FrameworkId, tasks: usize) {
+        let key = |n| TaskKey { framework: framework.clone(), task: TaskId::new(format!("t{n}")).unwrap(), attempt: 0 };
+        let keys: Vec<_> = (0..tasks).map(key).collect();
+        keys.iter().for_each(|key| drop(segments.lend(key, false).unwrap()));
+        keys.iter().for_each(|key| assert_eq!(segments.give_back(key), Some([0, 0])));
+    }
+
+    #[test]
+    fn of_too_many_open_segments_those_are_closed_that_nobody_used_for_longest() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut segments = Segments::new(Arc::new(File::open(dir.path()).unwrap()), 0);
+        let [gone, present] = ["gone", "present"].map(|name| FrameworkId::new(name).unwrap());
+        run(&mut segments, &gone, MOST_OPEN - 10);
+        for _ in 0..3 {
+            run(&mut segments, &present, 40);
+            assert_eq!(segments.open, MOST_OPEN);
+            let closed: Vec<_> = segments.idle.iter().filter(|s| s.files.is_none()).map(|s| &s.id.framework).collect();
+            assert!(closed.len() >= 30 && closed.iter().all(|framework| **framework == gone), "{closed:?}");
+        }
+    }
 }

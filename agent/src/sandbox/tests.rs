@@ -17,7 +17,7 @@ fn start(dir: &Path, budget: Bytes) -> (Sandboxes, Collector) {
 /// A task that prints and ends, or not.
 fn run(all: &Sandboxes, key: &TaskKey, out: &[u8], ends: bool) -> Vec<File> {
     all.make(key, Kind::Task, false, false).unwrap();
-    let files: Vec<File> = all.begin_task(key).unwrap().into_iter().map(File::from).collect();
+    let files: Vec<File> = all.begin_task(key).unwrap().iter().map(|fd| File::from(fd.try_clone().unwrap())).collect();
     (&files[0]).write_all(out).unwrap();
     if ends {
         all.ended(key);
@@ -89,7 +89,7 @@ fn who_runs_alone_shares_files_with_nobody() {
     all.ended(&key(2));
     run(&all, &key(3), b"three", true);
     // Its executor should be gone. If anything still has the files, it reaches nobody else's output.
-    File::from(kept.into_iter().next().unwrap()).set_len(0).unwrap();
+    File::from(kept[0].try_clone().unwrap()).set_len(0).unwrap();
     assert_eq!((output(&all, &key(1), 0).as_deref(), output(&all, &key(3), 0).as_deref()), (Some("one"), Some("three")));
     assert_eq!(files(dir.path()).len(), 6);
 }
