@@ -389,6 +389,7 @@ impl EventLoop {
         for (executor, number) in std::mem::take(&mut self.confirmed) {
             self.executors.confirm(&executor, number);
         }
+        self.executors.say_all();
         let wanted = self.core.wants_lease();
         self.lease_wanted.send_if_modified(|before| std::mem::replace(before, wanted) != wanted);
         if self.core.is_empty()

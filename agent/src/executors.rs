@@ -5,7 +5,7 @@
 
 use crate::disk::{Disks, Lent};
 use crate::event_loop::Input;
-use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendError};
+use crate::executor_link::{FrameCounts, LinkReader, LinkSender, Outgoing, SendError, several};
 use crate::executor_reports::Facts;
 use crate::launcher::{self, ExecutorSpec, Launcher, ProcessHandle, Running};
 use crate::network::{Broker, Grants, Network};
@@ -56,6 +56,10 @@ struct Executor {
     sockets: Option<Sockets>,
     /// It finds splits in files that have only a piece of their object.
     knows_pieces: bool,
+    /// It takes several messages in one frame.
+    knows_several: bool,
+    /// What it is told at the end of the turn.
+    unsaid: Vec<Outgoing>,
 }
 
 /// What a run needs until it is over.
@@ -91,6 +95,8 @@ pub(crate) struct Executors {
     held: BTreeMap<ExecutorId, Vec<ToExecutor>>,
     /// Where each run is and in which slots.
     places: HashMap<Run, (ExecutorId, Vec<u32>)>,
+    /// Those that are told something at the end of the turn.
+    to_tell: Vec<ExecutorId>,
     /// Frames of executors that have gone: sent, received.
     past_frames: (u64, u64),
 }
@@ -117,6 +123,7 @@ impl Executors {
             ready: HashMap::new(),
             held: BTreeMap::new(),
             places: HashMap::new(),
+            to_tell: Vec::new(),
             past_frames: (0, 0),
         }
     }
@@ -199,7 +206,7 @@ impl Executors {
 
     /// What it said up to this number need not be said again.
     pub(crate) fn confirm(&mut self, id: &ExecutorId, number: u64) {
-        self.say(id, to_executor::Message::Confirm(v1::Confirm { number }).into());
+        self.say_soon(id, to_executor::Message::Confirm(v1::Confirm { number }).into());
     }
 
     /// One is up: watches it, and returns its number of slots. `None`: nobody waits for it any more.
@@ -227,8 +234,9 @@ impl Executors {
         }));
         let sockets = running.broker.zip(running.grants).map(|(broker, grants)| Sockets { broker, grants });
         let (process, group, uid) = (running.process, running.group, running.uid);
-        let knows_pieces = running.hello.pieces;
-        self.up.insert(id.clone(), Executor { kind, link, process, group, counts, facts, uid, sockets, knows_pieces });
+        let (knows_pieces, knows_several, unsaid) = (running.hello.pieces, running.hello.several, Vec::new());
+        let executor = Executor { kind, link, process, group, counts, facts, uid, sockets, knows_pieces, knows_several, unsaid };
+        self.up.insert(id.clone(), executor);
         Some(slots)
     }
 
@@ -252,7 +260,7 @@ impl Executors {
     }
 
     /// Ends one.
-    pub(crate) fn kill(&mut self, id: &ExecutorId, why: &str) {
+    pub(crate) fn kill(&self, id: &ExecutorId, why: &str) {
         tracing::warn!(executor = %id, "ending it: {why}");
         if let Some(executor) = self.up.get(id) {
             executor.process.kill();
@@ -389,7 +397,12 @@ impl Executors {
                 (to_executor::Message::Kill(v1::Kill { run: run.0, grace_us: wire::micros(grace) }), Vec::new())
             }
         };
-        self.say(id, Outgoing { message: outgoing.0, fds: outgoing.1 });
+        let outgoing = Outgoing { message: outgoing.0, fds: outgoing.1 };
+        if matches!(outgoing.message, to_executor::Message::Start(_)) {
+            self.say_soon(id, outgoing);
+        } else {
+            self.say(id, outgoing);
+        }
         Ok(())
     }
 
@@ -411,12 +424,43 @@ impl Executors {
     }
 
     fn say(&mut self, id: &ExecutorId, outgoing: Outgoing) {
+        let Some(executor) = self.up.get_mut(id) else { return };
+        let mut frames = several::join(std::mem::take(&mut executor.unsaid));
+        frames.push(outgoing);
+        self.send(id, frames);
+    }
+
+    /// As [`Self::say`], at the end of this turn: one that runs many short tasks hears of those that begin at once in one frame.
+    fn say_soon(&mut self, id: &ExecutorId, outgoing: Outgoing) {
+        match self.up.get_mut(id) {
+            Some(executor) if executor.knows_several && executor.kind == ExecutorKind::Shared => {
+                if executor.unsaid.is_empty() {
+                    self.to_tell.push(id.clone());
+                }
+                executor.unsaid.push(outgoing);
+            }
+            _ => self.say(id, outgoing),
+        }
+    }
+
+    /// Says what was kept for the end of the turn.
+    pub(crate) fn say_all(&mut self) {
+        for id in std::mem::take(&mut self.to_tell) {
+            let Some(executor) = self.up.get_mut(&id) else { continue };
+            let frames = several::join(std::mem::take(&mut executor.unsaid));
+            self.send(&id, frames);
+        }
+    }
+
+    fn send(&self, id: &ExecutorId, frames: Vec<Outgoing>) {
         let Some(executor) = self.up.get(id) else { return };
-        match executor.link.try_send(outgoing) {
-            Ok(()) => {}
-            Err(e @ SendError::Full) => self.kill(id, &e.to_string()),
-            // Its end is on its way to us.
-            Err(SendError::Closed) => {}
+        for frame in frames {
+            match executor.link.try_send(frame) {
+                Ok(()) => {}
+                Err(e @ SendError::Full) => return self.kill(id, &e.to_string()),
+                // Its end is on its way to us.
+                Err(SendError::Closed) => return,
+            }
         }
     }
 

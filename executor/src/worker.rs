@@ -171,6 +171,7 @@ impl Worker {
             match reader.recv::<ToExecutor>() {
                 Ok(Some((ToExecutor { message: Some(To::Shutdown(_)) }, _))) => break SessionEnd::Shutdown,
                 Ok(Some((ToExecutor { message: Some(To::Welcome(welcome)) }, _))) => self.welcome(&welcome, writing.try_clone()?)?,
+                Ok(Some((ToExecutor { message: Some(To::Several(several)) }, fds))) => self.handle_several(several, fds),
                 Ok(Some((ToExecutor { message: Some(message) }, fds))) => self.handle(message, fds),
                 // A kind of message that this version does not know.
                 Ok(Some((ToExecutor { message: None }, _))) => eprintln!("smalti-executor: ignored an unknown message"),
@@ -193,6 +194,17 @@ impl Worker {
             slots.shutdown();
         }
         self.link.disconnect();
+    }
+
+    fn handle_several(&mut self, several: v1::Several, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
+        for (message, count) in several.messages.into_iter().zip(several.fds) {
+            let own = fds.by_ref().take(count as usize).collect();
+            match message.message {
+                Some(message) => self.handle(message, own),
+                None => eprintln!("smalti-executor: ignored an unknown message"),
+            }
+        }
     }
 
     fn handle(&mut self, message: To, fds: Vec<OwnedFd>) {
@@ -241,7 +253,7 @@ impl Worker {
             }
             To::Confirm(confirm) => self.link.confirm(confirm.number),
             To::Renew(renew) => slots.leases.renew(renew.run, renew.until_us),
-            To::Welcome(_) | To::Shutdown(_) => {}
+            To::Welcome(_) | To::Shutdown(_) | To::Several(_) => {}
         }
     }
 
@@ -265,6 +277,7 @@ impl Worker {
             warnings: facts.warnings.iter().chain(&self.closed.warnings).chain(&slots.warning).cloned().collect(),
             layers: self.closed.layers.clone().into_iter().collect(),
             pieces: true,
+            several: true,
         };
         // What the last agent announced and did not start is not this one's.
         (self.announced, self.network) = (Announced::default(), network::Announced::default());

@@ -129,6 +129,7 @@ impl Liar {
             warnings: vec!["w".repeat(1 << 16); 100],
             layers: [("landlock".to_owned(), format!("on\u{1b}[2J{}", "x".repeat(1 << 20)))].into(),
             pieces: true,
+            several: false,
         }));
     }
 

@@ -8,6 +8,7 @@
 mod budget;
 mod queue;
 pub(crate) mod scan;
+pub(crate) mod several;
 
 pub use queue::{LinkSender, Outgoing, SendError};
 

@@ -24,7 +24,7 @@ const MOST_BYTES: u64 = 1 << 20;
 /// Tasks after which it takes no further one.
 const MOST_TASKS: usize = 512;
 /// Segments that nobody uses and that may be used again.
-const MOST_IDLE: usize = 256;
+const MOST_IDLE: usize = 512;
 /// Segments whose files stay open between tasks; beyond that those are closed that were idle longest.
 const MOST_OPEN: usize = 256;
 /// Segments that are made beforehand, as soon as one was wanted that nobody else uses.

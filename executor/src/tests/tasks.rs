@@ -1,6 +1,7 @@
 //! Single tasks.
 
 use super::*;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 #[test]
@@ -67,6 +68,38 @@ fn bad_starts_are_refused_one_by_one() {
     agent.send(To::Start(v1::StartTask { run: 5, guest: Some(guest(module)), ..Default::default() }), &[]);
     assert_eq!(reason(&agent.await_outcome(5)), "LAUNCH_FAILED");
     assert_eq!(agent.outcome(6, guest(module)).exit_code, Some(0));
+    agent.stop();
+}
+
+#[test]
+fn several_messages_in_one_frame_are_taken_in_order_with_their_own_descriptors() {
+    let mut agent = Agent::start(2);
+    let module = agent.load(&guests::exit(3));
+    let start = |run, slot| To::Start(v1::StartTask { run, slot, guest: Some(guest(module)), ..Default::default() });
+    let files: Vec<_> = [1, 2].map(|run| agent.output_files(&format!("t{run}"), &["stdout", "stderr"])).into_iter().flatten().collect();
+    // One that it must not find there, one that it does not know, and one whose descriptors are missing.
+    let nested = To::Several(v1::Several::default());
+    let messages = [Some(start(1, 0)), Some(nested), None, Some(start(2, 1)), Some(start(3, 0))];
+    let messages = messages.map(|message| v1::ToExecutor { message }).to_vec();
+    agent.send(To::Several(v1::Several { messages, fds: vec![2, 0, 0, 2, 2] }), &files.iter().collect::<Vec<_>>());
+    let mut ended = BTreeMap::new();
+    while ended.len() < 3 {
+        match agent.receive() {
+            From::Outcome(outcome) => drop(ended.insert(outcome.run, outcome)),
+            From::Started(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let missing = ended.remove(&3).expect("an end");
+    assert!(ended.values().all(|outcome| outcome.exit_code == Some(3)), "{ended:?}");
+    assert_eq!(reason(&missing), "LAUNCH_FAILED");
+    // More counts than messages, and the other way round.
+    for fds in [vec![], vec![0, 64]] {
+        let messages = vec![v1::ToExecutor { message: Some(start(4, 0)) }];
+        agent.send(To::Several(v1::Several { messages, fds }), &[]);
+    }
+    assert_eq!(reason(&agent.await_outcome(4)), "LAUNCH_FAILED");
+    assert_eq!(agent.outcome(5, guest(module)).exit_code, Some(3));
     agent.stop();
 }
 
