@@ -15,7 +15,7 @@ use crate::sandbox::Sandboxes;
 use crate::{cgroup::ExecutorGroup, wire};
 use smalti_agent_core::{ExecutorKind, Failure, Grant, Run, ToExecutor};
 use smalti_executor_protocol::v1::{self, to_executor};
-use smalti_types::{Bytes, ExecutorId, FrameworkId, MilliCpus, Reason, Time};
+use smalti_types::{Bytes, ExecutorId, FrameworkId, MilliCpus, Reason, TaskKey, Time};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -60,6 +60,8 @@ struct Executor {
     knows_several: bool,
     /// What it is told at the end of the turn.
     unsaid: Vec<Outgoing>,
+    /// The single task that it was told, if it is used once and ends with its pid namespace.
+    only: Option<TaskKey>,
 }
 
 /// What a run needs until it is over.
@@ -235,7 +237,8 @@ impl Executors {
         let sockets = running.broker.zip(running.grants).map(|(broker, grants)| Sockets { broker, grants });
         let (process, group, uid) = (running.process, running.group, running.uid);
         let (knows_pieces, knows_several, unsaid) = (running.hello.pieces, running.hello.several, Vec::new());
-        let executor = Executor { kind, link, process, group, counts, facts, uid, sockets, knows_pieces, knows_several, unsaid };
+        let executor =
+            Executor { kind, link, process, group, counts, facts, uid, sockets, knows_pieces, knows_several, unsaid, only: None };
         self.up.insert(id.clone(), executor);
         Some(slots)
     }
@@ -251,6 +254,10 @@ impl Executors {
         if let Some(executor) = self.up.remove(id) {
             self.past_frames.0 += executor.counts.sent();
             self.past_frames.1 += executor.counts.received();
+            // With its namespace all of its processes have ended.
+            if let Some(key) = executor.only {
+                self.sandboxes.executor_is_gone(&key);
+            }
         }
     }
 
@@ -356,6 +363,10 @@ impl Executors {
                 let Some(kept) = self.ready.get(&run) else { return no_ready(&run) };
                 let disk = kept.disks.first().map(|d| self.give(id, d)).transpose().map_err(|e| (run, e))?;
                 let outputs = self.sandboxes.begin_task(&key).map_err(|e| (run, wire::Error::Outputs(e)))?;
+                if let Some(executor) = self.up.get_mut(id).filter(|e| e.kind.is_used_once() && e.process.pid_namespace()) {
+                    executor.only = Some(key.clone());
+                    self.sandboxes.has_executor(&key);
+                }
                 wire::start_task(run, slot, module, &key, &launch, &kept.ready, (outputs, disk), (environment, lease_until), now)
                     .map_err(|e| (run, e))?
             }

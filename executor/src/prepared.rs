@@ -20,6 +20,9 @@ fn make() -> anyhow::Result<Loader> {
 pub(crate) fn prepare() {
     *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = make().ok();
     filter::prepare();
+    // What the processor can do is asked with instructions that a virtual machine's host answers, each time for microseconds.
+    #[cfg(target_arch = "x86_64")]
+    let _ = std::arch::is_x86_feature_detected!("avx2");
 }
 
 /// What was made before this process was copied, or made now.

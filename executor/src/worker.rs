@@ -104,6 +104,9 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn work(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.kind != ExecutorKind::Shared {
+        share_one_heap();
+    }
     let (listener, supervisor) = accept::inherited(arguments.listen_fd, arguments.supervisor_fd)?;
     let walls = Walls::new(supervisor, arguments.kind);
     let mut worker = Worker { walls: Some(walls), kind: arguments.kind, ..Worker::new(arguments.swap_off) };
@@ -120,6 +123,16 @@ fn work(arguments: &Arguments) -> anyhow::Result<()> {
     eprintln!("smalti-executor: no agent came within {:?}", arguments.recovery);
     worker.shutdown();
     Ok(())
+}
+
+/// Its few threads do not get in each other's way, and a heap for each would be made and taken down with every such process.
+fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "the C library's heap cannot be told otherwise")]
+        // SAFETY: the call takes any values, and this process has one thread.
+        let _ = unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
+    }
 }
 
 /// The worker process.

@@ -165,6 +165,16 @@ pub(super) fn set_quota(dir: &Path, v2: bool, quota_us: u64) -> Result<(), Error
     Err(Error::NotInForce { path: dir.join(if v2 { "cpu.max" } else { V1_QUOTA }), wanted: quota.to_string(), got: got.to_string() })
 }
 
+/// Lifts the quota of a group on v1: that of what is above it holds.
+pub(super) fn lift_quota(dir: &Path) -> Result<(), Error> {
+    files::write(&dir.join(V1_QUOTA), "-1")
+}
+
+/// Begins anew to count what a group used, on v1.
+pub(super) fn forget_usage(dir: &Path) -> Result<(), Error> {
+    files::write(&dir.join("cpuacct.usage"), "0")
+}
+
 /// The quota that is in force; nothing where there is none, and where it cannot be read.
 pub(super) fn quota_in_force(dir: &Path, v2: bool) -> Option<u64> {
     let quota = CpuController::new(dir.to_owned(), v2).cfs_quota().ok()?;

@@ -31,12 +31,14 @@ struct Inner {
     id: ExecutorId,
     quotas: Mutex<Quotas>,
     weights: Mutex<Weights>,
+    /// Made by this life of the agent, where it makes all others.
+    ours: bool,
 }
 
 impl ExecutorGroup {
     pub(super) fn make(shared: Arc<Shared>, id: ExecutorId) -> Result<Self, Error> {
         let dirs = shared.tree().executor_dirs(&id);
-        let group = Self::existing(shared, id);
+        let group = Self::of(shared, id, true);
         for dir in &dirs {
             if let Err(e) = files::make_dir(dir) {
                 let _ = group.try_remove();
@@ -47,7 +49,11 @@ impl ExecutorGroup {
     }
 
     pub(super) fn existing(shared: Arc<Shared>, id: ExecutorId) -> Self {
-        Self { inner: Arc::new(Inner { shared, id, quotas: Mutex::default(), weights: Mutex::default() }) }
+        Self::of(shared, id, false)
+    }
+
+    fn of(shared: Arc<Shared>, id: ExecutorId, ours: bool) -> Self {
+        Self { inner: Arc::new(Inner { shared, id, quotas: Mutex::default(), weights: Mutex::default(), ours }) }
     }
 
     /// One with slots that was made by an earlier life of the agent, and the quotas that are in force there.
@@ -58,6 +64,23 @@ impl ExecutorGroup {
         *group.quotas() = Quotas::found(cpu.as_deref().and_then(|dir| cpu::quota_in_force(dir, v2)), (0..slots).map(of_slot));
         group.weights().set_slots(slots as usize);
         group
+    }
+
+    /// One with a slot that was another executor's.
+    pub(super) fn reused(shared: Arc<Shared>, id: ExecutorId) -> Self {
+        let group = Self::of(shared, id, true);
+        group.quotas().set_slots(1);
+        group.weights().set_slots(1);
+        group
+    }
+
+    /// Lets an executor of one slot have the groups, instead of removing them. All processes of this one are dead. False: they are to be
+    /// removed.
+    #[must_use]
+    pub fn hand_on(&self) -> bool {
+        let shared = &self.inner.shared;
+        let fits = shared.tree().version() == Some(Version::V1) && !shared.lends() && self.quotas().slots() == 1;
+        fits && self.inner.ours && shared.spares.keep(&self.inner.id)
     }
 
     /// The executor.
@@ -183,7 +206,7 @@ impl ExecutorGroup {
         self.dir(Controller::Pids).map_or(Ok(()), |dir| pids::set_limit(&dir, self.v2(), threads))
     }
 
-    /// What a slot used, `None` where it is not counted.
+    /// What a slot used, `None` where it is not counted. Where groups were another executor's before, throttling is counted from then on.
     ///
     /// # Errors
     /// When the files cannot be read.
@@ -341,8 +364,14 @@ impl ExecutorGroup {
     /// groups.
     #[must_use]
     pub fn contains(&self, pid: i32) -> bool {
+        self.contains_all(&[pid])
+    }
+
+    /// The same for several processes.
+    #[must_use]
+    pub fn contains_all(&self, pids: &[i32]) -> bool {
         let Some(dir) = self.dir(Controller::Pids).or_else(|| self.dirs().into_iter().next()) else { return true };
-        files::ids(&dir.join("cgroup.procs")).is_ok_and(|all| all.contains(&pid))
+        files::ids(&dir.join("cgroup.procs")).is_ok_and(|all| pids.iter().all(|pid| all.contains(pid)))
     }
 
     fn dir(&self, controller: Controller) -> Option<PathBuf> {

@@ -61,6 +61,11 @@ pub(super) fn peak(dir: &Path, v2: bool) -> Result<Option<Bytes>, Error> {
     text.trim().parse().map(|n| Some(Bytes(n))).map_err(|_| files::unreadable(&path, &text))
 }
 
+/// Begins anew to count the most that was in use, on v1.
+pub(super) fn forget_peak(dir: &Path) -> Result<(), Error> {
+    files::write(&dir.join("memory.max_usage_in_bytes"), "0")
+}
+
 /// How many processes the kernel killed because the group was at its limit.
 pub(super) fn oom_kills(dir: &Path, v2: bool) -> Result<u64, Error> {
     let text = files::read(&dir.join(if v2 { "memory.events" } else { "memory.oom_control" }))?;

@@ -12,6 +12,7 @@ mod group;
 pub mod lend;
 pub mod memory;
 mod pids;
+mod spare;
 mod tree;
 mod v1;
 mod v2;
@@ -131,6 +132,9 @@ pub enum Error {
 /// What is added to the name of the agent's group for its own work.
 const WORK_SUFFIX: &str = "-work";
 
+/// How long processes of executors that are over may still be dying when the agent ends.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
 const ADVICE: &str = "Run the agent as root, or as a systemd service with Delegate=yes, or in a container that may write its control groups; \
                       --isolation auto starts it without these limits";
 
@@ -148,11 +152,13 @@ struct Shared {
     total_us: Mutex<Option<u64>>,
     /// Whether slots have weights instead of quotas.
     lend: AtomicBool,
+    /// Groups of executors that are over.
+    spares: spare::Spares,
 }
 
 impl Shared {
     fn new(tree: Tree) -> Self {
-        Self { tree, total_us: Mutex::default(), lend: AtomicBool::default() }
+        Self { tree, total_us: Mutex::default(), lend: AtomicBool::default(), spares: spare::Spares::default() }
     }
 
     fn tree(&self) -> &Tree {
@@ -284,6 +290,24 @@ impl Cgroups {
         ExecutorGroup::make(self.shared.clone(), id.clone())
     }
 
+    /// The same for an executor of one slot, with its slot. They may be another's that is over, with nothing left of that.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn executor_of_one_slot(&self, id: &ExecutorId) -> Result<ExecutorGroup, Error> {
+        if spare::reuse(&self.shared, id)? {
+            return Ok(ExecutorGroup::reused(self.shared.clone(), id.clone()));
+        }
+        let group = self.executor(id)?;
+        match group.make_slots(1) {
+            Ok(()) => Ok(group),
+            Err(e) => {
+                let _ = group.try_remove();
+                Err(e)
+            }
+        }
+    }
+
     /// The groups of an executor of an earlier life of this agent, with so many slots, as they are: nothing is made. `places` is what
     /// [`Self::places`] gave then; that may be elsewhere than these groups.
     #[must_use]
@@ -337,6 +361,9 @@ impl Cgroups {
     /// # Errors
     /// When it is not empty.
     pub fn close(&self) -> Result<(), Error> {
+        for id in self.shared.spares.take_all() {
+            ExecutorGroup::existing(self.shared.clone(), id).remove(CLOSE_WITHIN)?;
+        }
         self.send_threads_up()?;
         self.shared.tree.remove()
     }

@@ -331,3 +331,53 @@ fn the_agents_own_work_lies_beside_the_executors_with_little_weight() {
         closed.unwrap();
     });
 }
+
+#[test]
+fn groups_of_an_executor_that_is_over_are_anothers_if_nothing_is_left_in_them() {
+    let (cgroups, _) = Cgroups::open(Mode::Auto, &name("again")).unwrap();
+    if cgroups.version() != Some(Version::V1) {
+        eprintln!("NOT TESTED: groups can be renamed on v1 only");
+        return cgroups.close().unwrap();
+    }
+    cgroups.set_total_cpus(MilliCpus(2000)).unwrap();
+    let id = |id: &str| ExecutorId::new(id).unwrap();
+    let first = cgroups.executor_of_one_slot(&id("a")).unwrap();
+    first.set_slot_cpus(0, MilliCpus(50)).unwrap();
+    let run = |script: &str| Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child = run("read x; i=0; while [ $i -lt 9999 ]; do i=$((i+1)); done");
+    first.add_process(child.id().cast_signed()).unwrap();
+    assert!(first.hand_on());
+    let other = cgroups.executor_of_one_slot(&id("b")).unwrap();
+    assert!(first.exists() && cgroups.executors().unwrap() == [id("a"), id("b")], "something lives in the first one's");
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    assert!(first.cpu_usage_us().unwrap() > Some(0));
+    let deadline = Instant::now() + PATIENCE;
+    let again = loop {
+        let again = cgroups.executor_of_one_slot(&id("c")).unwrap();
+        if cgroups.executors().unwrap() == [id("b"), id("c")] {
+            break again;
+        }
+        assert!(Instant::now() < deadline, "{:?}", cgroups.executors());
+        again.remove(PATIENCE).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!((again.cpu_usage_us().unwrap(), again.slot_cpu_stat(0).unwrap().unwrap().usage_us), (Some(0), 0));
+    let cpu = cgroups.shared.tree.executor_dir(Controller::Cpu, &id("c")).unwrap();
+    assert_eq!((cpu::quota_in_force(&cpu, false), cpu::quota_in_force(&cpu.join("slot-0"), false)), (None, None));
+    again.set_slot_cpus(0, MilliCpus(50)).unwrap();
+    assert_eq!(cpu::quota_in_force(&cpu, false), Some(30_000));
+    // Of one that was killed for memory, or holds some, nothing is used again: it would be taken for the next one's.
+    other.set_memory(Bytes::mib(64)).unwrap();
+    let mut greedy = run("read x; exec dd if=/dev/zero of=/dev/null bs=100M count=1 2>/dev/null");
+    other.add_process(greedy.id().cast_signed()).unwrap();
+    drop(greedy.stdin.take());
+    greedy.wait().unwrap();
+    assert!(other.oom_kills().unwrap() > 0 && other.hand_on());
+    let fresh = cgroups.executor_of_one_slot(&id("d")).unwrap();
+    assert_eq!(fresh.oom_kills().unwrap(), 0);
+    for group in [again, fresh] {
+        group.remove(PATIENCE).unwrap();
+    }
+    cgroups.close().unwrap();
+}

@@ -1,6 +1,7 @@
-//! The forge: one process of `smalti-executor` that has nothing to do but to copy itself. Each launcher is such a copy.
+//! The forge: one process of `smalti-executor` that has nothing to do but to copy itself. Each launcher is such a
+//! copy, and where none is needed each supervisor.
 //!
-//! Owns that process: started with the first executor, again when it is gone, ended with the last [`Forge`]. A launcher is in its
+//! Owns that process: started with the first executor, again when it is gone, ended with the last [`Forge`]. Such a process is in its
 //! executor's groups before this module lets go of it. Calls block for less than a millisecond, and belong on a thread that may.
 
 use crate::cgroup::ExecutorGroup;
@@ -40,15 +41,27 @@ struct Process {
     socket: OwnedFd,
 }
 
-/// A launcher in its groups. Killed when dropped, unless it has ended.
+/// What the forge has started, in its groups. Killed when dropped, unless it has ended.
 #[derive(Debug)]
 pub(super) struct Launching {
     pub(super) pidfd: Arc<OwnedFd>,
+    /// It is the supervisor itself, with this pid; otherwise a launcher, which starts that.
+    pub(super) supervisor: Option<i32>,
+    kept: bool,
+}
+
+impl Launching {
+    /// From here on it is somebody else's to kill.
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
 }
 
 impl Drop for Launching {
     fn drop(&mut self) {
-        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        if !self.kept {
+            let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+        }
     }
 }
 
@@ -57,7 +70,8 @@ impl Forge {
         Self { program, directory, process: Arc::default() }
     }
 
-    /// Starts a launcher with these arguments, which waits for its go byte on `stdin`, and moves it into `group`.
+    /// Starts a launcher with these arguments, or where none is needed the supervisor, which waits for its go byte on `stdin`, and moves it
+    /// into `group`.
     ///
     /// # Errors
     /// When there is no forge, it refuses, or the kernel does.
@@ -104,14 +118,15 @@ impl Process {
         Forged::parse(&text).map_err(|e| io::Error::other(format!("it said {text:?}: {e}")))
     }
 
-    /// Moves a launcher into its groups. The forge waits for nobody before it hears of that, so the pid is the launcher's.
+    /// Moves it into its groups. The forge waits for nobody before it hears of that, so the pid is its own.
     fn place(&self, forged: Forged, group: &ExecutorGroup) -> io::Result<Launching> {
-        let pid = match forged {
-            Forged::Started { pid } => pid,
+        let (pid, supervisor) = match forged {
+            Forged::Started { pid } => (pid, None),
+            Forged::Supervisor { pid } => (pid, Some(pid)),
             Forged::Failed { error } => return Err(io::Error::other(error)),
         };
         let placed = Pid::from_raw(pid).ok_or_else(|| io::Error::other(format!("{pid} is no process id"))).and_then(|raw| {
-            let launching = Launching { pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?) };
+            let launching = Launching { pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?), supervisor, kept: false };
             group.add_process(pid).map_err(io::Error::other)?;
             Ok(launching)
         });

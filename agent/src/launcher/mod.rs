@@ -340,11 +340,14 @@ impl Launcher {
 
     fn make_group(&self, spec: &ExecutorSpec) -> Result<ExecutorGroup, Error> {
         let failed = |source| Error::Cgroup { id: spec.id.clone(), source };
-        let group = self.options.cgroups.executor(&spec.id).map_err(failed)?;
+        // One for a single task is worth being another's afterwards.
+        let once = spec.slots == 1 && spec.kind != ExecutorKind::Shared;
+        let cgroups = &self.options.cgroups;
+        let group = if once { cgroups.executor_of_one_slot(&spec.id) } else { cgroups.executor(&spec.id) }.map_err(failed)?;
         let limits = group
             .set_memory(spec.memory)
             .and_then(|_| group.set_max_threads(max_threads(spec.slots)))
-            .and_then(|()| group.make_slots(spec.slots));
+            .and_then(|()| if once { Ok(()) } else { group.make_slots(spec.slots) });
         if let Err(e) = limits {
             let _ = group.try_remove();
             return Err(failed(e));

@@ -54,6 +54,11 @@ impl ProcessHandle {
         Ok(Self { pid, pid_namespace, pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?), group, killed: Arc::default() })
     }
 
+    /// Names the supervisor that the forge has started, the first process of its pid namespace.
+    pub(super) fn of_forge(pid: i32, pidfd: Arc<OwnedFd>, group: ExecutorGroup) -> Self {
+        Self { pid, pid_namespace: true, pidfd, group, killed: Arc::default() }
+    }
+
     /// The supervisor's pid, as the agent sees it.
     #[must_use]
     pub fn pid(&self) -> i32 {
@@ -171,7 +176,12 @@ fn look_back(process: &ProcessHandle, group: ExecutorGroup, home: PathBuf, limit
     } else if exit.code != Some(0) || !last_words.is_empty() {
         tracing::warn!(executor = %group.id(), cause = exit.cause, last_words, "an executor ended");
     }
-    remove_later(group, home);
+    // With its namespace all of its processes have ended.
+    if process.pid_namespace && group.hand_on() {
+        remove_home(&home);
+    } else {
+        remove_later(group, home);
+    }
     exit
 }
 
@@ -208,14 +218,18 @@ pub(super) fn remove_later(group: ExecutorGroup, home: PathBuf) {
         if let Err(e) = group.remove(within) {
             tracing::warn!("removing the groups of executor {}: {e}", group.id());
         }
-        match std::fs::remove_dir_all(&home) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => tracing::warn!("removing {}: {e}", home.display()),
-            _ => {}
-        }
+        remove_home(&home);
     };
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn_blocking(move || remove(REMOVE_FOR))),
         Err(_) => remove(Duration::ZERO),
+    }
+}
+
+fn remove_home(home: &Path) {
+    match std::fs::remove_dir_all(home) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => tracing::warn!("removing {}: {e}", home.display()),
+        _ => {}
     }
 }
 

@@ -9,6 +9,7 @@ use super::ProcessHandle;
 use super::threads::{self, Threads};
 use crate::cgroup::ExecutorGroup;
 use smalti_executor_protocol::v1::Hello;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -26,6 +27,9 @@ const NAMESPACES: [(&str, &str); 6] = [
 const SAID: [&str; 2] = ["landlock", "memory_reset"];
 /// `Seccomp:` of a filtered thread.
 const FILTERED: &str = "2";
+/// What is looked at of `/proc/PID/status`.
+const FIELDS: [&str; 11] =
+    ["Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters"];
 /// Most characters of anything that an executor says.
 const MAX_SAID_CHARS: usize = 300;
 
@@ -86,7 +90,7 @@ pub(super) fn read(
             hello.layers.get(name).map_or("off: the executor does not say", String::as_str).chars().take(MAX_SAID_CHARS).collect();
         all.insert(name.to_owned(), Layer { state, offered: false });
     }
-    let inside = group.contains(worker) && group.contains(process.pid());
+    let inside = group.contains_all(&[worker, process.pid()]);
     for (name, on) in group.limits() {
         let state = match (on, inside) {
             (true, true) => "on".to_owned(),
@@ -226,9 +230,10 @@ fn see(pid: i32, threads: Option<&Threads>) -> Seen {
         let theirs = namespace(&pid.to_string(), name)?;
         own.get(name).map_or_else(|| Err("the agent's own is not known".to_owned()), |ours| Ok(theirs != *ours.as_ref()?))
     };
-    let read = threads.map_or_else(|| Threads::read(pid).unwrap_or_default(), Threads::clone);
+    let read = threads.map_or_else(|| Cow::Owned(Threads::read(pid).unwrap_or_default()), Cow::Borrowed);
     Seen {
-        status: parse_status(&text("status")),
+        // What the kernel says of a process there is what it says of its first thread.
+        status: parse_status(read.status(pid).unwrap_or_default()),
         foreign: NAMESPACES.iter().map(|(_, name)| (*name, foreign(name))).collect(),
         root: names(Path::new(&format!("/proc/{pid}/root"))),
         limits: parse_limits(&text("limits")),
@@ -251,9 +256,12 @@ fn names(directory: &Path) -> Result<Vec<String>, String> {
     Ok(entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
 }
 
-/// `Name:\tvalue` lines.
+/// `Name:\tvalue` lines, of those that are looked at.
 fn parse_status(text: &str) -> BTreeMap<String, String> {
-    let pair = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
+    let pair = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        FIELDS.contains(&name).then(|| (name.to_owned(), value.trim().to_owned()))
+    };
     text.lines().filter_map(pair).collect()
 }
 

@@ -47,6 +47,11 @@ pub(super) async fn spawn(
     let launching = launching.map_err(io(&spec.id, "starting", &options.executor_path))?;
     let launched = let_go(said.into(), &control, user.as_ref().ok(), spec, options).await?;
     let warnings = match launched {
+        Launched::Started { warnings, .. } if let Some(pid) = launching.supervisor => {
+            guard.set(ProcessHandle::of_forge(pid, launching.pidfd.clone(), group.clone()));
+            launching.keep();
+            return Ok(Spawned { uid: user.map(|u| u.number), warnings, control: None });
+        }
         Launched::Failed { error } => return Err(Error::Supervisor { id: spec.id.clone(), message: error }),
         Launched::Started { pid, pid_namespace, warnings } => {
             // The launcher has not waited for the supervisor and lives until its stdin closes: the pid is still the same process.

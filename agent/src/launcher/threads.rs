@@ -10,7 +10,7 @@ use crate::cgroup::ExecutorGroup;
 use smalti_executor_protocol::v1::Hello;
 use smalti_types::ExecutorId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Threads of a process, with what `/proc/PID/task/TID/status` says of each: by the id that the agent sees.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +30,11 @@ impl Threads {
         Ok(Self(out))
     }
 
+    /// What is said of the thread with this id.
+    pub(super) fn status(&self, outer: i32) -> Option<&str> {
+        self.0.get(&outer).map(String::as_str)
+    }
+
     pub(super) fn statuses(&self) -> impl Iterator<Item = &str> {
         self.0.values().map(String::as_str)
     }
@@ -42,9 +47,7 @@ impl Threads {
 
 /// Finds the worker and moves the thread of every slot into its group. Gives the worker's pid and its threads.
 pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<(i32, Threads), Error> {
-    let (worker, slots) = find_all(&spec.id, spec.slots, hello, process, group)?;
-    let tasks = PathBuf::from(format!("/proc/{worker}/task"));
-    let threads = Threads::read(worker).map_err(io(&spec.id, "listing", &tasks))?;
+    let (worker, threads, slots) = find_all(&spec.id, spec.slots, hello, process, group)?;
     if !group.exists() {
         return Ok((worker, threads));
     }
@@ -60,23 +63,23 @@ pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle,
 
 /// Finds the worker of an executor whose threads are in their groups already. Gives its pid.
 pub(super) fn find(id: &ExecutorId, slots: u32, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<i32, Error> {
-    find_all(id, slots, hello, process, group).map(|(worker, _)| worker)
+    find_all(id, slots, hello, process, group).map(|(worker, ..)| worker)
 }
 
-/// The worker, and each slot's thread by its id in the worker's own namespace.
+/// The worker with its threads, and each slot's thread by its id in the worker's own namespace.
 fn find_all(
     id: &ExecutorId,
     slots: u32,
     hello: &Hello,
     process: &ProcessHandle,
     group: &ExecutorGroup,
-) -> Result<(i32, BTreeMap<u32, i32>), Error> {
+) -> Result<(i32, Threads, BTreeMap<u32, i32>), Error> {
     let slots = check(hello, slots).map_err(|m| implausible(id, &m))?;
     let worker = find_worker(process.pid(), hello.pid).map_err(io(id, "looking for the worker in", Path::new("/proc")))?;
-    let Some(worker) = worker.filter(|pid| group.contains(*pid)) else {
+    let Some((worker, threads)) = worker.filter(|(pid, _)| group.contains(*pid)) else {
         return Err(implausible(id, &format!("its supervisor has no child that calls itself process {}", hello.pid)));
     };
-    Ok((worker, slots))
+    Ok((worker, threads, slots))
 }
 
 /// Every slot once, every thread once.
@@ -91,13 +94,14 @@ fn check(hello: &Hello, slots: u32) -> Result<BTreeMap<u32, i32>, String> {
 }
 
 /// The child of `supervisor` that is process `inner` in its innermost namespace.
-fn find_worker(supervisor: i32, inner: i32) -> std::io::Result<Option<i32>> {
-    let children = match std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")) {
+fn find_worker(supervisor: i32, inner: i32) -> std::io::Result<Option<(i32, Threads)>> {
+    let children: Vec<i32> = match std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")) {
         Ok(text) => text.split_whitespace().filter_map(|w| w.parse().ok()).collect(),
         // Kernels without that file: ask every process for its parent.
         Err(_) => children_by_scan(supervisor)?,
     };
-    Ok(children.into_iter().find(|pid| status(&format!("/proc/{pid}/status")).and_then(|s| innermost(&s)) == Some(inner)))
+    let mut with_threads = children.into_iter().filter_map(|pid| Some((pid, Threads::read(pid).ok()?)));
+    Ok(with_threads.find(|(pid, threads)| threads.status(*pid).and_then(innermost) == Some(inner)))
 }
 
 fn children_by_scan(parent: i32) -> std::io::Result<Vec<i32>> {

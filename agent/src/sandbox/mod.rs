@@ -40,7 +40,7 @@ pub(crate) enum Kind {
     Part,
     /// A single task: in a segment, which others of its framework use before and after it.
     Task,
-    /// A single task with an executor of its own: in a segment that nobody else uses.
+    /// A single task with an executor of its own: in a segment that nobody else has written anything into.
     Alone,
 }
 
@@ -57,7 +57,7 @@ enum Outputs {
 
 #[derive(Debug)]
 struct Entry {
-    /// Its segment is nobody else's.
+    /// What is in its segment is nobody else's.
     alone: bool,
     /// Nothing is written after that.
     ended: bool,
@@ -283,6 +283,20 @@ impl Sandboxes {
         over.extend(segments.take_full().into_iter().chain(held.remove(key)).map(Over::Segment));
         drop(state);
         over.into_iter().for_each(|over| self.is_over(SystemTime::now(), over));
+    }
+
+    /// [`Self::executor_is_gone`] will be called for this task of class `process`, which has begun.
+    pub(crate) fn has_executor(&self, key: &TaskKey) {
+        self.shared.lock().segments.expect_release(key);
+    }
+
+    /// The executor that a single task of class `process` had to itself is dead: nobody writes into its outputs any more.
+    pub(crate) fn executor_is_gone(&self, key: &TaskKey) {
+        let mut state = self.shared.lock();
+        state.segments.release(key);
+        let full = state.segments.take_full();
+        drop(state);
+        full.into_iter().for_each(|full| self.is_over(full.ended, Over::Segment(full)));
     }
 
     fn is_over(&self, ended: SystemTime, over: Over) {

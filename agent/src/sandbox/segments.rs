@@ -2,8 +2,9 @@
 //!
 //! A directory and two files of its own cost a task more than running it does: inodes are made and removed, and a file system that
 //! has just freed many looks long for one that is free. So a task borrows a segment of its framework and gives it back at its end; an
-//! index beside the files says which task began where. Tasks of class `process` share theirs with nobody: for them some are made
-//! beforehand, off the way of whoever starts them. Owns `sandboxes/<framework>/seg-<n>.{out,err,index}` and `sandboxes/spare-<n>.*`. An executor gets the two
+//! index beside the files says which task began where. Tasks of class `process` share their bytes with nobody: for them some are made
+//! beforehand, off the way of whoever starts them, and one in which a task has written nothing is lent to another of the same framework
+//! once the executor that could write there is dead. Owns `sandboxes/<framework>/seg-<n>.{out,err,index}` and `sandboxes/spare-<n>.*`. An executor gets the two
 //! files as descriptors that only append; it could spoil what its own framework's tasks wrote, and nothing else.
 //! Deliberately absent: who reads, and which segments go when room is needed (see `collect`).
 
@@ -25,6 +26,8 @@ const MOST_BYTES: u64 = 1 << 20;
 const MOST_TASKS: usize = 512;
 /// Segments that nobody uses and that may be used again.
 const MOST_IDLE: usize = 512;
+/// Segments in which tasks of class `process` have written nothing, and that may be used again.
+const MOST_EMPTY: usize = 64;
 /// Segments whose files stay open between tasks; beyond that those are closed that were idle longest.
 const MOST_OPEN: usize = 256;
 /// Segments that are made beforehand, as soon as one was wanted that nobody else uses.
@@ -87,6 +90,17 @@ struct Segment {
     /// When its first task began, and its last one ended.
     began: SystemTime,
     ended: SystemTime,
+    /// Whether the end of its task's executor will be told ([`Segments::release`]), or was.
+    executor: Executor,
+}
+
+/// What is known of whoever can write into a segment of class `process`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Executor {
+    /// Nothing: nobody ever uses the segment again.
+    Unknown,
+    Lives,
+    Dead,
 }
 
 /// All segments that are in use or may be.
@@ -97,6 +111,9 @@ pub(super) struct Segments {
     /// The last one was used last.
     idle: Vec<Segment>,
     busy: BTreeMap<TaskKey, Segment>,
+    /// Of tasks of class `process` that have written nothing, as long as their executors live; then without anybody.
+    resting: BTreeMap<TaskKey, Segment>,
+    empty: Vec<Segment>,
     /// Segments whose files are open.
     open: usize,
     full: Vec<Full>,
@@ -144,8 +161,9 @@ impl Spare {
 
 impl Segments {
     /// Numbers go on behind those of an earlier life.
-    pub(super) const fn new(base: Arc<File>, next: u64) -> Self {
-        Self { base, next, idle: Vec::new(), busy: BTreeMap::new(), open: 0, full: Vec::new(), spares: Vec::new(), coming: 0 }
+    pub(super) fn new(base: Arc<File>, next: u64) -> Self {
+        let (idle, empty, busy, resting) = (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { base, next, idle, busy, resting, empty, open: 0, full: Vec::new(), spares: Vec::new(), coming: 0 }
     }
 
     /// A segment for a task, its output files open for appending; `alone`: nobody else's before or after.
@@ -153,14 +171,16 @@ impl Segments {
     /// # Errors
     /// What the file system says.
     pub(super) fn lend(&mut self, key: &TaskKey, alone: bool) -> std::io::Result<(Vec<Arc<OwnedFd>>, Place)> {
-        let used = if alone { None } else { self.idle.iter().rposition(|s| s.id.framework == key.framework) };
+        let unused = if alone { &mut self.empty } else { &mut self.idle };
+        let used = unused.iter().rposition(|s| s.id.framework == key.framework);
         let mut segment = match used {
-            Some(at) => self.idle.remove(at),
+            Some(at) => unused.remove(at),
             None => self.make(&key.framework, alone)?,
         };
+        segment.executor = Executor::Unknown;
         let lent = self.begin(&mut segment, key);
         if self.open > MOST_OPEN {
-            let idle = self.idle.iter_mut().find(|idle| idle.files.is_some());
+            let idle = self.idle.iter_mut().chain(&mut self.empty).find(|idle| idle.files.is_some());
             self.open -= usize::from(idle.unwrap_or(&mut segment).files.take().is_some());
         }
         match lent {
@@ -189,7 +209,7 @@ impl Segments {
         let (id, files) = spare.give(&self.base, framework)?;
         self.open += 1;
         let now = SystemTime::now();
-        Ok(Segment { id, alone, keys: Vec::new(), files: Some(files), began: now, ended: now })
+        Ok(Segment { id, alone, keys: Vec::new(), files: Some(files), began: now, ended: now, executor: Executor::Unknown })
     }
 
     const fn number(&mut self) -> u64 {
@@ -241,16 +261,60 @@ impl Segments {
             self.retire(segment);
             return Some([u64::MAX; 2]);
         };
-        if segment.alone || to[0] + to[1] > MOST_BYTES || segment.keys.len() >= MOST_TASKS {
+        let most = if segment.alone { 0 } else { MOST_BYTES };
+        if to[0].saturating_add(to[1]) > most || segment.keys.len() >= MOST_TASKS {
             self.retire(segment);
-        } else {
+        } else if !segment.alone {
             self.idle.push(segment);
+        } else {
+            match segment.executor {
+                Executor::Unknown => self.retire(segment),
+                Executor::Dead => self.keep_empty(segment),
+                Executor::Lives => {
+                    // The same attempt has begun twice.
+                    if let Some(older) = self.resting.insert(key.clone(), segment) {
+                        self.retire(older);
+                    }
+                }
+            }
         }
         if self.idle.len() > MOST_IDLE {
             let oldest = self.idle.remove(0);
             self.retire(oldest);
         }
         Some(to)
+    }
+
+    /// The end of the executor of this task of class `process` will be told.
+    pub(super) fn expect_release(&mut self, key: &TaskKey) {
+        if let Some(segment) = self.busy.get_mut(key) {
+            segment.executor = Executor::Lives;
+        }
+    }
+
+    /// The executor of a task of class `process` is dead.
+    pub(super) fn release(&mut self, key: &TaskKey) {
+        if let Some(segment) = self.resting.remove(key) {
+            self.keep_empty(segment);
+        } else if let Some(segment) = self.busy.get_mut(key) {
+            segment.executor = Executor::Dead;
+        }
+    }
+
+    /// One that nobody can write into: for another task, if nobody has, whatever became of the one whose end was told before.
+    fn keep_empty(&mut self, segment: Segment) {
+        let length = match &segment.files {
+            Some(files) => lengths(&files.outputs),
+            None => ends(&self.base, &segment.id),
+        };
+        if !matches!(length, Ok([0, 0])) {
+            return self.retire(segment);
+        }
+        self.empty.push(segment);
+        if self.empty.len() > MOST_EMPTY {
+            let oldest = self.empty.remove(0);
+            self.retire(oldest);
+        }
     }
 
     fn retire(&mut self, segment: Segment) {
@@ -260,9 +324,14 @@ impl Segments {
 
     /// Those that no task has now take no further one, if their first began at that time or before.
     pub(super) fn retire_idle(&mut self, before: SystemTime) {
-        let (old, idle) = std::mem::take(&mut self.idle).into_iter().partition(|segment: &Segment| segment.began <= before);
-        self.idle = idle;
-        old.into_iter().for_each(|segment| self.retire(segment));
+        for unused in [&mut self.idle, &mut self.empty] {
+            let (old, young): (Vec<_>, _) = std::mem::take(unused).into_iter().partition(|segment: &Segment| segment.began <= before);
+            *unused = young;
+            for segment in old {
+                self.open -= usize::from(segment.files.is_some());
+                self.full.push(Full { id: segment.id, keys: segment.keys, ended: segment.ended });
+            }
+        }
     }
 
     /// Those that became full since the last call.

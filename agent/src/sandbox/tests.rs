@@ -315,3 +315,41 @@ fn on_a_full_disk_the_oldest_of_all_go_until_there_is_enough() {
     assert_eq!(sorted(&all), [1], "what runs stays");
     assert!(missing > 0, "the rest is for others to give");
 }
+
+#[test]
+fn files_in_which_a_task_of_class_process_wrote_nothing_are_anothers_when_its_executor_is_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let (all, _collector) = start(dir.path(), Bytes::gib(1));
+    let begin = |n| {
+        all.make(&key(n), Kind::Alone, false, false).unwrap();
+        let files: Vec<_> = all.begin_task(&key(n)).unwrap().iter().map(|fd| File::from(fd.try_clone().unwrap())).collect();
+        all.has_executor(&key(n));
+        files
+    };
+    let segments = || files(dir.path()).iter().filter(|name| name.ends_with(".index")).count();
+    let held = begin(1);
+    all.ended(&key(1));
+    // Its executor lives: it could still write.
+    begin(2);
+    assert_eq!(segments(), 2);
+    all.executor_is_gone(&key(1));
+    (&begin(3)[0]).write_all(b"three").unwrap();
+    assert_eq!(segments(), 2);
+    all.ended(&key(3));
+    all.executor_is_gone(&key(3));
+    // The executor died before its task's end was known, and wrote after that was said; neither are its files another's.
+    all.executor_is_gone(&key(2));
+    all.ended(&key(2));
+    let late = begin(4);
+    all.ended(&key(4));
+    (&late[1]).write_all(b"late").unwrap();
+    all.executor_is_gone(&key(4));
+    begin(5);
+    assert_eq!(segments(), 3, "that of the third has bytes, that of the second was the fourth's, which wrote late");
+    for (n, text) in [(1, ""), (2, ""), (3, "three"), (4, ""), (5, "")] {
+        assert_eq!((output(&all, &key(n), 0).as_deref(), output(&all, &key(n), 1).as_deref()), (Some(text), Some("")), "{n}");
+    }
+    drop(held);
+    let (again, _collector) = start(dir.path(), Bytes::gib(1));
+    assert_eq!((output(&again, &key(1), 0).as_deref(), output(&again, &key(3), 0).as_deref()), (Some(""), Some("three")));
+}

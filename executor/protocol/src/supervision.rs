@@ -100,6 +100,11 @@ pub enum Forged {
         /// Its pid.
         pid: i32,
     },
+    /// The supervisor itself runs, pid 1 of a namespace of its own, and waits for its go byte; the rest as above.
+    Supervisor {
+        /// Its pid.
+        pid: i32,
+    },
     /// It could not be started.
     Failed {
         /// What failed, on what, and why.

@@ -5,9 +5,10 @@
 //! bounded by argument where a call does several things: no memory that is both writable and executable, threads but no
 //! processes and no namespaces, three requests of `ioctl`, no change to the handler of SIGSYS.
 //!
-//! A second, smaller filter answers `clone3` with ENOSYS: its flags lie in memory where no filter can see them, and every C
-//! library falls back to `clone`, whose flags are an argument.
+//! `clone3` is answered with ENOSYS: its flags lie in memory where no filter can see them, and every C library falls back to
+//! `clone`, whose flags are an argument. What the number alone decides is decided first (`decide`).
 
+use super::decide::{self, Verdict};
 use nix::libc::{self, c_long};
 use seccompiler::SeccompCmpArgLen::{Dword, Qword};
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq, Ne};
@@ -24,6 +25,8 @@ use std::sync::OnceLock;
 pub(crate) struct Call {
     number: c_long,
     any_of: Vec<Vec<Argument>>,
+    /// Not allowed, but answered as by a kernel that does not have it.
+    missing: bool,
 }
 
 /// One argument: its index, how much of it counts, and what it is compared with.
@@ -41,6 +44,9 @@ pub(crate) enum Error {
     /// It cannot be written.
     #[error("building the system call filter: {0}")]
     Build(#[from] BackendError),
+    /// It is longer than the kernel's jumps reach.
+    #[error("building the system call filter: too many calls are on the list")]
+    TooMany,
     /// The kernel does not take it.
     #[error("imposing the system call filter: {0}")]
     Impose(#[from] seccompiler::Error),
@@ -181,8 +187,7 @@ pub(crate) fn for_worker(kind: ExecutorKind, own_pid: u32) -> Vec<Call> {
     let mut calls: Vec<Call> = [PROCESS, FILES, CONNECTION, OLDER].concat().into_iter().map(always).collect();
     calls.extend(memory());
     calls.extend([
-        // Denied by the second filter, which this one must let through for that.
-        always(libc::SYS_clone3),
+        Call { missing: true, ..always(libc::SYS_clone3) },
         one_of(libc::SYS_clone, [vec![masked(0, THREAD | NEW_NAMESPACES, THREAD)]]),
         one_of(libc::SYS_prctl, [number(libc::PR_SET_NAME), PR_SET_VMA, PR_GET_AUXV].map(|option| vec![is(0, option)])),
         one_of(libc::SYS_ioctl, [PAGEMAP_SCAN.into(), libc::FIONBIO, libc::FIONREAD].map(|request| vec![is(1, request)])),
@@ -243,11 +248,11 @@ fn memory() -> [Call; 2] {
 }
 
 const fn always(number: c_long) -> Call {
-    Call { number, any_of: Vec::new() }
+    Call { number, any_of: Vec::new(), missing: false }
 }
 
 fn one_of<const N: usize>(number: c_long, any_of: [Vec<Argument>; N]) -> Call {
-    Call { number, any_of: any_of.into() }
+    Call { number, any_of: any_of.into(), missing: false }
 }
 
 const fn is(index: u8, value: u64) -> Argument {
@@ -272,23 +277,21 @@ fn number(constant: i32) -> u64 {
 /// # Errors
 /// A list that makes no program.
 pub(crate) fn program(calls: Vec<Call>, otherwise: SeccompAction) -> Result<BpfProgram, Error> {
-    let mut rules = BTreeMap::new();
+    let (mut known, mut rules) = (Vec::new(), BTreeMap::new());
     for call in calls {
         let mut any_of = Vec::new();
         for pattern in call.any_of {
             let conditions = pattern.into_iter().map(|a| SeccompCondition::new(a.index, a.length, a.compare, a.value));
             any_of.push(SeccompRule::new(conditions.collect::<Result<_, _>>()?)?);
         }
-        rules.insert(call.number, any_of);
+        let verdict = if call.missing { Verdict::Missing } else { Verdict::Allowed };
+        match u32::try_from(call.number) {
+            Ok(number) if any_of.is_empty() => known.push((number, verdict)),
+            _ => drop(rules.insert(call.number, any_of)),
+        }
     }
-    Ok(SeccompFilter::new(rules, otherwise, SeccompAction::Allow, arch()?)?.try_into()?)
-}
-
-/// Answers `clone3` as a kernel does that has none.
-fn without_clone3() -> Result<BpfProgram, Error> {
-    let denied = SeccompAction::Errno(libc::ENOSYS.cast_unsigned());
-    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    Ok(SeccompFilter::new(rules, SeccompAction::Allow, denied, arch()?)?.try_into()?)
+    let conditional: BpfProgram = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, arch()?)?.try_into()?;
+    decide::in_front_of(&conditional, &known).ok_or(Error::TooMany)
 }
 
 fn arch() -> Result<TargetArch, BackendError> {
@@ -310,18 +313,16 @@ pub(crate) fn prepare() {
     }
 }
 
-/// Puts the worker's filters in force for the calling thread and all that it starts. Needs `no_new_privs`, and sets it.
+/// Puts the worker's filter in force for the calling thread and all that it starts. Needs `no_new_privs`, and sets it.
 ///
 /// # Errors
-/// When they cannot be built or imposed; then the worker must not run anything.
+/// When it cannot be built or imposed; then the worker must not run anything.
 pub(crate) fn impose_on_worker(kind: ExecutorKind) -> Result<(), Error> {
     let own_pid = std::process::id();
     let made = match PREPARED.get() {
         Some((worker, _)) if (kind, own_pid) == (ExecutorKind::Pooled, USUAL_PID) => Cow::Borrowed(worker),
         _ => Cow::Owned(program(for_worker(kind, own_pid), SeccompAction::Trap)?),
     };
-    // The second one first: the first denies to impose any more.
-    seccompiler::apply_filter(&without_clone3()?)?;
     Ok(seccompiler::apply_filter(&made)?)
 }
 
@@ -357,7 +358,6 @@ mod tests {
             assert!(program(calls, SeccompAction::Trap).unwrap().len() < 4096);
         }
         assert!(program(for_supervisor(), SeccompAction::KillProcess).unwrap().len() < 4096);
-        assert!(!without_clone3().unwrap().is_empty());
     }
 
     #[test]

@@ -77,6 +77,14 @@ pub(crate) fn drop_capabilities(warnings: &mut Vec<String>) {
 pub(crate) fn as_after_exec() -> Result<(), String> {
     let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
     set_capabilities(None, none).map_err(|e| format!("giving up capabilities: {e}"))?;
+    own_proc_files()
+}
+
+/// Makes this process's own files in `/proc` its own again, which changing the user has taken away.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn own_proc_files() -> Result<(), String> {
     set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(|e| format!("taking /proc/self: {e}"))
 }
 

@@ -12,13 +12,22 @@ use std::num::NonZeroUsize;
 /// The hole has at most 2 to this number of pages: a TiB.
 const PAGES_BITS: u32 = 28;
 
+/// What decides about the hole; read while there are paths.
+pub(crate) type Seed = Result<[u8; 8], String>;
+
+/// A new one, for one worker.
+pub(crate) fn seed() -> Seed {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).map_err(|e| format!("reading /dev/urandom: {e}"))?;
+    Ok(bytes)
+}
+
 /// Moves whatever is mapped from now on.
 ///
 /// # Errors
 /// Why it lies where the kernel would have put it in every copy.
-pub(crate) fn scatter() -> Result<(), String> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).map_err(|e| format!("reading /dev/urandom: {e}"))?;
+pub(crate) fn scatter(seed: Seed) -> Result<(), String> {
+    let bytes = seed?;
     let pages = (u64::from_ne_bytes(bytes) >> (u64::BITS - PAGES_BITS)) + 1;
     let length = usize::try_from(pages).unwrap_or(1).saturating_mul(rustix::param::page_size());
     let Some(length) = NonZeroUsize::new(length) else { return Ok(()) };

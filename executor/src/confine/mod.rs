@@ -12,6 +12,7 @@
 //! A wall that cannot be closed is named, never passed over: the texts go to the agent, which reads from the kernel what is in
 //! force and decides whether that is enough. Deliberately absent: that decision, and control groups (the agent's).
 
+mod decide;
 pub(crate) mod filter;
 pub(crate) mod identity;
 pub(crate) mod layout;

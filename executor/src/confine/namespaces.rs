@@ -6,6 +6,9 @@
 use super::open_wall;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid};
+use rustix::fs::{Mode, OFlags, openat};
+use std::io::Write;
+use std::os::fd::AsFd;
 
 /// What the supervisor leaves, with the names under which it is reported. The user namespace comes first: without privilege the
 /// others need it.
@@ -59,6 +62,15 @@ pub(crate) fn leave(warnings: &mut Vec<String>) -> Left {
     Left(left)
 }
 
+/// Leaves all but the net namespace: for who has entered one already in which nobody else is (`mold`). This process must have one thread.
+///
+/// # Errors
+/// When the kernel refuses any of them.
+pub(crate) fn leave_but_net() -> nix::Result<Left> {
+    let wanted = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    unshare(wanted).map(|()| Left(wanted))
+}
+
 /// Hides the host's name, once the user namespace is mapped.
 pub(crate) fn rename_host(left: Left, warnings: &mut Vec<String>) {
     if left.uts()
@@ -74,13 +86,31 @@ pub(crate) fn rename_host(left: Left, warnings: &mut Vec<String>) {
 /// # Errors
 /// Which file could not be written, and why.
 pub(crate) fn write_maps(pid: &str, uid: Uid, gid: Gid, privileged: bool) -> Result<(), String> {
-    let mut files = vec![("uid_map", format!("{uid} {uid} 1")), ("gid_map", format!("{gid} {gid} 1"))];
-    if !privileged {
-        files.insert(0, ("setgroups", "deny".to_owned()));
-    }
-    for (file, text) in files {
+    for (file, text) in maps(uid, gid, privileged) {
         let path = format!("/proc/{pid}/{file}");
         std::fs::write(&path, text).map_err(|e| format!("writing {path}: {e}"))?;
     }
     Ok(())
+}
+
+/// The same for this process's own namespace, without privilege, by a descriptor of `/proc`, which may be out of sight.
+///
+/// # Errors
+/// As [`write_maps`].
+pub(crate) fn write_own_maps(proc: impl AsFd, uid: Uid, gid: Gid) -> Result<(), String> {
+    for (file, text) in maps(uid, gid, false) {
+        let open = openat(&proc, format!("self/{file}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let written = open.map_err(std::io::Error::from).and_then(|fd| std::fs::File::from(fd).write_all(text.as_bytes()));
+        written.map_err(|e| format!("writing {file} of /proc/self: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Files of a process in `/proc`, and what is written there.
+fn maps(uid: Uid, gid: Gid, privileged: bool) -> Vec<(&'static str, String)> {
+    let mut files = vec![("uid_map", format!("{uid} {uid} 1")), ("gid_map", format!("{gid} {gid} 1"))];
+    if !privileged {
+        files.insert(0, ("setgroups", "deny".to_owned()));
+    }
+    files
 }

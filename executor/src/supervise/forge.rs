@@ -1,13 +1,14 @@
 //! `smalti-executor forge`: one per agent, with nothing in it but this loaded program and what its copies need ([`prepared`]). Each launcher is a copy of it.
 //!
 //! The agent sends one packet for each executor: the arguments of `launch`, with what is to be its stdin and its stdout. The answer
-//! has the launcher's pid. The agent then moves that process into the executor's groups, and says so with another packet: until then
+//! has the launcher's pid, or, where no launcher is needed ([`direct`]), the supervisor's. The agent then moves that process into the executor's groups, and says so with another packet: until then
 //! nobody waits for the process here, so its pid is not used again. It ends with the agent, whose end of the socket closes.
 //! Single-threaded, with the agent's own rights; executors have no descriptor of it.
 
 use super::args::{Supervisor, Verb};
 use super::fork::Image;
-use super::{Error, fork, launch, step};
+use super::mold::{Entry, Mold};
+use super::{Error, direct, fork, launch, step};
 use crate::prepared;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -15,7 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use smalti_executor_protocol::blocking;
-use smalti_executor_protocol::supervision::{FORGE_PLACED, Forged, MAX_FORGE_BYTES};
+use smalti_executor_protocol::supervision::{ExecutorKind, FORGE_PLACED, Forged, MAX_FORGE_BYTES};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -35,6 +36,8 @@ pub(super) fn run(args: &[OsString]) -> Result<(), Error> {
     ended.thread_block().map_err(step("blocking SIGCHLD"))?;
     let signals = SignalFd::with_flags(&ended, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(step("making a signalfd"))?;
     prepared::prepare();
+    // Without it everything works as well, and takes longer.
+    let mut mold = if namespaces && nix::unistd::geteuid().is_root() { Mold::make().ok() } else { None };
     let agent = std::io::stdin();
     loop {
         let mut fds = [PollFd::new(agent.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
@@ -46,34 +49,46 @@ pub(super) fn run(args: &[OsString]) -> Result<(), Error> {
         let asked = fds[0].any().unwrap_or(false);
         if fds[1].any().unwrap_or(false) {
             let _ = signals.read_signal();
-            reap();
+            reap(mold.as_mut());
         }
-        if asked && !serve(namespaces)? {
+        if asked && !serve(namespaces, mold.as_mut())? {
             return Ok(());
         }
     }
 }
 
-/// Launchers that have ended.
-fn reap() {
-    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+/// Launchers and supervisors that have ended.
+fn reap(mut mold: Option<&mut Mold>) {
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG))
+        && status != WaitStatus::StillAlive
+    {
+        if let (WaitStatus::Exited(child, _) | WaitStatus::Signaled(child, ..), Some(mold)) = (status, mold.as_deref_mut()) {
+            mold.has_ended(child);
+        }
+    }
 }
 
 /// One request of the agent, from its packet to the word that the process is where it belongs. False: the agent is gone.
-fn serve(namespaces: bool) -> Result<bool, Error> {
+fn serve(namespaces: bool, mold: Option<&mut Mold>) -> Result<bool, Error> {
     let mut packet = vec![0; MAX_FORGE_BYTES];
     let agent = std::io::stdin();
     let chunk = blocking::receive(&agent, &mut packet).map_err(|e| step("listening to the agent")(std::io::Error::other(e)))?;
     if chunk.bytes == 0 {
         return Ok(false);
     }
-    let answer = match launcher(packet.get(..chunk.bytes).unwrap_or_default(), chunk.fds, namespaces) {
-        Ok(pid) => Forged::Started { pid: pid.as_raw() },
-        Err(e) => Forged::Failed { error: e.to_string() },
+    let answer = match request(packet.get(..chunk.bytes).unwrap_or_default(), chunk.fds, namespaces) {
+        Ok(Request { parsed, arguments, descriptors }) => match (mold, parsed.uid) {
+            (Some(mold), Some(uid)) if parsed.namespaces && parsed.kind == ExecutorKind::Pooled => {
+                supervisor(&parsed, uid, &arguments, descriptors, mold)?.map(|pid| Forged::Supervisor { pid: pid.as_raw() })
+            }
+            _ => launcher(&parsed, &arguments, descriptors).map(|pid| Forged::Started { pid: pid.as_raw() }),
+        },
+        Err(e) => Err(e),
     };
+    let answer = answer.unwrap_or_else(|e| Forged::Failed { error: e.to_string() });
     let sent = blocking::transmit(&agent, answer.to_line().as_bytes(), &[]);
     sent.map_err(|e| step("answering the agent")(std::io::Error::other(e)))?;
-    if matches!(answer, Forged::Started { .. }) {
+    if !matches!(answer, Forged::Failed { .. }) {
         let mut placed = [0; FORGE_PLACED.len()];
         let chunk = blocking::receive(&agent, &mut placed).map_err(|e| step("listening to the agent")(std::io::Error::other(e)))?;
         return Ok(chunk.bytes > 0);
@@ -81,8 +96,16 @@ fn serve(namespaces: bool) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// A launcher with these arguments, each ended by a zero byte; its stdin and its stdout came along.
-fn launcher(packet: &[u8], fds: Vec<OwnedFd>, namespaces: bool) -> Result<Pid, Error> {
+/// What the agent asks for.
+struct Request {
+    parsed: Supervisor,
+    arguments: Vec<OsString>,
+    /// Stdin, stdout, stderr.
+    descriptors: fork::Descriptors,
+}
+
+/// Reads a request: arguments, each ended by a zero byte; its stdin and its stdout came along.
+fn request(packet: &[u8], fds: Vec<OwnedFd>, namespaces: bool) -> Result<Request, Error> {
     let words = packet.split(|b| *b == 0).map(|w| OsStr::from_bytes(w).to_owned());
     let mut arguments: Vec<OsString> = words.collect();
     // Behind the last zero byte is nothing.
@@ -94,10 +117,53 @@ fn launcher(packet: &[u8], fds: Vec<OwnedFd>, namespaces: bool) -> Result<Pid, E
     }
     let mut descriptors = fds;
     descriptors.push(std::io::stderr().as_fd().try_clone_to_owned().map_err(step("passing stderr on"))?);
-    fork::fork(&arguments, descriptors, Image::Copied, || {
+    Ok(Request { parsed, arguments, descriptors })
+}
+
+fn launcher(parsed: &Supervisor, arguments: &[OsString], descriptors: fork::Descriptors) -> Result<Pid, Error> {
+    fork::fork(arguments, descriptors, Image::Copied, || {
         // As this process was when it began.
         let _ = SigSet::all().thread_unblock();
-        super::report_end(launch::run(&parsed))
+        super::report_end(launch::run(parsed))
     })
     .map_err(step("starting a launcher"))
+}
+
+/// A supervisor that is the first process of a new pid namespace. The outer error ends the forge: it could not come back from there.
+fn supervisor(
+    parsed: &Supervisor,
+    uid: u32,
+    arguments: &[OsString],
+    mut descriptors: fork::Descriptors,
+    mold: &mut Mold,
+) -> Result<Result<Pid, Error>, Error> {
+    let network = match mold.take_network().map_err(step("coming back from a net namespace"))? {
+        Ok(network) => network,
+        Err(e) => return Ok(Err(step("making a net namespace")(e))),
+    };
+    let entry = mold.entry(&network).map_err(step("passing namespaces on"));
+    let entered = entry.and_then(|entry| Mold::leave_pids().map(|()| entry).map_err(step("making a pid namespace")));
+    match entered {
+        Ok(entry) => descriptors.extend(entry),
+        Err(e) => {
+            mold.give_back(network);
+            return Ok(Err(e));
+        }
+    }
+    let mut title = arguments.to_vec();
+    if let Some(verb) = title.first_mut() {
+        *verb = "init".into();
+    }
+    let started = fork::fork(&title, descriptors, Image::Copied, || {
+        let _ = SigSet::all().thread_unblock();
+        // Behind stdin, stdout and stderr, in the order in which they were passed on.
+        let [mounts, network, proc] = [3, 4, 5].map(fork::inherited);
+        super::report_end(direct::run(parsed, uid, Entry { mounts, network, proc }))
+    });
+    mold.come_back().map_err(step("coming back from a pid namespace"))?;
+    match &started {
+        Ok(supervisor) => mold.lend(*supervisor, network),
+        Err(_) => mold.give_back(network),
+    }
+    Ok(started.map_err(step("starting a supervisor")))
 }

@@ -7,7 +7,7 @@
 
 use nix::unistd::{ForkResult, Pid};
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::panic::AssertUnwindSafe;
@@ -69,6 +69,15 @@ pub(super) fn fork(arguments: &[OsString], descriptors: Descriptors, image: Imag
         process::exit(code.map_or(PANICKED, |well| i32::from(!well)));
     };
     Ok(child)
+}
+
+/// In a copy: one of the descriptors that were passed on, once.
+pub(super) fn inherited(number: RawFd) -> OwnedFd {
+    #[expect(unsafe_code, reason = "a descriptor that was passed on has no owner in the copy")]
+    // SAFETY: the parent passed it on under this number, and whoever takes it takes it once.
+    unsafe {
+        OwnedFd::from_raw_fd(number)
+    }
 }
 
 /// Returns only when it could not be done. By its real path, so that `ps` shows its name.

@@ -31,13 +31,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// What this process holds while it supervises.
-struct Supervised {
-    worker: Pid,
+pub(super) struct Supervised {
+    pub(super) worker: Pid,
     /// The line to the worker: it is ready for its walls; a call was denied.
-    line: OwnedFd,
-    record: File,
+    pub(super) line: OwnedFd,
+    pub(super) record: File,
     /// Whether the root can be exchanged without anybody else noticing.
-    own_mounts: bool,
+    pub(super) own_mounts: bool,
 }
 
 /// Runs the role.
@@ -54,18 +54,8 @@ pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
 
 /// Sets this process up, binds the socket, closes the walls that can be closed before the worker exists, and starts it.
 fn start(args: &Supervisor) -> Result<Supervised, Error> {
-    nix::unistd::setsid().map_err(step("setsid"))?;
-    let mut blocked = SigSet::empty();
-    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
-        blocked.add(signal);
-    }
-    blocked.thread_block().map_err(step("blocking signals"))?;
-    umask(Mode::from_bits_truncate(0o077));
     let mut warnings = Vec::new();
-    rlimits::set(Limits { threads: args.max_threads, file_bytes: args.max_file_bytes }, &mut warnings);
-
-    let record = ExitRecord::create(&args.directory).map_err(step(format!("making the exit record in {}", args.directory.display())))?;
-    let listener = bind(args)?;
+    let files = prepare(args, &mut warnings)?;
     let outside = identity::current();
     let left = if args.namespaces { namespaces::leave(&mut warnings) } else { Left::none() };
     if left.user() {
@@ -83,15 +73,37 @@ fn start(args: &Supervisor) -> Result<Supervised, Error> {
     }
     identity::give_up_more(&mut warnings);
 
-    let (line, theirs) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(step("making a line"))?;
-    let worker = start_worker(args, listener, theirs)?;
+    let supervised = start_worker(args, files, own_mounts)?;
     for warning in warnings {
         println!("{WARNING}{}", warning.replace('\n', " "));
     }
     println!("{LISTENING}");
     std::io::stdout().flush().map_err(step("telling the launcher"))?;
-    Ok(Supervised { worker, line, record, own_mounts })
+    Ok(supervised)
+}
+
+/// What is opened as long as there are paths.
+pub(super) struct Files {
+    record: File,
+    listener: UnixListener,
+    nothing: File,
+    seed: layout::Seed,
+}
+
+/// A session of its own, limits, and all files that supervisor and worker need.
+pub(super) fn prepare(args: &Supervisor, warnings: &mut Vec<String>) -> Result<Files, Error> {
+    nix::unistd::setsid().map_err(step("setsid"))?;
+    let mut blocked = SigSet::empty();
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT] {
+        blocked.add(signal);
+    }
+    blocked.thread_block().map_err(step("blocking signals"))?;
+    umask(Mode::from_bits_truncate(0o077));
+    rlimits::set(Limits { threads: args.max_threads, file_bytes: args.max_file_bytes }, warnings);
+    let record = ExitRecord::create(&args.directory).map_err(step(format!("making the exit record in {}", args.directory.display())))?;
+    let listener = bind(args)?;
+    let nothing = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(step("opening /dev/null"))?;
+    Ok(Files { record, listener, nothing, seed: layout::seed() })
 }
 
 /// The worker's socket. A unix socket's address holds 108 bytes and a data directory may be longer: so from inside it.
@@ -124,12 +136,15 @@ fn get_mapped(args: &Supervisor, (uid, gid): (Uid, Gid)) -> Result<(), Error> {
     Err(step("waiting for a mapping")(std::io::Error::other("the launcher gave none")))
 }
 
-/// The worker, a copy of this process without its capabilities.
-fn start_worker(args: &Supervisor, listener: UnixListener, line: OwnedFd) -> Result<Pid, Error> {
-    let nothing = || OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+/// The worker, a copy of this process without its capabilities. `own_mounts`: the root is to be taken away from both.
+pub(super) fn start_worker(args: &Supervisor, files: Files, own_mounts: bool) -> Result<Supervised, Error> {
+    let Files { record, listener, nothing, seed } = files;
+    let (line, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(step("making a line"))?;
     let stderr = std::io::stderr().as_fd().try_clone_to_owned();
-    let mut descriptors = [nothing(), nothing(), stderr].into_iter().collect::<Result<Vec<_>, _>>().map_err(step("the worker's files"))?;
-    descriptors.extend([OwnedFd::from(listener), line]);
+    let nothing = [nothing.try_clone().map(OwnedFd::from), Ok(OwnedFd::from(nothing)), stderr];
+    let mut descriptors = nothing.into_iter().collect::<Result<Vec<_>, _>>().map_err(step("the worker's files"))?;
+    descriptors.extend([OwnedFd::from(listener), theirs]);
     if let Some(kept) = args.keep_fd {
         descriptors.push(keep(kept).map_err(step(format!("passing descriptor {kept} on")))?);
     }
@@ -143,12 +158,13 @@ fn start_worker(args: &Supervisor, listener: UnixListener, line: OwnedFd) -> Res
             eprintln!("smalti-executor: {e}");
             return ExitCode::FAILURE;
         }
-        if let Err(e) = layout::scatter() {
+        if let Err(e) = layout::scatter(seed) {
             eprintln!("smalti-executor: memory lies where it lies in other executors: {e}");
         }
         worker::main(arguments.clone())
     };
-    fork::fork(&arguments, descriptors, Image::of(args.self_mapped), body).map_err(step("starting the worker"))
+    let worker = fork::fork(&arguments, descriptors, Image::of(args.self_mapped), body).map_err(step("starting the worker"))?;
+    Ok(Supervised { worker, line, record, own_mounts })
 }
 
 /// Another descriptor of what the launcher passed on.
@@ -160,7 +176,7 @@ fn keep(number: RawFd) -> std::io::Result<OwnedFd> {
 }
 
 /// Closes the rest of the walls when the worker is ready, reaps until it has ended, then records how.
-fn supervise(supervised: &Supervised) -> Result<(), Error> {
+pub(super) fn supervise(supervised: &Supervised) -> Result<(), Error> {
     let mut packet = [0; READY.len()];
     // Nothing: the worker ended before it was ready.
     if read(&supervised.line, &mut packet).is_ok_and(|n| packet.get(..n) == Some(READY)) {

@@ -17,7 +17,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use smalti_executor_protocol::blocking;
 use smalti_executor_protocol::supervision::{ExecutorKind, Launched, STDERR_NAME};
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,12 +37,7 @@ pub(super) const WARNING: &str = "warning ";
 
 /// Runs the role.
 pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
-    let mut go = [0_u8; 1];
-    let inherited = match blocking::receive(std::io::stdin(), &mut go) {
-        Ok(chunk) if chunk.bytes == 1 => chunk.fds.into_iter().next(),
-        Ok(_) => return Ok(()), // The agent changed its mind, or is gone.
-        Err(e) => return report(&Err(step("reading the go byte from stdin")(std::io::Error::other(e)))),
-    };
+    let Some(Go { uid: inherited }) = go()? else { return Ok(()) };
     let (launched, child) = match start(args, inherited) {
         Ok((launched, child)) => (Ok(launched), Some(child)),
         Err(e) => (Err(e), None),
@@ -59,6 +54,21 @@ pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
     Ok(())
 }
 
+/// The agent's go byte, and what stands for the executor's uid.
+pub(super) struct Go {
+    pub(super) uid: Option<OwnedFd>,
+}
+
+/// Waits for it. `None`: the agent changed its mind, or is gone.
+pub(super) fn go() -> Result<Option<Go>, Error> {
+    let mut go = [0_u8; 1];
+    match blocking::receive(std::io::stdin(), &mut go) {
+        Ok(chunk) if chunk.bytes == 1 => Ok(Some(Go { uid: chunk.fds.into_iter().next() })),
+        Ok(_) => Ok(None),
+        Err(e) => report(&Err(step("reading the go byte from stdin")(std::io::Error::other(e)))).map(|()| None),
+    }
+}
+
 /// Prints the line for the agent; gives the error back for the exit code.
 pub(super) fn report(launched: &Result<Launched, Error>) -> Result<(), Error> {
     let line = match launched {
@@ -71,9 +81,7 @@ pub(super) fn report(launched: &Result<Launched, Error>) -> Result<(), Error> {
 
 fn start(args: &Supervisor, inherited: Option<OwnedFd>) -> Result<(Launched, Pid), Error> {
     let mut warnings = Vec::new();
-    let stderr_path = args.directory.join(STDERR_NAME);
-    let stderr = OpenOptions::new().create(true).append(true).mode(0o600).open(&stderr_path);
-    let stderr = stderr.map_err(step(format!("opening {}", stderr_path.display())))?;
+    let stderr = open_stderr(args)?;
     let way = if args.namespaces { leave_pid_namespace(&mut warnings) } else { Way::NotAtAll };
     let mut for_init = Supervisor { self_mapped: way == Way::Unprivileged, ..args.clone() };
     if way == Way::Unprivileged || !nix::unistd::geteuid().is_root() {
@@ -87,8 +95,15 @@ fn start(args: &Supervisor, inherited: Option<OwnedFd>) -> Result<(Launched, Pid
     let descriptors: fork::Descriptors = [from_us.into(), to_us.into(), stderr.into()].into_iter().chain(inherited).collect();
     let child = fork::fork(&for_init.for_init(), descriptors, Image::of(for_init.self_mapped), || super::report_end(init::run(&for_init)))
         .map_err(step("starting the supervisor"))?;
-    attend(child, &for_init, (from_init, to_init), &stderr_path, &mut warnings)?;
+    attend(child, &for_init, (from_init, to_init), &args.directory.join(STDERR_NAME), &mut warnings)?;
     Ok((Launched::Started { pid: child.as_raw(), pid_namespace: way != Way::NotAtAll, warnings }, child))
+}
+
+/// What supervisor and worker write to stderr goes there.
+pub(super) fn open_stderr(args: &Supervisor) -> Result<File, Error> {
+    let path = args.directory.join(STDERR_NAME);
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    file.map_err(step(format!("opening {}", path.display())))
 }
 
 /// Does what `init` asks for until it listens.

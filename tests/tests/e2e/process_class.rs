@@ -90,6 +90,13 @@ fn two_tasks_have_two_processes_which_end_with_them() -> Result {
     let uids: BTreeSet<_> = both.iter().filter_map(|e| e["uid"].as_u64()).collect();
     if nix::unistd::geteuid().is_root() {
         assert_eq!(uids.len(), 2, "each has a user of its own: {both:?}");
+        // With those of the pool, all that live: none is in a namespace of another's, or of the host's.
+        let pids: Vec<String> = pids(&executors(&c)?).iter().map(ToString::to_string).chain(["self".to_owned()]).collect();
+        for kind in ["user", "mnt", "pid_for_children", "ipc", "uts", "net"] {
+            let names = pids.iter().map(|pid| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")));
+            let names = names.collect::<std::io::Result<BTreeSet<_>>>()?;
+            assert_eq!(names.len(), pids.len(), "{kind}: {names:?}");
+        }
     }
     for job in &jobs {
         c.ok(&["kill", "--grace", "0s", job])?;

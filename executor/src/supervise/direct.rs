@@ -1,0 +1,58 @@
+//! The supervisor of an executor of class `process` without sockets, as a child of the forge.
+//!
+//! Such an executor needs nobody who stays outside for it, so no launcher: the forge makes its pid namespace, and the agent moves it into its
+//! groups and says the go byte, as it does with a launcher. It opens what it needs of the file system, enters the namespaces of the
+//! [`Mold`](super::mold::Mold), becomes its own user, leaves all namespaces that are for one executor alone, and maps its user itself, which
+//! a process may do for the one that it is. What it is afterwards does not differ from what `init` is, and `init` says what it does then.
+
+use super::args::Supervisor;
+use super::init::{self, Supervised};
+use super::launch::{self, Go, go};
+use super::mold::Entry;
+use super::{Error, step};
+use crate::confine::{identity, namespaces};
+use nix::unistd::{Gid, Uid};
+use smalti_executor_protocol::supervision::Launched;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Runs the role. `uid` is the executor's own.
+pub(super) fn run(args: &Supervisor, uid: u32, entry: Entry) -> Result<(), Error> {
+    let Some(Go { uid: kept }) = go()? else { return Ok(()) };
+    let mut warnings = Vec::new();
+    match start(args, uid, entry, kept, &mut warnings) {
+        Ok(supervised) => {
+            // Its pid as it sees it itself: the agent has the other one from the forge.
+            launch::report(&Ok(Launched::Started { pid: std::process::id().cast_signed(), pid_namespace: true, warnings }))?;
+            init::supervise(&supervised)
+        }
+        Err(e) => launch::report(&Err(e)),
+    }
+}
+
+fn start(args: &Supervisor, uid: u32, entry: Entry, kept: Option<OwnedFd>, warnings: &mut Vec<String>) -> Result<Supervised, Error> {
+    let mut args = args.clone();
+    // It stays open, unused, as long as this process lives.
+    args.keep_fd = kept.map(|fd| {
+        let number = fd.as_raw_fd();
+        mem::forget(fd);
+        number
+    });
+    let said = |what: &str| {
+        let what = what.to_owned();
+        move |e: String| step(what)(std::io::Error::other(e))
+    };
+    nix::unistd::dup2_stderr(launch::open_stderr(&args)?).map_err(step("exchanging stderr"))?;
+    let files = init::prepare(&args, warnings)?;
+    entry.enter().map_err(step("entering the namespaces of all executors"))?;
+    identity::become_user(uid).map_err(said(&format!("becoming user {uid}")))?;
+    // As the owner of the user namespace that comes now it may map itself, and needs its files in /proc for that.
+    identity::own_proc_files().map_err(said("preparing the maps"))?;
+    let left = namespaces::leave_but_net().map_err(step("leaving namespaces"))?;
+    namespaces::write_own_maps(&entry.proc, Uid::from_raw(uid), Gid::from_raw(uid)).map_err(said("mapping its own user"))?;
+    drop(entry);
+    namespaces::rename_host(left, warnings);
+    identity::give_up_more(warnings);
+    // The root is empty already.
+    init::start_worker(&args, files, false)
+}
