@@ -2,7 +2,7 @@
 //!
 //! What has no condition on its arguments, nearly everything that a guest does, is decided by seven comparisons instead of a hundred.
 //! The kernel, too, goes through a filter once for each number when it is imposed, which cost more than all else about it. Pure; owns nothing
-//! but the instructions. A call of another architecture, and every number that is not named, is left to the program behind it.
+//! but the instructions. A call of another architecture is left to the program behind it.
 
 use nix::libc;
 use seccompiler::{BpfProgram, sock_filter};
@@ -30,6 +30,8 @@ pub(super) enum Verdict {
     Missing,
     /// The program behind decides.
     Open,
+    /// It is not allowed: what becomes of the process.
+    Denied(u32),
 }
 
 /// Numbers from this one on, up to the next piece.
@@ -39,11 +41,12 @@ const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
     sock_filter { code, jt, jf, k }
 }
 
-/// Puts the decision about these calls in front of a program. `None`: there are too many for the kernel's jumps.
-pub(super) fn in_front_of(rest: &BpfProgram, known: &[(u32, Verdict)]) -> Option<BpfProgram> {
+/// Puts the decision about these calls in front of a program, and about all others, which get `otherwise`. `None`: there are too many for
+/// the kernel's jumps.
+pub(super) fn in_front_of(rest: &BpfProgram, known: &[(u32, Verdict)], otherwise: Verdict) -> Option<BpfProgram> {
     let mut known = known.to_vec();
     known.sort_unstable();
-    let mut pieces: Vec<Piece> = vec![(0, Verdict::Open)];
+    let mut pieces: Vec<Piece> = vec![(0, otherwise)];
     let mut add = |from: u32, verdict: Verdict| match pieces.last_mut() {
         Some((at, last)) if *at == from => *last = verdict,
         Some((_, last)) if *last == verdict => {}
@@ -51,7 +54,7 @@ pub(super) fn in_front_of(rest: &BpfProgram, known: &[(u32, Verdict)]) -> Option
     };
     for (number, verdict) in known {
         add(number, verdict);
-        add(number.checked_add(1)?, Verdict::Open);
+        add(number.checked_add(1)?, otherwise);
     }
     let tree = tree(&pieces)?;
     let length = u32::try_from(tree.len()).ok()?;
@@ -86,6 +89,7 @@ const fn answer(verdict: Verdict) -> Option<sock_filter> {
     match verdict {
         Verdict::Allowed => Some(instruction(ANSWER, 0, 0, libc::SECCOMP_RET_ALLOW)),
         Verdict::Missing => Some(instruction(ANSWER, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned())),
+        Verdict::Denied(how) => Some(instruction(ANSWER, 0, 0, how)),
         Verdict::Open => None,
     }
 }
@@ -115,20 +119,26 @@ mod tests {
     }
 
     #[test]
-    fn each_number_gets_its_own_verdict_and_all_others_the_program_behind() {
+    fn each_number_gets_its_own_verdict_and_all_others_the_same() {
         const REST: u32 = 77;
+        const DENIED: u32 = 78;
         let rest = vec![instruction(ANSWER, 0, 0, REST)];
         let some: Vec<u32> = (0..600).filter(|n| n % 7 < 3 && n % 5 != 1 && *n < 460).collect();
-        for known in [vec![], vec![0], vec![5, 6, 7], some] {
-            let missing = 435;
-            let mut verdicts: Vec<_> = known.iter().filter(|n| **n != missing).map(|n| (*n, Verdict::Allowed)).collect();
-            verdicts.push((missing, Verdict::Missing));
-            let program = in_front_of(&rest, &verdicts).unwrap();
+        for named in [vec![], vec![0], vec![5, 6, 7], some] {
+            let verdict = |n: u32| match n {
+                435 => Verdict::Missing,
+                n if !named.contains(&n) => Verdict::Denied(DENIED),
+                n if n % 11 == 0 => Verdict::Open,
+                _ => Verdict::Allowed,
+            };
+            let known: Vec<_> = (0..600).map(|n| (n, verdict(n))).filter(|(_, v)| *v != Verdict::Denied(DENIED)).collect();
+            let program = in_front_of(&rest, &known, Verdict::Denied(DENIED)).unwrap();
             for number in (0..600).chain([0x4000_0000, 0x4000_0005, u32::MAX]) {
-                let wanted = match number {
-                    435 => libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(),
-                    n if known.contains(&n) => libc::SECCOMP_RET_ALLOW,
-                    _ => REST,
+                let wanted = match verdict(number) {
+                    Verdict::Missing => libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(),
+                    Verdict::Allowed => libc::SECCOMP_RET_ALLOW,
+                    Verdict::Open => REST,
+                    Verdict::Denied(how) => how,
                 };
                 assert_eq!(run(&program, OWN, number), wanted, "{number}");
                 assert_eq!(run(&program, OWN ^ 1, number), REST, "{number} of another architecture");

@@ -287,11 +287,17 @@ pub(crate) fn program(calls: Vec<Call>, otherwise: SeccompAction) -> Result<BpfP
         let verdict = if call.missing { Verdict::Missing } else { Verdict::Allowed };
         match u32::try_from(call.number) {
             Ok(number) if any_of.is_empty() => known.push((number, verdict)),
-            _ => drop(rules.insert(call.number, any_of)),
+            Ok(number) => {
+                known.push((number, Verdict::Open));
+                rules.insert(call.number, any_of);
+            }
+            // No call has such a number.
+            Err(_) => return Err(Error::TooMany),
         }
     }
+    let denied = Verdict::Denied(otherwise.clone().into());
     let conditional: BpfProgram = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, arch()?)?.try_into()?;
-    decide::in_front_of(&conditional, &known).ok_or(Error::TooMany)
+    decide::in_front_of(&conditional, &known, denied).ok_or(Error::TooMany)
 }
 
 fn arch() -> Result<TargetArch, BackendError> {

@@ -50,6 +50,7 @@ fn start(args: &Supervisor, uid: u32, entry: Entry, kept: Option<OwnedFd>, warni
     identity::own_proc_files().map_err(said("preparing the maps"))?;
     let left = namespaces::leave_but_net().map_err(step("leaving namespaces"))?;
     namespaces::write_own_maps(&entry.proc, Uid::from_raw(uid), Gid::from_raw(uid)).map_err(said("mapping its own user"))?;
+    identity::close_to_others(warnings);
     drop(entry);
     namespaces::rename_host(left, warnings);
     identity::give_up_more(warnings);
