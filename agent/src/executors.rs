@@ -435,8 +435,7 @@ impl Executors {
     }
 
     fn say(&mut self, id: &ExecutorId, outgoing: Outgoing) {
-        let Some(executor) = self.up.get_mut(id) else { return };
-        let mut frames = several::join(std::mem::take(&mut executor.unsaid));
+        let mut frames = self.take_unsaid(id);
         frames.push(outgoing);
         self.send(id, frames);
     }
@@ -457,10 +456,13 @@ impl Executors {
     /// Says what was kept for the end of the turn.
     pub(crate) fn say_all(&mut self) {
         for id in std::mem::take(&mut self.to_tell) {
-            let Some(executor) = self.up.get_mut(&id) else { continue };
-            let frames = several::join(std::mem::take(&mut executor.unsaid));
+            let frames = self.take_unsaid(&id);
             self.send(&id, frames);
         }
+    }
+
+    fn take_unsaid(&mut self, id: &ExecutorId) -> Vec<Outgoing> {
+        self.up.get_mut(id).map_or_else(Vec::new, |executor| several::join(std::mem::take(&mut executor.unsaid)))
     }
 
     fn send(&self, id: &ExecutorId, frames: Vec<Outgoing>) {

@@ -39,6 +39,12 @@ fn step<E: Into<std::io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> E
     move |e| Error::Step { step, source: e.into() }
 }
 
+/// As [`step`], for what is no error of the system: a text, say.
+fn step_said<E: Into<Box<dyn std::error::Error + Send + Sync>>>(step: impl Into<String>) -> impl FnOnce(E) -> Error {
+    let step = step.into();
+    move |e| Error::Step { step, source: std::io::Error::other(e) }
+}
+
 /// Runs `smalti-executor forge …`; `args` begin with that verb.
 #[must_use]
 pub(crate) fn main(args: &[OsString]) -> ExitCode {

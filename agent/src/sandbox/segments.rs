@@ -252,10 +252,7 @@ impl Segments {
     pub(super) fn give_back(&mut self, key: &TaskKey) -> Option<[u64; 2]> {
         let mut segment = self.busy.remove(key)?;
         segment.ended = SystemTime::now();
-        let to = match &segment.files {
-            Some(files) => lengths(&files.outputs),
-            None => ends(&self.base, &segment.id),
-        };
+        let to = self.written(&segment);
         // Without knowing where this one ends, another must not begin.
         let Ok(to) = to else {
             self.retire(segment);
@@ -264,25 +261,38 @@ impl Segments {
         let most = if segment.alone { 0 } else { MOST_BYTES };
         if to[0].saturating_add(to[1]) > most || segment.keys.len() >= MOST_TASKS {
             self.retire(segment);
-        } else if !segment.alone {
-            self.idle.push(segment);
+        } else if segment.alone {
+            self.put_aside(key, segment);
         } else {
-            match segment.executor {
-                Executor::Unknown => self.retire(segment),
-                Executor::Dead => self.keep_empty(segment),
-                Executor::Lives => {
-                    // The same attempt has begun twice.
-                    if let Some(older) = self.resting.insert(key.clone(), segment) {
-                        self.retire(older);
-                    }
+            self.idle.push(segment);
+            if self.idle.len() > MOST_IDLE {
+                let oldest = self.idle.remove(0);
+                self.retire(oldest);
+            }
+        }
+        Some(to)
+    }
+
+    /// One without a byte of a task of class `process` that has ended.
+    fn put_aside(&mut self, key: &TaskKey, segment: Segment) {
+        match segment.executor {
+            Executor::Unknown => self.retire(segment),
+            Executor::Dead => self.keep_empty(segment),
+            Executor::Lives => {
+                // The same attempt has begun twice.
+                if let Some(older) = self.resting.insert(key.clone(), segment) {
+                    self.retire(older);
                 }
             }
         }
-        if self.idle.len() > MOST_IDLE {
-            let oldest = self.idle.remove(0);
-            self.retire(oldest);
+    }
+
+    /// How much lies in a segment.
+    fn written(&self, segment: &Segment) -> std::io::Result<[u64; 2]> {
+        match &segment.files {
+            Some(files) => lengths(&files.outputs),
+            None => ends(&self.base, &segment.id),
         }
-        Some(to)
     }
 
     /// The end of the executor of this task of class `process` will be told.
@@ -303,11 +313,7 @@ impl Segments {
 
     /// One that nobody can write into: for another task, if nobody has, whatever became of the one whose end was told before.
     fn keep_empty(&mut self, segment: Segment) {
-        let length = match &segment.files {
-            Some(files) => lengths(&files.outputs),
-            None => ends(&self.base, &segment.id),
-        };
-        if !matches!(length, Ok([0, 0])) {
+        if !matches!(self.written(&segment), Ok([0, 0])) {
             return self.retire(segment);
         }
         self.empty.push(segment);
@@ -324,14 +330,9 @@ impl Segments {
 
     /// Those that no task has now take no further one, if their first began at that time or before.
     pub(super) fn retire_idle(&mut self, before: SystemTime) {
-        for unused in [&mut self.idle, &mut self.empty] {
-            let (old, young): (Vec<_>, _) = std::mem::take(unused).into_iter().partition(|segment: &Segment| segment.began <= before);
-            *unused = young;
-            for segment in old {
-                self.open -= usize::from(segment.files.is_some());
-                self.full.push(Full { id: segment.id, keys: segment.keys, ended: segment.ended });
-            }
-        }
+        let is_old = |segment: &mut Segment| segment.began <= before;
+        let old: Vec<_> = self.idle.extract_if(.., is_old).chain(self.empty.extract_if(.., is_old)).collect();
+        old.into_iter().for_each(|segment| self.retire(segment));
     }
 
     /// Those that became full since the last call.

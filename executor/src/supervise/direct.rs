@@ -9,12 +9,11 @@ use super::args::Supervisor;
 use super::init::{self, Supervised};
 use super::launch::{self, Go, go};
 use super::mold::Entry;
-use super::{Error, step};
+use super::{Error, step, step_said};
 use crate::confine::{identity, namespaces};
 use nix::unistd::{Gid, Uid};
 use smalti_executor_protocol::supervision::Launched;
-use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{IntoRawFd, OwnedFd};
 
 /// Runs the role. `uid` is the executor's own.
 pub(super) fn run(args: &Supervisor, uid: u32, entry: Entry) -> Result<(), Error> {
@@ -33,23 +32,15 @@ pub(super) fn run(args: &Supervisor, uid: u32, entry: Entry) -> Result<(), Error
 fn start(args: &Supervisor, uid: u32, entry: Entry, kept: Option<OwnedFd>, warnings: &mut Vec<String>) -> Result<Supervised, Error> {
     let mut args = args.clone();
     // It stays open, unused, as long as this process lives.
-    args.keep_fd = kept.map(|fd| {
-        let number = fd.as_raw_fd();
-        mem::forget(fd);
-        number
-    });
-    let said = |what: &str| {
-        let what = what.to_owned();
-        move |e: String| step(what)(std::io::Error::other(e))
-    };
+    args.keep_fd = kept.map(IntoRawFd::into_raw_fd);
     nix::unistd::dup2_stderr(launch::open_stderr(&args)?).map_err(step("exchanging stderr"))?;
     let files = init::prepare(&args, warnings)?;
-    entry.enter().map_err(step("entering the namespaces of all executors"))?;
-    identity::become_user(uid).map_err(said(&format!("becoming user {uid}")))?;
+    entry.enter().map_err(step("entering an empty root and net namespace"))?;
+    identity::become_user(uid).map_err(step_said(format!("becoming user {uid}")))?;
     // As the owner of the user namespace that comes now it may map itself, and needs its files in /proc for that.
-    identity::own_proc_files().map_err(said("preparing the maps"))?;
+    identity::own_proc_files().map_err(step_said("preparing the maps"))?;
     let left = namespaces::leave_but_net().map_err(step("leaving namespaces"))?;
-    namespaces::write_own_maps(&entry.proc, Uid::from_raw(uid), Gid::from_raw(uid)).map_err(said("mapping its own user"))?;
+    namespaces::write_own_maps(&entry.proc, Uid::from_raw(uid), Gid::from_raw(uid)).map_err(step_said("mapping its own user"))?;
     identity::close_to_others(warnings);
     drop(entry);
     namespaces::rename_host(left, warnings);

@@ -8,7 +8,7 @@
 use super::args::{Supervisor, Verb};
 use super::fork::Image;
 use super::mold::{Entry, Mold};
-use super::{Error, direct, fork, launch, step};
+use super::{Error, direct, fork, launch, step, step_said};
 use crate::prepared;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -72,7 +72,7 @@ fn reap(mut mold: Option<&mut Mold>) {
 fn serve(namespaces: bool, mold: Option<&mut Mold>) -> Result<bool, Error> {
     let mut packet = vec![0; MAX_FORGE_BYTES];
     let agent = std::io::stdin();
-    let chunk = blocking::receive(&agent, &mut packet).map_err(|e| step("listening to the agent")(std::io::Error::other(e)))?;
+    let chunk = blocking::receive(&agent, &mut packet).map_err(step_said("listening to the agent"))?;
     if chunk.bytes == 0 {
         return Ok(false);
     }
@@ -87,10 +87,10 @@ fn serve(namespaces: bool, mold: Option<&mut Mold>) -> Result<bool, Error> {
     };
     let answer = answer.unwrap_or_else(|e| Forged::Failed { error: e.to_string() });
     let sent = blocking::transmit(&agent, answer.to_line().as_bytes(), &[]);
-    sent.map_err(|e| step("answering the agent")(std::io::Error::other(e)))?;
+    sent.map_err(step_said("answering the agent"))?;
     if !matches!(answer, Forged::Failed { .. }) {
         let mut placed = [0; FORGE_PLACED.len()];
-        let chunk = blocking::receive(&agent, &mut placed).map_err(|e| step("listening to the agent")(std::io::Error::other(e)))?;
+        let chunk = blocking::receive(&agent, &mut placed).map_err(step_said("listening to the agent"))?;
         return Ok(chunk.bytes > 0);
     }
     Ok(true)

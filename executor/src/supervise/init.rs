@@ -9,7 +9,7 @@
 use super::args::Supervisor;
 use super::fork::Image;
 use super::launch::{LISTENING, MAPPED, UNMAPPED, WARNING};
-use super::{Error, fork, step};
+use super::{Error, fork, step, step_said};
 use crate::confine::namespaces::Left;
 use crate::confine::rlimits::Limits;
 use crate::confine::rules::Imposed;
@@ -69,7 +69,7 @@ fn start(args: &Supervisor) -> Result<Supervised, Error> {
     }
     std::env::set_current_dir("/").map_err(step("going to the root"))?;
     if let Some(uid) = args.uid {
-        identity::become_user(uid).map_err(|e| step(format!("becoming user {uid}"))(std::io::Error::other(e)))?;
+        identity::become_user(uid).map_err(step_said(format!("becoming user {uid}")))?;
     }
     identity::give_up_more(&mut warnings);
 
@@ -124,7 +124,7 @@ fn remove_old(path: &Path) -> Result<(), Error> {
 /// Has the maps of the user namespace written that this process is in now; `outside` is who it was before.
 fn get_mapped(args: &Supervisor, (uid, gid): (Uid, Gid)) -> Result<(), Error> {
     if args.self_mapped {
-        return namespaces::write_maps("self", uid, gid, false).map_err(|e| step("mapping its own user")(std::io::Error::other(e)));
+        return namespaces::write_maps("self", uid, gid, false).map_err(step_said("mapping its own user"));
     }
     println!("{UNMAPPED}");
     std::io::stdout().flush().map_err(step("asking the launcher for a mapping"))?;
@@ -133,7 +133,7 @@ fn get_mapped(args: &Supervisor, (uid, gid): (Uid, Gid)) -> Result<(), Error> {
     if answer.trim_end() == MAPPED {
         return Ok(());
     }
-    Err(step("waiting for a mapping")(std::io::Error::other("the launcher gave none")))
+    Err(step_said("waiting for a mapping")("the launcher gave none"))
 }
 
 /// The worker, a copy of this process without its capabilities. `own_mounts`: the root is to be taken away from both.

@@ -9,7 +9,7 @@
 
 use super::args::Supervisor;
 use super::fork::Image;
-use super::{Error, fork, init, step};
+use super::{Error, fork, init, step, step_said};
 use crate::broker;
 use crate::confine::{identity, namespaces, open_wall};
 use nix::sched::{CloneFlags, unshare};
@@ -65,7 +65,7 @@ pub(super) fn go() -> Result<Option<Go>, Error> {
     match blocking::receive(std::io::stdin(), &mut go) {
         Ok(chunk) if chunk.bytes == 1 => Ok(Some(Go { uid: chunk.fds.into_iter().next() })),
         Ok(_) => Ok(None),
-        Err(e) => report(&Err(step("reading the go byte from stdin")(std::io::Error::other(e)))).map(|()| None),
+        Err(e) => report(&Err(step_said("reading the go byte from stdin")(e))).map(|()| None),
     }
 }
 
@@ -124,11 +124,11 @@ fn attend(
             text if text.starts_with(WARNING) => warnings.push(text[WARNING.len()..].to_owned()),
             text => {
                 let said = if text.is_empty() { format!("see {}", stderr.display()) } else { text.to_owned() };
-                return Err(step("the supervisor did not start")(std::io::Error::other(said)));
+                return Err(step_said("the supervisor did not start")(said));
             }
         }
     }
-    Err(step("the supervisor did not start")(std::io::Error::other("it only warns")))
+    Err(step_said("the supervisor did not start")("it only warns"))
 }
 
 /// Writes the maps of the supervisor's user namespace from outside, which alone can name another user than one's own.
@@ -136,8 +136,7 @@ fn map(pid: Pid, args: &Supervisor, to_init: &mut PipeWriter) -> Result<(), Erro
     let (own_uid, own_gid) = identity::current();
     let uid = args.uid.map_or(own_uid, nix::unistd::Uid::from_raw);
     let gid = args.uid.map_or(own_gid, nix::unistd::Gid::from_raw);
-    namespaces::write_maps(&pid.to_string(), uid, gid, own_uid.is_root())
-        .map_err(|e| step("mapping the executor's user")(std::io::Error::other(e)))?;
+    namespaces::write_maps(&pid.to_string(), uid, gid, own_uid.is_root()).map_err(step_said("mapping the executor's user"))?;
     writeln!(to_init, "{MAPPED}").map_err(step("answering the supervisor"))
 }
 
