@@ -31,11 +31,12 @@ impl Facts {
     /// Of an executor that has said hello.
     pub(crate) fn of(running: &Running) -> Self {
         let pid = running.worker;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        // One that has a user of its own was looked at already.
+        let as_others = || uid(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?);
         let layers = running.isolation.iter().take(MAX_LAYERS);
         Self {
             pid,
-            uid: uid(&status).or(running.uid),
+            uid: running.uid.or_else(as_others),
             allocator: plain(&running.hello.allocator, MAX_WORD),
             memory_reset: plain(&running.hello.reset, MAX_WORD),
             layers: layers.map(|(name, word)| (plain(name, MAX_WORD), plain(word, MAX_LAYER))).collect(),

@@ -128,7 +128,7 @@ const QUICK: Effort = Effort {
     round_trips: 300,
     floor_seconds: 0.3,
     process_launches: 15,
-    process_tasks: 60,
+    process_tasks: 200,
     confined_spawns: 60,
     offers: 100,
     idle_seconds: 2.0,

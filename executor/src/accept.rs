@@ -10,8 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 /// The listening socket and the line to the supervisor, as `smalti-executor work --listen-fd N --supervisor-fd M` names them.
-/// Both are closed on exec from here on. Also asks the kernel to end this process with its supervisor: without a pid namespace
-/// nothing else would. Call it once, first thing.
+/// Both are closed on exec from here on. Call it once, first thing.
 ///
 /// # Errors
 /// When a number is no open descriptor above 2, or both are the same.
@@ -20,10 +19,17 @@ pub(crate) fn inherited(listen_fd: RawFd, supervisor_fd: RawFd) -> io::Result<(U
         return Err(io::Error::other(format!("--listen-fd and --supervisor-fd are both {listen_fd}")));
     }
     let (listener, supervisor) = (take(listen_fd)?, take(supervisor_fd)?);
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let listener = UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     Ok((listener, supervisor))
+}
+
+/// Asks the kernel to end this process with its supervisor: without a pid namespace nothing else would.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn end_with_parent() -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(Into::into)
 }
 
 fn take(number: RawFd) -> io::Result<OwnedFd> {

@@ -2,8 +2,8 @@
 //!
 //! Owns the connection and the order of what is said. Messages that must not be missed are numbered and kept until they are confirmed
 //! ([`crate::outbox`]), whether an agent is there or not; a new one hears all that was not confirmed, then what this executor holds.
-//! Nobody waits for the socket under a lock: whoever says something writes what goes in at once, and a thread of its own writes what
-//! does not. What slots wait for is room in the outbox, before they make a message.
+//! Nobody waits for the socket under a lock: whoever says something writes what goes in at once, and a thread of its own, which may come
+//! later, writes what does not. What slots wait for is room in the outbox, before they make a message.
 //!
 //! The gate: a statement is made (taken from where it accumulates, numbered, queued) while the gate is held for reading. Who takes stock
 //! of all that this executor holds has it for writing: so everything is either still held or was said before, never both, never neither.
@@ -141,6 +141,12 @@ impl Link {
             state.queue.push_back(draft.unnumbered().into());
             self.write(state);
         }
+    }
+
+    /// Whether nothing waits for the socket, and nobody will say anything, as far as `idle` tells: what somebody is just about to say counts.
+    pub(crate) fn is_done(&self, idle: impl FnOnce() -> bool) -> bool {
+        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        idle() && self.lock().writing != Writing::Later
     }
 
     /// These have taken effect.

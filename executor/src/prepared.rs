@@ -7,6 +7,7 @@
 use crate::confine::filter;
 use crate::engine::Engines;
 use crate::modules::Loader;
+use rand::SeedableRng;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Engines for one guest, and what links guests.
@@ -20,9 +21,11 @@ fn make() -> anyhow::Result<Loader> {
 pub(crate) fn prepare() {
     *PREPARED.lock().unwrap_or_else(PoisonError::into_inner) = make().ok();
     filter::prepare();
-    // What the processor can do is asked with instructions that a virtual machine's host answers, each time for microseconds.
+    // What the processor can do is asked with instructions that a virtual machine's host answers, each time for microseconds. Each library
+    // remembers it for itself: here the standard one, and that behind the random numbers of guests.
     #[cfg(target_arch = "x86_64")]
     let _ = std::arch::is_x86_feature_detected!("avx2");
+    let _ = rand::rngs::StdRng::from_seed(<_>::default());
 }
 
 /// What was made before this process was copied, or made now.

@@ -123,6 +123,9 @@ impl Runs {
         self.lock().remove(&run);
     }
     /// All of them, so that they can be used without the lock.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
     pub(crate) fn all(&self) -> Vec<Entry> {
         self.lock().values().cloned().collect()
     }

@@ -1,7 +1,8 @@
 //! All slots of this process with what they share: engines, runs, ticker, leases, the thread that writes for the link.
 //!
-//! Owns the threads. They are started once, when the agent says how many, so that it can put each into its cgroup before
-//! the first guest runs.
+//! Owns the threads. Those of slots are started once, when the agent says how many, so that it can put each into its cgroup before
+//! the first guest runs. The ticker and the link's thread come with them, or, in a process that runs one guest in its life, only when
+//! there is something for them to do: most such guests end before.
 
 use crate::engine::Engines;
 use crate::leases::Leases;
@@ -45,8 +46,13 @@ pub(crate) struct Slots {
     pub(crate) handles: usize,
     pub(crate) warning: Option<String>,
     slots: Vec<Slot>,
-    ticker: JoinHandle<()>,
     link: Arc<Link>,
+    helpers: Option<Helpers>,
+}
+
+/// The ticker and the link's thread.
+struct Helpers {
+    ticker: JoinHandle<()>,
     writer: JoinHandle<()>,
 }
 
@@ -60,7 +66,7 @@ impl Slots {
         Ok(Engines::new(count, swap_off)?)
     }
 
-    /// Starts the engines' number of slot threads and the ticker. `max_memory` 0: no bound of the executor's own.
+    /// Starts the engines' number of slot threads, and the helpers unless they can wait. `max_memory` 0: no bound of the executor's own.
     ///
     /// # Errors
     /// No threads.
@@ -85,19 +91,10 @@ impl Slots {
             slots.push(Slot { jobs, tid: 0, thread });
         }
         learn_tids(&tids, &mut slots)?;
-        let ticker = {
-            let (activity, engines, runs, link) = (activity.clone(), engines.clone(), runs.clone(), link.clone());
-            let body = move || ticker::run(&activity, &engines, &runs, &link);
-            thread::Builder::new().name("ticker".to_owned()).spawn(body).context("starting the ticker")?
-        };
-        let writer = {
-            let link = link.clone();
-            thread::Builder::new().name("link".to_owned()).spawn(move || link.run()).context("starting the link's thread")?
-        };
-        Ok(Self {
+        let can_wait = engines.for_one();
+        let mut started = Self {
             leases: Arc::new(Leases::new(engines)),
             link: link.clone(),
-            writer,
             loader: Arc::new(loader),
             runs,
             activity,
@@ -106,8 +103,39 @@ impl Slots {
             handles,
             warning,
             slots,
-            ticker,
-        })
+            helpers: None,
+        };
+        if !can_wait {
+            started.start_helpers()?;
+        }
+        Ok(started)
+    }
+
+    /// Starts the ticker and the link's thread, unless they run already.
+    ///
+    /// # Errors
+    /// No threads: guests cannot be stopped then.
+    pub(crate) fn start_helpers(&mut self) -> anyhow::Result<()> {
+        if self.helpers.is_some() {
+            return Ok(());
+        }
+        let (activity, engines, runs, link) = (self.activity.clone(), self.loader.engines.clone(), self.runs.clone(), self.link.clone());
+        let body = move || ticker::run(&activity, &engines, &runs, &link);
+        let ticker = thread::Builder::new().name("ticker".to_owned()).spawn(body).context("starting the ticker")?;
+        let link = self.link.clone();
+        let writer = thread::Builder::new().name("link".to_owned()).spawn(move || link.run()).context("starting the link's thread")?;
+        self.helpers = Some(Helpers { ticker, writer });
+        Ok(())
+    }
+
+    /// Whether the helpers do not run.
+    pub(crate) fn can_want_helpers(&self) -> bool {
+        self.helpers.is_none()
+    }
+
+    /// Whether they do not, and there is something for them to do.
+    pub(crate) fn want_helpers(&self) -> bool {
+        self.can_want_helpers() && !self.link.is_done(|| self.runs.is_empty())
     }
 
     /// The jobs of one slot.
@@ -135,9 +163,11 @@ impl Slots {
         }
         self.leases.quit();
         self.activity.quit();
-        let _ = self.ticker.join();
         self.link.end();
-        let _ = self.writer.join();
+        if let Some(Helpers { ticker, writer }) = self.helpers {
+            let _ = ticker.join();
+            let _ = writer.join();
+        }
     }
 }
 

@@ -2,17 +2,19 @@
 //!
 //! `forge` is started by the agent, once, and copies itself for each executor. Such a copy is `launch`: it makes the namespaces and
 //! starts `init` in them; `init` is the worker's parent, survives the agent, and records how the worker ended. Where nobody needs to stay
-//! outside, the forge starts that process itself ([`direct`]), in namespaces of which two are made beforehand ([`mold`]). All of them are copies
+//! outside, the forge starts the worker itself ([`alone`]), in namespaces of which two are made beforehand ([`mold`]), and records how it ended
+//! ([`watch`]). All of them are copies
 //! of the forge's process ([`fork`]), so that no program is started for an executor, but where its agent has no privilege. Neither knows what a worker does, and neither
 //! touches a cgroup: only the agent writes those.
 
+mod alone;
 mod args;
-mod direct;
 mod forge;
 mod fork;
 mod init;
 mod launch;
 mod mold;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

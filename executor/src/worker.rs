@@ -17,6 +17,7 @@ use crate::runs::Entry;
 use crate::slots::Slots;
 use crate::start::{self, Announced};
 use crate::task::refuse;
+use smalti_engine::EPOCH_TICK;
 use smalti_executor_protocol::supervision::ExecutorKind;
 use smalti_executor_protocol::v1::from_executor::Message;
 use smalti_executor_protocol::v1::{self, ToExecutor, to_executor::Message as To};
@@ -54,12 +55,14 @@ struct Arguments {
     kind: ExecutorKind,
     recovery: Duration,
     swap_off: bool,
+    /// It has no supervisor.
+    alone: bool,
     /// Before it ends, see [`crate::confine::probe`].
     probe: Option<String>,
 }
 
 impl Arguments {
-    /// Reads `work --listen-fd N --supervisor-fd M [--kind K] [--recovery-timeout-ms T] [--swap-off] [--probe NAME]`.
+    /// Reads `work --listen-fd N --supervisor-fd M [--kind K] [--recovery-timeout-ms T] [--alone] [--swap-off] [--probe NAME]`.
     fn parse(args: Vec<OsString>) -> Result<Self, String> {
         let mut parsed = Self {
             listen_fd: -1,
@@ -67,6 +70,7 @@ impl Arguments {
             kind: ExecutorKind::default(),
             recovery: DEFAULT_RECOVERY,
             swap_off: false,
+            alone: false,
             probe: None,
         };
         let mut args = args.into_iter().skip(1);
@@ -76,6 +80,7 @@ impl Arguments {
                 Some(flag @ "--supervisor-fd") => parsed.supervisor_fd = value(flag, args.next())?,
                 Some(flag @ "--kind") => parsed.kind = value(flag, args.next())?,
                 Some(flag @ "--recovery-timeout-ms") => parsed.recovery = Duration::from_millis(value(flag, args.next())?),
+                Some("--alone") => parsed.alone = true,
                 Some("--swap-off") => parsed.swap_off = true,
                 Some(flag @ "--probe") => parsed.probe = Some(value(flag, args.next())?),
                 _ => return Err(format!("{arg:?} is not known")),
@@ -107,8 +112,11 @@ fn work(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.kind != ExecutorKind::Shared {
         share_one_heap();
     }
-    let (listener, supervisor) = accept::inherited(arguments.listen_fd, arguments.supervisor_fd)?;
-    let walls = Walls::new(supervisor, arguments.kind);
+    let (listener, line) = accept::inherited(arguments.listen_fd, arguments.supervisor_fd)?;
+    if !arguments.alone {
+        accept::end_with_parent()?;
+    }
+    let walls = Walls::new(line, arguments.kind, arguments.alone);
     let mut worker = Worker { walls: Some(walls), kind: arguments.kind, ..Worker::new(arguments.swap_off) };
     while let Some(stream) = accept::accept(&listener, arguments.recovery)? {
         if worker.session(stream)? == SessionEnd::Shutdown {
@@ -167,6 +175,12 @@ impl Worker {
         }
     }
 
+    /// For one task.
+    #[cfg(test)]
+    pub(crate) fn pooled() -> Self {
+        Self { kind: ExecutorKind::Pooled, ..Self::new(false) }
+    }
+
     /// Behind these walls from its first slot on.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn walled(walls: Walls) -> Self {
@@ -180,25 +194,44 @@ impl Worker {
     pub(crate) fn session(&mut self, stream: UnixStream) -> anyhow::Result<SessionEnd> {
         let writing = stream.try_clone()?;
         let mut reader = Reader::new(stream);
+        let mut within = None;
         let end = loop {
-            match reader.recv::<ToExecutor>() {
+            let heard = reader.recv_within::<ToExecutor>(within);
+            let quiet = matches!(&heard, Err(e) if e.is_timeout());
+            match heard {
                 Ok(Some((ToExecutor { message: Some(To::Shutdown(_)) }, _))) => break SessionEnd::Shutdown,
-                Ok(Some((ToExecutor { message: Some(To::Welcome(welcome)) }, _))) => self.welcome(&welcome, writing.try_clone()?)?,
+                Ok(Some((ToExecutor { message: Some(To::Welcome(welcome)) }, _))) => {
+                    self.welcome(&welcome, writing.try_clone()?)?;
+                    continue;
+                }
                 Ok(Some((ToExecutor { message: Some(To::Several(several)) }, fds))) => self.handle_several(several, fds),
                 Ok(Some((ToExecutor { message: Some(message) }, fds))) => self.handle(message, fds),
                 // A kind of message that this version does not know.
                 Ok(Some((ToExecutor { message: None }, _))) => eprintln!("smalti-executor: ignored an unknown message"),
                 Ok(None) => break SessionEnd::Disconnected,
+                Err(_) if quiet => {}
                 Err(e) => {
                     complain(&e);
                     break SessionEnd::Disconnected;
                 }
             }
+            within = self.look_after(quiet)?;
         };
         if end == SessionEnd::Disconnected {
             self.link.disconnect();
+            self.look_after(true)?;
         }
         Ok(end)
+    }
+
+    /// Starts the slots' helpers, where they can wait, when a guest runs or something was not said a tick after the last message (`quiet`).
+    /// Gives after how long to look.
+    fn look_after(&mut self, quiet: bool) -> anyhow::Result<Option<Duration>> {
+        match &mut self.slots {
+            Some(slots) if slots.can_want_helpers() && !quiet => Ok(Some(EPOCH_TICK)),
+            Some(slots) if slots.want_helpers() => slots.start_helpers().map(|()| None),
+            _ => Ok(None),
+        }
     }
 
     /// Stops all guests and all threads.
@@ -383,7 +416,7 @@ mod tests {
 
     #[test]
     fn the_supervisors_arguments_are_understood_and_others_refused() {
-        let words = "work --listen-fd 3 --supervisor-fd 4 --kind pooled --recovery-timeout-ms 500 --swap-off --probe mount";
+        let words = "work --listen-fd 3 --supervisor-fd 4 --kind pooled --recovery-timeout-ms 500 --alone --swap-off --probe mount";
         let good = parse(&words.split(' ').collect::<Vec<_>>());
         let wanted = Arguments {
             listen_fd: 3,
@@ -391,6 +424,7 @@ mod tests {
             kind: ExecutorKind::Pooled,
             recovery: Duration::from_millis(500),
             swap_off: true,
+            alone: true,
             probe: Some("mount".to_owned()),
         };
         assert_eq!(good, Ok(wanted));

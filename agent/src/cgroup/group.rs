@@ -108,6 +108,23 @@ impl ExecutorGroup {
         Ok(())
     }
 
+    /// The same for a process that is all of an executor of one slot: what its threads do, they do in the slot.
+    ///
+    /// # Errors
+    /// As [`Self::add_process`].
+    pub fn add_process_to_slot(&self, pid: i32) -> Result<(), Error> {
+        self.check_slot(0)?;
+        let pid = self.checked(pid)?;
+        let slots = self.inner.shared.tree().slot_dirs(&self.inner.id, 0);
+        // On v2 a slot is entered from its executor's group only.
+        let above = self.dirs().into_iter().filter(|dir| self.v2() || !slots.contains(&slot_dir(dir, 0)));
+        for dir in above.chain(slots.iter().cloned()) {
+            let control = CpuController::new(dir.clone(), self.v2());
+            control.add_task_by_tgid(&pid).map_err(controller("moving a process", &dir))?;
+        }
+        Ok(())
+    }
+
     /// Makes the groups of slots 0 to `n` - 1; those that are there stay as they are.
     ///
     /// # Errors

@@ -7,7 +7,7 @@
 
 use super::process::{self, ProcessHandle};
 use super::record::Record;
-use super::{Launcher, Ready, Running, handshake, threads};
+use super::{Launcher, Ready, Running, blocking, handshake, threads};
 use crate::cgroup::ExecutorGroup;
 use crate::detect::boot_id;
 use crate::executor_link::ExecutorLink;
@@ -44,7 +44,8 @@ impl Launcher {
             Err(e) => return Err(self.give_up(id, &home, &format!("its record cannot be read: {e}")).await),
         };
         let group = self.options.cgroups.attach(id, record.slots, &record.cgroups);
-        let Some(process) = find(&record, &group) else {
+        let (of, within) = (record.clone(), group.clone());
+        let Some(process) = blocking(move || find(&of, within)).await else {
             let cause = if record.boot_id == boot_id() { None } else { Some("the machine was started again".to_owned()) };
             let exit = process::find_cause(&home, &group, record.max_memory);
             process::remove_later(group, home);
@@ -131,13 +132,21 @@ async fn listener(socket: &Path) -> Option<i32> {
     ExecutorLink::connect(socket).await.ok()?.peer().ok().map(|(pid, _)| pid).filter(|pid| *pid > 1)
 }
 
-/// The supervisor, if it still runs.
-fn find(record: &Record, group: &ExecutorGroup) -> Option<ProcessHandle> {
+/// The supervisor or the only process, if it still runs. If it does not, how it ended is recorded by now.
+fn find(record: &Record, group: ExecutorGroup) -> Option<ProcessHandle> {
     if record.boot_id != boot_id() {
         return None;
     }
-    let process = ProcessHandle::open(record.supervisor, record.pid_namespace, group.clone()).ok()?;
+    let process = match record.alone {
+        true => ProcessHandle::open_alone(record.supervisor, group),
+        false => ProcessHandle::open(record.supervisor, record.pid_namespace, group),
+    };
+    let process = process.ok()?;
     // Behind the descriptor: had the number become somebody else's before, the time would be another.
     let same = process::start_time(record.supervisor).is_ok_and(|time| time == record.start_time);
-    (same && process.is_alive()).then_some(process)
+    let alive = same && process.is_alive();
+    if same && !alive {
+        process.until_recorded();
+    }
+    alive.then_some(process)
 }

@@ -1,12 +1,12 @@
 //! The forge: one process of `smalti-executor` that has nothing to do but to copy itself. Each launcher is such a
-//! copy, and where none is needed each supervisor.
+//! copy, and where none is needed each executor.
 //!
-//! Owns that process: started with the first executor, again when it is gone, ended with the last [`Forge`]. Such a process is in its
-//! executor's groups before this module lets go of it. Calls block for less than a millisecond, and belong on a thread that may.
+//! Owns that process: started with the first executor, again when it is gone. With the last [`Forge`] it ends, as soon as none of the executors
+//! lives whose end it records. Such a process is in its executor's groups before this module lets go of it. Calls block for less than a millisecond, and belong on a thread that may.
 
 use crate::cgroup::ExecutorGroup;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use smalti_executor_protocol::blocking;
 use smalti_executor_protocol::supervision::{FORGE_PLACED, Forged, MAX_FORGE_BYTES};
@@ -17,10 +17,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A forge that does not answer for this long is replaced.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long it may take to end when it has nobody to watch, and how often to look.
+const END_WITHIN: Duration = Duration::from_millis(50);
+const END_PAUSE: Duration = Duration::from_millis(1);
 /// Longest answer.
 const MAX_ANSWER_BYTES: usize = 8 << 10;
 /// Its command line is as long as that of its copies may become: they show their own instead.
@@ -45,8 +48,8 @@ struct Process {
 #[derive(Debug)]
 pub(super) struct Launching {
     pub(super) pidfd: Arc<OwnedFd>,
-    /// It is the supervisor itself, with this pid; otherwise a launcher, which starts that.
-    pub(super) supervisor: Option<i32>,
+    /// It is the executor itself, with this pid; otherwise a launcher.
+    pub(super) alone: Option<i32>,
     kept: bool,
 }
 
@@ -70,7 +73,7 @@ impl Forge {
         Self { program, directory, process: Arc::default() }
     }
 
-    /// Starts a launcher with these arguments, or where none is needed the supervisor, which waits for its go byte on `stdin`, and moves it
+    /// Starts a launcher with these arguments, or where none is needed the executor, which waits for its go byte on `stdin`, and moves it
     /// into `group`.
     ///
     /// # Errors
@@ -93,7 +96,9 @@ impl Forge {
             }
         }
         // Dropped before the next one begins.
-        *process = None;
+        if let Some(mut useless) = process.take() {
+            let _ = useless.child.kill();
+        }
         let started = process.insert(self.start()?);
         started.ask(&packet, fds).and_then(|forged| started.place(forged, group))
     }
@@ -120,14 +125,15 @@ impl Process {
 
     /// Moves it into its groups. The forge waits for nobody before it hears of that, so the pid is its own.
     fn place(&self, forged: Forged, group: &ExecutorGroup) -> io::Result<Launching> {
-        let (pid, supervisor) = match forged {
+        let (pid, alone) = match forged {
             Forged::Started { pid } => (pid, None),
-            Forged::Supervisor { pid } => (pid, Some(pid)),
+            Forged::Alone { pid } => (pid, Some(pid)),
             Forged::Failed { error } => return Err(io::Error::other(error)),
         };
         let placed = Pid::from_raw(pid).ok_or_else(|| io::Error::other(format!("{pid} is no process id"))).and_then(|raw| {
-            let launching = Launching { pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?), supervisor, kept: false };
-            group.add_process(pid).map_err(io::Error::other)?;
+            let launching = Launching { pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?), alone, kept: false };
+            let add = if alone.is_some() { group.add_process_to_slot(pid) } else { group.add_process(pid) };
+            add.map_err(io::Error::other)?;
             Ok(launching)
         });
         blocking::transmit(&self.socket, FORGE_PLACED, &[]).map_err(io::Error::other)?;
@@ -136,9 +142,12 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// It ends by itself when its socket closes; whatever it does, it is not left behind.
+    /// It ends by itself when its socket closes: at once, or after the executors that it watches.
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = shutdown(&self.socket, Shutdown::Both);
+        let until = Instant::now() + END_WITHIN;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(END_PAUSE);
+        }
     }
 }

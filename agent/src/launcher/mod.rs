@@ -1,7 +1,8 @@
 //! Starts executors, limits them, and watches them end.
 //!
 //! One [`Launcher::start`] is: directories, groups, a launcher process (a copy of the forge, not of the agent) in the groups, the go
-//! byte, the supervisor's pid, the socket, Welcome, Hello, the slots' threads into their groups. What blocks is done on threads of its
+//! byte, the supervisor's pid, the socket, Welcome, Hello, the slots' threads into their groups. Where neither launcher nor supervisor is
+//! needed, it is the executor itself that is such a copy. What blocks is done on threads of its
 //! own: there may be a hundred starts a second, and tasks are not to wait for them. [`Launcher::adopt`] finds one again that an earlier life of the agent has started. Owns no
 //! executor afterwards: it hands back a [`Running`]. Deliberately absent: when to start or stop one, and what is said to it.
 
@@ -277,19 +278,28 @@ impl Launcher {
         let spec = Arc::new(spec);
         let home = self.options.executors_dir.join(spec.id.as_str());
         let (launcher, of, at) = (self.clone(), spec.clone(), home.clone());
-        // From here on, leaving early kills and cleans up.
-        let (group, mut guard) = blocking(move || {
+        let begin = blocking(move || {
             prepare_directory(&of, &at)?;
             let group = launcher.make_group(&of)?;
-            Ok((group.clone(), process::Guard::new(group, at)))
-        })
-        .await?;
+            // From here on, leaving early kills and cleans up.
+            let guard = process::Guard::new(group.clone(), at.clone());
+            let begun = spawn::begin((&launcher.options, &launcher.forge), &of, &at, &group)?;
+            Ok((group, guard, begun))
+        });
+        // What it has last is removed only after its last words were read.
+        let mut held = None;
+        let get_ready = async {
+            let (group, guard, begun) = begin.await?;
+            let (group, guard) = held.insert((group, guard));
+            self.get_ready(&spec, begun, &home, group, guard).await
+        };
         let within = self.options.start_timeout;
-        let started = tokio::time::timeout(within, self.get_ready(&spec, &home, &group, &mut guard)).await;
+        let started = tokio::time::timeout(within, get_ready).await;
         let ready = match started {
             Ok(result) => result?,
             Err(_) => return Err(Error::TimedOut { id: spec.id.clone(), within, last_words: process::last_words(&home) }),
         };
+        let Some((group, guard)) = held else { return Err(implausible(&spec.id, "it has no process")) };
         let launcher = self.clone();
         blocking(move || launcher.finish(&spec, ready, group, guard, home)).await
     }
@@ -334,7 +344,7 @@ impl Launcher {
     /// The walls of one that was let in when it was started.
     fn look_at(&self, ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup, namespaces: bool) -> Walls {
         // A worker that has ended has none.
-        let threads = Threads::read(ready.worker).unwrap_or_default();
+        let threads = if process.is_alone() { Threads::first(ready.worker) } else { Threads::read(ready.worker) }.unwrap_or_default();
         walls(read_layers((ready, &threads), process, group, namespaces), ready)
     }
 
@@ -355,9 +365,16 @@ impl Launcher {
         Ok(group)
     }
 
-    /// From the spawn to threads in their slots.
-    async fn get_ready(&self, spec: &ExecutorSpec, home: &Path, group: &ExecutorGroup, guard: &mut process::Guard) -> Result<Ready, Error> {
-        let mut spawned = spawn::spawn((&self.options, &self.forge), spec, home, group, guard).await?;
+    /// From the go byte to Hello.
+    async fn get_ready(
+        &self,
+        spec: &ExecutorSpec,
+        begun: spawn::Begun,
+        home: &Path,
+        group: &ExecutorGroup,
+        guard: &mut process::Guard,
+    ) -> Result<Ready, Error> {
+        let mut spawned = spawn::let_go(begun, &self.options, spec, home, group, guard).await?;
         let Some(process) = guard.process() else { return Err(implausible(&spec.id, "it has no process")) };
         let socket = home.join(SOCKET_NAME);
         let mut link = ExecutorLink::connect(&socket).await.map_err(io(&spec.id, "connecting to", &socket))?;

@@ -13,12 +13,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// How long to try to remove the groups of an executor that has ended.
 const REMOVE_FOR: Duration = Duration::from_secs(10);
+
+/// How long a forge that lives may take to record an end.
+const RECORDED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How much of an executor's stderr an error or a warning shows.
 const LAST_WORDS_BYTES: u64 = 1024;
@@ -41,6 +44,7 @@ pub struct Exit {
 pub struct ProcessHandle {
     pid: i32,
     pid_namespace: bool,
+    alone: bool,
     pidfd: Arc<OwnedFd>,
     group: ExecutorGroup,
     /// Whether its end was asked for: then it is no news.
@@ -51,15 +55,26 @@ impl ProcessHandle {
     /// Names a supervisor that is surely alive or not yet waited for.
     pub(super) fn open(pid: i32, pid_namespace: bool, group: ExecutorGroup) -> std::io::Result<Self> {
         let raw = Pid::from_raw(pid).ok_or_else(|| std::io::Error::other(format!("{pid} is no process id")))?;
-        Ok(Self { pid, pid_namespace, pidfd: Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?), group, killed: Arc::default() })
+        let pidfd = Arc::new(pidfd_open(raw, PidfdFlags::NONBLOCK)?);
+        Ok(Self { pid, pid_namespace, alone: false, pidfd, group, killed: Arc::default() })
     }
 
-    /// Names the supervisor that the forge has started, the first process of its pid namespace.
-    pub(super) fn of_forge(pid: i32, pidfd: Arc<OwnedFd>, group: ExecutorGroup) -> Self {
-        Self { pid, pid_namespace: true, pidfd, group, killed: Arc::default() }
+    /// Names an executor that is one process, a child of the forge and the first of its pid namespace.
+    pub(super) fn alone(pid: i32, pidfd: Arc<OwnedFd>, group: ExecutorGroup) -> Self {
+        Self { pid, pid_namespace: true, alone: true, pidfd, group, killed: Arc::default() }
     }
 
-    /// The supervisor's pid, as the agent sees it.
+    /// The same of one that an earlier life of this agent has started.
+    pub(super) fn open_alone(pid: i32, group: ExecutorGroup) -> std::io::Result<Self> {
+        Ok(Self { alone: true, ..Self::open(pid, true, group)? })
+    }
+
+    /// Whether the executor has no supervisor: this is its worker.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// The pid of its supervisor, or of its only process, as the agent sees it.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
@@ -77,6 +92,21 @@ impl ProcessHandle {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         // Readable: it has ended.
         matches!(poll(&mut fds, Some(&now)), Ok(0))
+    }
+
+    /// Waits, for one that has ended, until it is recorded how. A supervisor has done that; a forge does it before the process is gone
+    /// altogether.
+    pub(super) fn until_recorded(&self) {
+        if !self.alone {
+            return;
+        }
+        let deadline = Instant::now() + RECORDED_WITHIN;
+        let mut pause = Duration::from_micros(100);
+        // A signal does nothing to what has ended.
+        while pidfd_send_signal(&*self.pidfd, Signal::CONT).is_ok() && Instant::now() < deadline {
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
     }
 
     /// Kills everything of the executor at once: its namespace ends with its init, and its group where the kernel ends groups
@@ -167,8 +197,9 @@ pub(super) async fn watch(process: ProcessHandle, group: ExecutorGroup, home: Pa
 
 /// Why it ended; cleans up.
 fn look_back(process: &ProcessHandle, group: ExecutorGroup, home: PathBuf, limit: Bytes) -> Exit {
-    // The launcher was its parent; now that is the host's init, which waits for it. In a container that is this process.
+    // Its launcher was its parent, or an earlier life's forge; now that is the host's init, which waits for it. In a container that is this process.
     let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    process.until_recorded();
     let exit = find_cause(&home, &group, limit);
     let last_words = last_words(&home);
     if process.killed.load(Ordering::Relaxed) {

@@ -32,8 +32,11 @@ pub(super) struct Record {
     kind: String,
     pub(super) slots: u32,
     pub(super) max_memory: Bytes,
-    /// The supervisor's pid, as an agent sees it.
+    /// The pid of its supervisor, or of its only process, as an agent sees it.
     pub(super) supervisor: i32,
+    /// Whether that is its only process. Earlier builds knew no such executors.
+    #[serde(default)]
+    pub(super) alone: bool,
     /// When it began, in clock ticks since the boot: what makes its pid unmistakable.
     pub(super) start_time: u64,
     pub(super) boot_id: String,
@@ -68,6 +71,7 @@ impl Record {
             slots: spec.slots,
             max_memory: spec.max_memory,
             supervisor: process.pid(),
+            alone: process.is_alone(),
             start_time: process::start_time(process.pid())?,
             boot_id: boot_id(),
             pid_namespace: process.pid_namespace(),

@@ -1,6 +1,6 @@
-//! Which walls stand around an executor, by what the kernel says of its two processes.
+//! Which walls stand around an executor, by what the kernel says of its processes: supervisor and worker, or the one that it has.
 //!
-//! Read once, after Hello, from `/proc/PID/{status,task,ns,root,limits,cgroup}` of supervisor and worker; only what the kernel
+//! Read once, after Hello, from `/proc/PID/{status,task,ns,root,limits,cgroup}` of each; only what the kernel
 //! shows nowhere (Landlock, how used memories are reset) is taken from the worker's own Hello, which it says before it has run
 //! anything. Owns the names and states of the layers, and which of them a host of this kind offers. Deliberately absent: what
 //! happens when one is missing.
@@ -48,7 +48,7 @@ impl Layer {
     }
 }
 
-/// What is expected of the two processes.
+/// What is expected of each process.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expected<'a> {
     /// The executor's own uid; else why it has none.
@@ -75,7 +75,7 @@ struct Seen {
     unfiltered: usize,
 }
 
-/// Reads everything of supervisor and worker.
+/// Reads everything of its processes.
 pub(super) fn read(
     process: &ProcessHandle,
     (worker, threads): (i32, &Threads),
@@ -83,8 +83,9 @@ pub(super) fn read(
     hello: &Hello,
     expected: Expected<'_>,
 ) -> BTreeMap<String, Layer> {
-    let both = [see(process.pid(), None), see(worker, Some(threads))];
-    let mut all = judge(&both, expected);
+    let supervisor = (!process.is_alone()).then(|| see(process.pid(), None));
+    let seen: Vec<Seen> = supervisor.into_iter().chain([see(worker, Some(threads))]).collect();
+    let mut all = judge(&seen, expected);
     for name in SAID {
         let state: String =
             hello.layers.get(name).map_or("off: the executor does not say", String::as_str).chars().take(MAX_SAID_CHARS).collect();
@@ -114,10 +115,10 @@ pub(super) fn warnings(all: &BTreeMap<String, Layer>) -> Vec<String> {
 }
 
 /// Pure: the layers that the kernel's answers stand for. Each is on when it is on for all processes.
-fn judge(both: &[Seen], expected: Expected<'_>) -> BTreeMap<String, Layer> {
+fn judge(seen: &[Seen], expected: Expected<'_>) -> BTreeMap<String, Layer> {
     let mut all = BTreeMap::new();
     for (name, kernel) in NAMESPACES {
-        let result = in_all(both, |seen| match seen.foreign.get(kernel) {
+        let result = in_all(seen, |one| match one.foreign.get(kernel) {
             Some(Ok(true)) => Ok(String::new()),
             Some(Ok(false)) if !expected.namespaces => Err("namespaces were not asked for".to_owned()),
             Some(Ok(false)) => Err("it is the agent's own".to_owned()),
@@ -126,13 +127,13 @@ fn judge(both: &[Seen], expected: Expected<'_>) -> BTreeMap<String, Layer> {
         });
         all.insert(name, (result, expected.namespaces && expected.root));
     }
-    all.insert("own_uid", (own_uid(both, expected.uid), expected.uid.is_ok()));
-    all.insert("capabilities", (in_all(both, capabilities), true));
-    all.insert("no_new_privs", (in_all(both, |seen| is(seen, "NoNewPrivs", "1")), true));
-    all.insert("seccomp", (in_all(both, seccomp), true));
-    all.insert("empty_root", (in_all(both, empty_root), expected.namespaces && expected.root));
-    all.insert("core_dumps", (in_all(both, |seen| limit(seen, "Max core file size", 0)), true));
-    all.insert("rlimits", (in_all(both, rlimits), true));
+    all.insert("own_uid", (own_uid(seen, expected.uid), expected.uid.is_ok()));
+    all.insert("capabilities", (in_all(seen, capabilities), true));
+    all.insert("no_new_privs", (in_all(seen, |one| is(one, "NoNewPrivs", "1")), true));
+    all.insert("seccomp", (in_all(seen, seccomp), true));
+    all.insert("empty_root", (in_all(seen, empty_root), expected.namespaces && expected.root));
+    all.insert("core_dumps", (in_all(seen, |one| limit(one, "Max core file size", 0)), true));
+    all.insert("rlimits", (in_all(seen, rlimits), true));
     let layer = |(name, (result, offered)): (&str, (Result<String, String>, bool))| {
         let claimed = expected.warnings.iter().find_map(|w| w.strip_prefix(name)?.strip_prefix(": "));
         let state = match (result, claimed) {

@@ -2,7 +2,7 @@
 
 use super::forge::{Forge, Launching};
 use super::process::{Guard, ProcessHandle, end_of};
-use super::{Error, ExecutorSpec, Options, blocking, implausible, io, max_threads};
+use super::{Error, ExecutorSpec, Options, implausible, io, max_threads};
 use crate::cgroup::ExecutorGroup;
 use crate::uids::{Uid, Users};
 use smalti_executor_protocol::supervision::{ExecutorKind, Launched};
@@ -27,14 +27,19 @@ pub(super) struct Spawned {
     pub(super) control: Option<UnixStream>,
 }
 
-/// Starts the supervisor and hands its process to `guard`.
-pub(super) async fn spawn(
-    (options, forge): (&Options, &Forge),
-    spec: &ExecutorSpec,
-    home: &Path,
-    group: &ExecutorGroup,
-    guard: &mut Guard,
-) -> Result<Spawned, Error> {
+/// A process in its groups that waits for the go byte.
+#[derive(Debug)]
+pub(super) struct Begun {
+    user: Result<Uid, String>,
+    /// Its stdin.
+    control: UnixStream,
+    /// What it says.
+    said: OwnedFd,
+    launching: Launching,
+}
+
+/// Starts the launcher, or the executor itself. Blocks for less than a millisecond.
+pub(super) fn begin((options, forge): (&Options, &Forge), spec: &ExecutorSpec, home: &Path, group: &ExecutorGroup) -> Result<Begun, Error> {
     let user = match &options.users {
         Users::Own(uids) => Ok(uids.take().map_err(|source| Error::User { id: spec.id.clone(), source })?),
         Users::Shared(why) => Err(why.clone()),
@@ -42,13 +47,25 @@ pub(super) async fn spawn(
     let (control, theirs) = UnixStream::pair().map_err(io(&spec.id, "making a socket for", home))?;
     let (said, saying) = std::io::pipe().map_err(io(&spec.id, "making a pipe for", home))?;
     let arguments = arguments(options, spec, home, user.as_ref().ok(), group)?;
-    let (forge, into) = (forge.clone(), group.clone());
-    let launching = blocking(move || forge.launch(&arguments, [theirs.into(), saying.into()], &into)).await;
+    let launching = forge.launch(&arguments, [theirs.into(), saying.into()], group);
     let launching = launching.map_err(io(&spec.id, "starting", &options.executor_path))?;
-    let launched = let_go(said.into(), &control, user.as_ref().ok(), spec, options).await?;
+    Ok(Begun { user, control, said: said.into(), launching })
+}
+
+/// Lets it go, and hands the executor's process to `guard`.
+pub(super) async fn let_go(
+    begun: Begun,
+    options: &Options,
+    spec: &ExecutorSpec,
+    home: &Path,
+    group: &ExecutorGroup,
+    guard: &mut Guard,
+) -> Result<Spawned, Error> {
+    let Begun { user, control, said, launching } = begun;
+    let launched = say_go(said, &control, user.as_ref().ok(), spec, options).await?;
     let warnings = match launched {
-        Launched::Started { warnings, .. } if let Some(pid) = launching.supervisor => {
-            guard.set(ProcessHandle::of_forge(pid, launching.pidfd.clone(), group.clone()));
+        Launched::Started { warnings, .. } if let Some(pid) = launching.alone => {
+            guard.set(ProcessHandle::alone(pid, launching.pidfd.clone(), group.clone()));
             launching.keep();
             return Ok(Spawned { uid: user.map(|u| u.number), warnings, control: None });
         }
@@ -116,7 +133,7 @@ fn arguments(
 }
 
 /// Sends the go byte, with what stands for the uid, and reads the launcher's line.
-async fn let_go(
+async fn say_go(
     said: OwnedFd,
     control: &UnixStream,
     user: Option<&Uid>,

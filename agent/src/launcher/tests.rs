@@ -45,6 +45,11 @@ impl World {
         Launcher::new(options)
     }
 
+    /// Of one that serves one task.
+    fn pooled(&self) -> ExecutorSpec {
+        ExecutorSpec { kind: ExecutorKind::Pooled, slots: 1, ..self.spec() }
+    }
+
     fn spec(&self) -> ExecutorSpec {
         ExecutorSpec {
             id: ExecutorId::new("e1").unwrap(),
@@ -101,22 +106,26 @@ async fn an_executor_starts_in_its_groups_and_ends_when_asked() {
 
 #[tokio::test]
 async fn a_worker_that_is_killed_is_reported_with_its_signal() {
-    let world = World::new("killed", Mode::Auto);
-    let running = world.launcher(|_| {}).start(world.spec()).await.unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.worker), nix::sys::signal::Signal::SIGKILL).unwrap();
-    let exit = running.exit.await;
-    assert_eq!((exit.cause.as_str(), exit.signal), ("killed by signal 9 (SIGKILL)", Some(9)));
-    world.all_gone().await;
+    for pooled in [false, true] {
+        let world = World::new("killed", Mode::Auto);
+        let spec = if pooled { world.pooled() } else { world.spec() };
+        let running = world.launcher(|_| {}).start(spec).await.unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.worker), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let exit = running.exit.await;
+        assert_eq!((exit.cause.as_str(), exit.signal), ("killed by signal 9 (SIGKILL)", Some(9)));
+        world.all_gone().await;
+    }
 }
 
 #[tokio::test]
 async fn a_signal_of_the_filters_kind_from_outside_is_no_denied_call() {
-    for namespaces in [true, false] {
+    for (namespaces, pooled) in [(true, false), (false, false), (true, true), (false, true)] {
         let world = World::new("sigsys", Mode::None);
-        let running = world.launcher(|o| o.namespaces = namespaces).start(world.spec()).await.unwrap();
+        let spec = if pooled { world.pooled() } else { world.spec() };
+        let running = world.launcher(|o| o.namespaces = namespaces).start(spec).await.unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(running.worker), nix::sys::signal::Signal::SIGSYS).unwrap();
         let exit = running.exit.await;
-        assert_eq!((exit.cause.as_str(), exit.signal), ("killed by signal 31 (SIGSYS)", Some(31)), "{namespaces}");
+        assert_eq!((exit.cause.as_str(), exit.signal), ("killed by signal 31 (SIGSYS)", Some(31)), "{namespaces} {pooled}");
     }
 }
 

@@ -1,8 +1,8 @@
 //! Which thread runs which slot.
 //!
 //! An executor knows its threads by the ids of its own pid namespace. The agent translates them through /proc and moves only
-//! threads of the worker, which must be a child of the supervisor and in the executor's group: an executor that lies about its
-//! ids gets nobody else's threads moved.
+//! threads of the worker, which must be a child of the supervisor, or the process itself that was started where there is none, and in the
+//! executor's group: an executor that lies about its ids gets nobody else's threads moved.
 
 use super::process::ProcessHandle;
 use super::{Error, ExecutorSpec, implausible, io};
@@ -30,6 +30,11 @@ impl Threads {
         Ok(Self(out))
     }
 
+    /// Only the first one, by which the kernel speaks of a process.
+    pub(super) fn first(pid: i32) -> std::io::Result<Self> {
+        Ok(Self(BTreeMap::from([(pid, std::fs::read_to_string(format!("/proc/{pid}/status"))?)])))
+    }
+
     /// What is said of the thread with this id.
     pub(super) fn status(&self, outer: i32) -> Option<&str> {
         self.0.get(&outer).map(String::as_str)
@@ -45,8 +50,12 @@ impl Threads {
     }
 }
 
-/// Finds the worker and moves the thread of every slot into its group. Gives the worker's pid and its threads.
+/// Finds the worker and moves the thread of every slot into its group. Gives the worker's pid and its threads. One that is alone is in its
+/// slot with all of its threads, and closed its walls when it had one: the first is all that is looked at.
 pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<(i32, Threads), Error> {
+    if process.is_alone() {
+        return find_alone(&spec.id, spec.slots, hello, process);
+    }
     let (worker, threads, slots) = find_all(&spec.id, spec.slots, hello, process, group)?;
     if !group.exists() {
         return Ok((worker, threads));
@@ -63,6 +72,9 @@ pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle,
 
 /// Finds the worker of an executor whose threads are in their groups already. Gives its pid.
 pub(super) fn find(id: &ExecutorId, slots: u32, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<i32, Error> {
+    if process.is_alone() {
+        return find_alone(id, slots, hello, process).map(|(worker, _)| worker);
+    }
     find_all(id, slots, hello, process, group).map(|(worker, ..)| worker)
 }
 
@@ -80,6 +92,17 @@ fn find_all(
         return Err(implausible(id, &format!("its supervisor has no child that calls itself process {}", hello.pid)));
     };
     Ok((worker, threads, slots))
+}
+
+/// The only process of an executor, with its first thread.
+fn find_alone(id: &ExecutorId, slots: u32, hello: &Hello, process: &ProcessHandle) -> Result<(i32, Threads), Error> {
+    check(hello, slots).map_err(|m| implausible(id, &m))?;
+    let (pid, first) = (process.pid(), Threads::first(process.pid()));
+    let first = first.map_err(io(id, "looking at the process of", Path::new("/proc")))?;
+    if first.status(pid).and_then(innermost) != Some(hello.pid) {
+        return Err(implausible(id, &format!("it calls itself process {} and is not", hello.pid)));
+    }
+    Ok((pid, first))
 }
 
 /// Every slot once, every thread once.

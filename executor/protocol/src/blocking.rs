@@ -6,6 +6,7 @@
 use crate::codec::{Decoder, FrameError, MAX_FDS, encode_into};
 use bytes::BytesMut;
 use prost::Message;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -13,6 +14,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 /// Bytes asked for with one read: enough for hundreds of small frames in one call.
 const READ_BYTES: usize = 64 << 10;
@@ -84,6 +86,21 @@ fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlag
     }
 }
 
+/// Returns when there is something to read, or with a time-out.
+fn wait(socket: impl AsFd, within: Duration) -> Result<(), FrameError> {
+    let failed = |source: std::io::Error| FrameError::Io { operation: "poll", source };
+    let within = Timespec::try_from(within).map_err(|e| failed(std::io::Error::other(e)))?;
+    loop {
+        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&within)) {
+            Ok(0) => return Err(failed(std::io::ErrorKind::TimedOut.into())),
+            Ok(_) => return Ok(()),
+            // Nothing depends on how long it is exactly.
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(failed(e.into())),
+        }
+    }
+}
+
 /// Receives frames.
 #[derive(Debug)]
 pub struct Reader {
@@ -104,9 +121,20 @@ impl Reader {
     /// # Errors
     /// A frame that breaks the rules, or a failing socket. After [`FrameError::is_timeout`] it may be called again.
     pub fn recv<M: Message + Default>(&mut self) -> Result<Option<(M, Vec<OwnedFd>)>, FrameError> {
+        self.recv_within(None)
+    }
+
+    /// As [`Self::recv`], and gives an error that [`FrameError::is_timeout`] when nothing comes for this long.
+    ///
+    /// # Errors
+    /// As [`Self::recv`].
+    pub fn recv_within<M: Message + Default>(&mut self, within: Option<Duration>) -> Result<Option<(M, Vec<OwnedFd>)>, FrameError> {
         loop {
             if let Some(frame) = self.decoder.next()? {
                 return frame.decode().map(Some);
+            }
+            if let Some(within) = within {
+                wait(&self.stream, within)?;
             }
             let chunk = receive(&self.stream, &mut self.buffer)?;
             if chunk.bytes == 0 {

@@ -100,8 +100,9 @@ pub enum Forged {
         /// Its pid.
         pid: i32,
     },
-    /// The supervisor itself runs, pid 1 of a namespace of its own, and waits for its go byte; the rest as above.
-    Supervisor {
+    /// The executor itself runs, one process, the first of a pid namespace of its own, and waits for its go byte; the rest as above. How it
+    /// ends the forge records before it waits for it.
+    Alone {
         /// Its pid.
         pid: i32,
     },

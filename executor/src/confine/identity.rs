@@ -63,10 +63,18 @@ pub(crate) fn give_up_more(warnings: &mut Vec<String>) {
 
 /// Gives up all capabilities, for ever.
 pub(crate) fn drop_capabilities(warnings: &mut Vec<String>) {
-    let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
-    if let Err(e) = set_capabilities(None, none) {
-        warnings.push(open_wall("capabilities", format!("giving them up: {e}")));
+    if let Err(e) = hold_no_capabilities() {
+        warnings.push(open_wall("capabilities", e));
     }
+}
+
+/// The same for who must not go on with any.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn hold_no_capabilities() -> Result<(), String> {
+    let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
+    set_capabilities(None, none).map_err(|e| format!("giving up capabilities: {e}"))
 }
 
 /// What an exec behind an empty bounding set does, for a process that is a copy of its supervisor instead: no capability is left, and
@@ -75,8 +83,7 @@ pub(crate) fn drop_capabilities(warnings: &mut Vec<String>) {
 /// # Errors
 /// What could not be changed: the caller must not run as somebody with more rights than that.
 pub(crate) fn as_after_exec() -> Result<(), String> {
-    let none = CapabilitySets { effective: CapabilitySet::empty(), permitted: CapabilitySet::empty(), inheritable: CapabilitySet::empty() };
-    set_capabilities(None, none).map_err(|e| format!("giving up capabilities: {e}"))?;
+    hold_no_capabilities()?;
     own_proc_files()
 }
 

@@ -22,11 +22,14 @@ pub(crate) fn seed() -> Seed {
     Ok(bytes)
 }
 
-/// Moves whatever is mapped from now on.
-///
-/// # Errors
-/// Why it lies where the kernel would have put it in every copy.
-pub(crate) fn scatter(seed: Seed) -> Result<(), String> {
+/// Moves whatever is mapped from now on, or says why it lies where the kernel would have put it in every copy.
+pub(crate) fn scatter_or_say(seed: Seed) {
+    if let Err(e) = scatter(seed) {
+        eprintln!("smalti-executor: memory lies where it lies in other executors: {e}");
+    }
+}
+
+fn scatter(seed: Seed) -> Result<(), String> {
     let bytes = seed?;
     let pages = (u64::from_ne_bytes(bytes) >> (u64::BITS - PAGES_BITS)) + 1;
     let length = usize::try_from(pages).unwrap_or(1).saturating_mul(rustix::param::page_size());

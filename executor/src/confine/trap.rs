@@ -1,8 +1,8 @@
-//! What happens when the filter denies a call: its number goes to the supervisor, and the process ends. A SIGSYS that somebody sent
-//! is no denied call: it ends the process as it does everywhere, by the signal.
+//! What happens when the filter denies a call: its number goes to the supervisor or the forge, and the process ends. A SIGSYS that somebody
+//! sent is no denied call: it ends the process as it does everywhere, by the signal.
 //!
-//! Owns the handler of SIGSYS and the one descriptor that it writes to. Everything that runs in the handler is
-//! async-signal-safe: one `write`, one `_exit`; or `signal` and `raise`.
+//! Owns the handler of SIGSYS and the one descriptor that it writes to; and that of SIGABRT for a process that would not get it from itself,
+//! the first one of a pid namespace. Everything that runs in the handlers is async-signal-safe: one `write`, one `_exit`; or `signal` and `raise`.
 
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Exit code of a process whose call was denied: what a shell says of a process that SIGSYS ended.
 pub(crate) const EXIT_CODE: i32 = 128 + libc::SIGSYS;
+/// Exit code of a first process that has aborted.
+pub(crate) const ABORTED: i32 = 128 + libc::SIGABRT;
 /// Where `si_code` lies in a `siginfo_t`, behind two numbers, and its value when the signal comes from a filter.
 const CODE_OFFSET: usize = 8;
 const SYS_SECCOMP: i32 = 1;
 /// Where `si_syscall` lies in a `siginfo_t` of SIGSYS on 64-bit machines: behind three numbers, padding and an address.
 const SYSCALL_OFFSET: usize = 24;
 
-/// The supervisor's end; nothing is written before one is set.
+/// Whoever notes it down; nothing is written before one is set.
 static REPORT_TO: AtomicI32 = AtomicI32::new(-1);
 
 /// Installs the handler. `report_to` stays open for the rest of this process's life.
@@ -31,6 +33,26 @@ pub(crate) fn install(report_to: OwnedFd) -> std::io::Result<()> {
     // SAFETY: the handler does nothing that is not async-signal-safe, and no other code of this process handles SIGSYS.
     unsafe { sigaction(Signal::SIGSYS, &action) }?;
     Ok(())
+}
+
+/// For the first process of a pid namespace: lets it abort.
+///
+/// # Errors
+/// What the kernel said.
+pub(crate) fn end_when_aborted() -> std::io::Result<()> {
+    let action = SigAction::new(SigHandler::Handler(on_abort), SaFlags::SA_ONSTACK, SigSet::all());
+    #[expect(unsafe_code, reason = "a signal handler cannot be installed otherwise")]
+    // SAFETY: the handler does nothing that is not async-signal-safe, and no other code of this process handles SIGABRT.
+    unsafe { sigaction(Signal::SIGABRT, &action) }?;
+    Ok(())
+}
+
+extern "C" fn on_abort(_signal: libc::c_int) {
+    #[expect(unsafe_code, reason = "ending the process in a signal handler")]
+    // SAFETY: async-signal-safe.
+    unsafe {
+        libc::_exit(ABORTED)
+    }
 }
 
 extern "C" fn on_denied(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {

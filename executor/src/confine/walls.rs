@@ -1,8 +1,8 @@
-//! The worker's part: it tells its supervisor when the root may go, waits until it is gone, and closes its own walls.
+//! The worker's part: it tells its supervisor, if it has one, when the root may go, waits until it is gone, and closes its own walls.
 //!
 //! Owns the line to the supervisor: one packet up when the engines are built, one packet down with the walls that the supervisor
-//! could not close, and perhaps, much later, one from the handler of a denied call. Called once, while this process has one
-//! thread and before it says Hello.
+//! could not close, and perhaps, much later, one from the handler of a denied call. A worker without a supervisor is in an empty root already,
+//! and its line is for the last of these, to the forge. Called once, while this process has one thread and before it says Hello.
 
 use super::{filter, identity, rules, trap};
 use crate::network::notify;
@@ -21,8 +21,10 @@ pub(crate) const MAX_ANSWER_BYTES: usize = 16 << 10;
 /// What is to be closed.
 #[derive(Debug)]
 pub(crate) struct Walls {
-    supervisor: OwnedFd,
+    line: OwnedFd,
     kind: ExecutorKind,
+    /// Nobody is at the other end who closes walls.
+    alone: bool,
 }
 
 /// How it went.
@@ -37,9 +39,9 @@ pub(crate) struct Closed {
 }
 
 impl Walls {
-    /// `supervisor` is the worker's end of the line.
-    pub(crate) const fn new(supervisor: OwnedFd, kind: ExecutorKind) -> Self {
-        Self { supervisor, kind }
+    /// `line` is the worker's end of it; `alone`: of a worker without a supervisor.
+    pub(crate) const fn new(line: OwnedFd, kind: ExecutorKind, alone: bool) -> Self {
+        Self { line, kind, alone }
     }
 
     /// Closes them. `reset` is how the engine resets used memories, checked again behind the walls.
@@ -50,16 +52,14 @@ impl Walls {
         // As the engine's own: opened by a process whose exec left it without any capability, so that the kernel shows no numbers of
         // page frames in it, whoever reads (`pagemap-frames` of the probe).
         let pagemap = File::open("/proc/self/pagemap");
-        write(&self.supervisor, READY)?;
-        let mut answer = vec![0; MAX_ANSWER_BYTES];
-        let length = read(&self.supervisor, &mut answer)?;
-        anyhow::ensure!(length > 0, "the supervisor ended while it emptied the root");
-        let text = String::from_utf8_lossy(&answer[..length]).into_owned();
-        let mut warnings: Vec<String> = text.lines().filter(|l| !l.is_empty()).map(str::to_owned).collect();
+        let mut warnings = if self.alone { Vec::new() } else { self.let_supervisor_close()? };
         identity::drop_capabilities(&mut warnings);
         identity::close_to_others(&mut warnings);
         ignore_file_size_signal();
-        trap::install(self.supervisor)?;
+        if self.alone {
+            trap::end_when_aborted()?;
+        }
+        trap::install(self.line)?;
         let mut layers = BTreeMap::from([("landlock".to_owned(), rules::for_worker(self.kind == ExecutorKind::Networked).state())]);
         let notifications = match self.kind {
             ExecutorKind::Networked => Some(notify::impose().context("the kernel cannot ask about this executor's sockets")?),
@@ -69,6 +69,16 @@ impl Walls {
         let reset = memory_reset(reset, pagemap.as_ref().ok());
         layers.insert("memory_reset".to_owned(), reset);
         Ok(Closed { layers, warnings, notifications })
+    }
+
+    /// Waits until the root is empty. Gives the walls that the supervisor could not close.
+    fn let_supervisor_close(&self) -> anyhow::Result<Vec<String>> {
+        write(&self.line, READY)?;
+        let mut answer = vec![0; MAX_ANSWER_BYTES];
+        let length = read(&self.line, &mut answer)?;
+        anyhow::ensure!(length > 0, "the supervisor ended while it emptied the root");
+        let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+        Ok(text.lines().filter(|l| !l.is_empty()).map(str::to_owned).collect())
     }
 }
 

@@ -92,7 +92,7 @@ impl Executor {
         let (supervisor, line) = UnixStream::pair().expect("a socket pair");
         let worker = std::thread::spawn(move || {
             forced::set(setup.mode());
-            let mut worker = if walled { Worker::walled(Walls::new(line.into(), kind)) } else { Worker::new(false) };
+            let mut worker = if walled { Worker::walled(Walls::new(line.into(), kind, false)) } else { Worker::new(false) };
             worker.session(theirs).expect("a session");
             worker.shutdown();
         });

@@ -1,29 +1,34 @@
 //! `smalti-executor forge`: one per agent, with nothing in it but this loaded program and what its copies need ([`prepared`]). Each launcher is a copy of it.
 //!
 //! The agent sends one packet for each executor: the arguments of `launch`, with what is to be its stdin and its stdout. The answer
-//! has the launcher's pid, or, where no launcher is needed ([`direct`]), the supervisor's. The agent then moves that process into the executor's groups, and says so with another packet: until then
-//! nobody waits for the process here, so its pid is not used again. It ends with the agent, whose end of the socket closes.
+//! has the launcher's pid, or, where no launcher is needed, that of the executor's only process ([`alone`]). The agent then moves that process into the executor's groups, and says so with another packet: until then
+//! nobody waits for the process here, so its pid is not used again. It ends with the agent, whose end of the socket closes, or, if the agent has left
+//! such executors behind, with the last of them: it records how they end ([`Watch`]).
 //! Single-threaded, with the agent's own rights; executors have no descriptor of it.
 
 use super::args::{Supervisor, Verb};
 use super::fork::Image;
 use super::mold::{Entry, Mold};
-use super::{Error, direct, fork, launch, step, step_said};
+use super::watch::{Note, Watch};
+use super::{Error, alone, fork, launch, step, step_said};
 use crate::prepared;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use smalti_executor_protocol::blocking;
 use smalti_executor_protocol::supervision::{ExecutorKind, FORGE_PLACED, Forged, MAX_FORGE_BYTES};
 use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// Runs the role; `args` is its command line, shown by `ps`: `forge --dir DIR [--no-namespaces]`, with the latter for all that it makes.
 pub(super) fn run(args: &[OsString]) -> Result<(), Error> {
     fork::set_title(args);
+    // What ends the agent's session or its processes as a group does not end who watches executors that go on.
+    nix::unistd::setsid().map_err(step("setsid"))?;
     let namespaces = !args.iter().any(|a| a == "--no-namespaces");
     // Ctrl-C in the agent's terminal is the agent's business.
     let mut ignored = SigSet::empty();
@@ -37,7 +42,8 @@ pub(super) fn run(args: &[OsString]) -> Result<(), Error> {
     let signals = SignalFd::with_flags(&ended, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(step("making a signalfd"))?;
     prepared::prepare();
     // Without it everything works as well, and takes longer.
-    let mut mold = if namespaces && nix::unistd::geteuid().is_root() { Mold::make().ok() } else { None };
+    let mold = if namespaces && nix::unistd::geteuid().is_root() { Mold::make().ok() } else { None };
+    let mut forge = Forge { namespaces, mold, watch: Watch::default() };
     let agent = std::io::stdin();
     loop {
         let mut fds = [PollFd::new(agent.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
@@ -49,51 +55,79 @@ pub(super) fn run(args: &[OsString]) -> Result<(), Error> {
         let asked = fds[0].any().unwrap_or(false);
         if fds[1].any().unwrap_or(false) {
             let _ = signals.read_signal();
-            reap(mold.as_mut());
+            forge.reap();
         }
-        if asked && !serve(namespaces, mold.as_mut())? {
-            return Ok(());
-        }
-    }
-}
-
-/// Launchers and supervisors that have ended.
-fn reap(mut mold: Option<&mut Mold>) {
-    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG))
-        && status != WaitStatus::StillAlive
-    {
-        if let (WaitStatus::Exited(child, _) | WaitStatus::Signaled(child, ..), Some(mold)) = (status, mold.as_deref_mut()) {
-            mold.has_ended(child);
+        if asked && !forge.serve()? {
+            return forge.outlive(&signals);
         }
     }
 }
 
-/// One request of the agent, from its packet to the word that the process is where it belongs. False: the agent is gone.
-fn serve(namespaces: bool, mold: Option<&mut Mold>) -> Result<bool, Error> {
-    let mut packet = vec![0; MAX_FORGE_BYTES];
-    let agent = std::io::stdin();
-    let chunk = blocking::receive(&agent, &mut packet).map_err(step_said("listening to the agent"))?;
-    if chunk.bytes == 0 {
-        return Ok(false);
-    }
-    let answer = match request(packet.get(..chunk.bytes).unwrap_or_default(), chunk.fds, namespaces) {
-        Ok(Request { parsed, arguments, descriptors }) => match (mold, parsed.uid) {
-            (Some(mold), Some(uid)) if parsed.namespaces && parsed.kind == ExecutorKind::Pooled => {
-                supervisor(&parsed, uid, &arguments, descriptors, mold)?.map(|pid| Forged::Supervisor { pid: pid.as_raw() })
+/// What this process holds.
+struct Forge {
+    namespaces: bool,
+    mold: Option<Mold>,
+    watch: Watch,
+}
+
+impl Forge {
+    /// Children that have ended. What is to be known about one is written before it is waited for.
+    fn reap(&mut self) {
+        let next = || waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT);
+        while let Ok(status @ (WaitStatus::Exited(child, _) | WaitStatus::Signaled(child, ..))) = next() {
+            self.watch.has_ended(status);
+            let _ = waitpid(child, None);
+            if let Some(mold) = &mut self.mold {
+                mold.has_ended(child);
             }
-            _ => launcher(&parsed, &arguments, descriptors).map(|pid| Forged::Started { pid: pid.as_raw() }),
-        },
-        Err(e) => Err(e),
-    };
-    let answer = answer.unwrap_or_else(|e| Forged::Failed { error: e.to_string() });
-    let sent = blocking::transmit(&agent, answer.to_line().as_bytes(), &[]);
-    sent.map_err(step_said("answering the agent"))?;
-    if !matches!(answer, Forged::Failed { .. }) {
-        let mut placed = [0; FORGE_PLACED.len()];
-        let chunk = blocking::receive(&agent, &mut placed).map_err(step_said("listening to the agent"))?;
-        return Ok(chunk.bytes > 0);
+        }
     }
-    Ok(true)
+
+    /// The agent is gone: until the last of those that are watched has ended. Nothing of the agent's is held meanwhile.
+    fn outlive(&mut self, signals: &SignalFd) -> Result<(), Error> {
+        if !self.watch.is_empty() {
+            let nothing = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(step("opening /dev/null"))?;
+            nix::unistd::dup2_stdin(&nothing).and_then(|()| nix::unistd::dup2_stderr(&nothing)).map_err(step("leaving the agent"))?;
+        }
+        self.reap();
+        while !self.watch.is_empty() {
+            match poll(&mut [PollFd::new(signals.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Ok(_) => drop(signals.read_signal()),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(e) => return Err(step("waiting for executors")(e)),
+            }
+            self.reap();
+        }
+        Ok(())
+    }
+
+    /// One request of the agent, from its packet to the word that the process is where it belongs. False: the agent is gone.
+    fn serve(&mut self) -> Result<bool, Error> {
+        let mut packet = vec![0; MAX_FORGE_BYTES];
+        let agent = std::io::stdin();
+        let chunk = blocking::receive(&agent, &mut packet).map_err(step_said("listening to the agent"))?;
+        if chunk.bytes == 0 {
+            return Ok(false);
+        }
+        let answer = match request(packet.get(..chunk.bytes).unwrap_or_default(), chunk.fds, self.namespaces) {
+            Ok(Request { parsed, arguments, descriptors }) => match (&mut self.mold, parsed.uid) {
+                (Some(mold), Some(uid)) if parsed.namespaces && parsed.kind == ExecutorKind::Pooled => {
+                    alone(&parsed, uid, &arguments, descriptors, (mold, &mut self.watch))?.map(|pid| Forged::Alone { pid: pid.as_raw() })
+                }
+                _ => launcher(&parsed, &arguments, descriptors).map(|pid| Forged::Started { pid: pid.as_raw() }),
+            },
+            Err(e) => Err(e),
+        };
+        let answer = answer.unwrap_or_else(|e| Forged::Failed { error: e.to_string() });
+        let sent = blocking::transmit(&agent, answer.to_line().as_bytes(), &[]);
+        sent.map_err(step_said("answering the agent"))?;
+        if !matches!(answer, Forged::Failed { .. }) {
+            let mut placed = [0; FORGE_PLACED.len()];
+            let chunk = blocking::receive(&agent, &mut placed).map_err(step_said("listening to the agent"))?;
+            return Ok(chunk.bytes > 0);
+        }
+        Ok(true)
+    }
 }
 
 /// What the agent asks for.
@@ -129,14 +163,18 @@ fn launcher(parsed: &Supervisor, arguments: &[OsString], descriptors: fork::Desc
     .map_err(step("starting a launcher"))
 }
 
-/// A supervisor that is the first process of a new pid namespace. The outer error ends the forge: it could not come back from there.
-fn supervisor(
+/// An executor that is one process, the first of a new pid namespace. The outer error ends the forge: it could not come back from there.
+fn alone(
     parsed: &Supervisor,
     uid: u32,
     arguments: &[OsString],
     mut descriptors: fork::Descriptors,
-    mold: &mut Mold,
+    (mold, watch): (&mut Mold, &mut Watch),
 ) -> Result<Result<Pid, Error>, Error> {
+    let (note, denied) = match Note::new(&parsed.directory) {
+        Ok(note) => note,
+        Err(e) => return Ok(Err(e)),
+    };
     let network = match mold.take_network().map_err(step("coming back from a net namespace"))? {
         Ok(network) => network,
         Err(e) => return Ok(Err(step("making a net namespace")(e))),
@@ -144,7 +182,7 @@ fn supervisor(
     let entry = mold.entry(&network).map_err(step("passing namespaces on"));
     let entered = entry.and_then(|entry| Mold::leave_pids().map(|()| entry).map_err(step("making a pid namespace")));
     match entered {
-        Ok(entry) => descriptors.extend(entry),
+        Ok(entry) => descriptors.extend(entry.into_iter().chain([denied])),
         Err(e) => {
             mold.give_back(network);
             return Ok(Err(e));
@@ -152,18 +190,21 @@ fn supervisor(
     }
     let mut title = arguments.to_vec();
     if let Some(verb) = title.first_mut() {
-        *verb = "init".into();
+        *verb = "work".into();
     }
     let started = fork::fork(&title, descriptors, Image::Copied, || {
         let _ = SigSet::all().thread_unblock();
         // Behind stdin, stdout and stderr, in the order in which they were passed on.
-        let [mounts, network, proc] = [3, 4, 5].map(fork::inherited);
-        super::report_end(direct::run(parsed, uid, Entry { mounts, network, proc }))
+        let [mounts, network, proc, denied] = [3, 4, 5, 6].map(fork::inherited);
+        alone::run(parsed, uid, Entry { mounts, network, proc }, denied)
     });
     mold.come_back().map_err(step("coming back from a pid namespace"))?;
     match &started {
-        Ok(supervisor) => mold.lend(*supervisor, network),
+        Ok(executor) => {
+            mold.lend(*executor, network);
+            watch.begin(executor.as_raw(), note);
+        }
         Err(_) => mold.give_back(network),
     }
-    Ok(started.map_err(step("starting a supervisor")))
+    Ok(started.map_err(step("starting an executor")))
 }

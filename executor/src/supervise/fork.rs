@@ -51,12 +51,10 @@ pub(super) fn fork(arguments: &[OsString], descriptors: Descriptors, image: Imag
     let forked = unsafe { nix::unistd::fork() }?;
     let ForkResult::Parent { child } = forked else {
         let code = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            if let Err(e) = arrange(&descriptors) {
+            if let Err(e) = have_only(descriptors) {
                 eprintln!("smalti-executor: passing descriptors on: {e}");
                 return false;
             }
-            // Their numbers are others' now.
-            mem::forget(descriptors);
             if image == Image::Anew {
                 let e = run_anew(arguments);
                 eprintln!("smalti-executor: running this program anew: {e}");
@@ -69,6 +67,17 @@ pub(super) fn fork(arguments: &[OsString], descriptors: Descriptors, image: Imag
         process::exit(code.map_or(PANICKED, |well| i32::from(!well)));
     };
     Ok(child)
+}
+
+/// In a copy that becomes something else: has these descriptors from now on, as a copy of its own would.
+///
+/// # Errors
+/// What the kernel said.
+pub(super) fn have_only(descriptors: Descriptors) -> io::Result<()> {
+    arrange(&descriptors)?;
+    // Their numbers are others' now.
+    mem::forget(descriptors);
+    Ok(())
 }
 
 /// In a copy: one of the descriptors that were passed on, once.

@@ -31,13 +31,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// What this process holds while it supervises.
-pub(super) struct Supervised {
-    pub(super) worker: Pid,
+struct Supervised {
+    worker: Pid,
     /// The line to the worker: it is ready for its walls; a call was denied.
-    pub(super) line: OwnedFd,
-    pub(super) record: File,
+    line: OwnedFd,
+    record: File,
     /// Whether the root can be exchanged without anybody else noticing.
-    pub(super) own_mounts: bool,
+    own_mounts: bool,
 }
 
 /// Runs the role.
@@ -55,6 +55,7 @@ pub(super) fn run(args: &Supervisor) -> Result<(), Error> {
 /// Sets this process up, binds the socket, closes the walls that can be closed before the worker exists, and starts it.
 fn start(args: &Supervisor) -> Result<Supervised, Error> {
     let mut warnings = Vec::new();
+    let record = ExitRecord::create(&args.directory).map_err(step(format!("making the exit record in {}", args.directory.display())))?;
     let files = prepare(args, &mut warnings)?;
     let outside = identity::current();
     let left = if args.namespaces { namespaces::leave(&mut warnings) } else { Left::none() };
@@ -73,7 +74,7 @@ fn start(args: &Supervisor) -> Result<Supervised, Error> {
     }
     identity::give_up_more(&mut warnings);
 
-    let supervised = start_worker(args, files, own_mounts)?;
+    let supervised = start_worker(args, files, record, own_mounts)?;
     for warning in warnings {
         println!("{WARNING}{}", warning.replace('\n', " "));
     }
@@ -84,13 +85,12 @@ fn start(args: &Supervisor) -> Result<Supervised, Error> {
 
 /// What is opened as long as there are paths.
 pub(super) struct Files {
-    record: File,
-    listener: UnixListener,
-    nothing: File,
-    seed: layout::Seed,
+    pub(super) listener: UnixListener,
+    pub(super) nothing: File,
+    pub(super) seed: layout::Seed,
 }
 
-/// A session of its own, limits, and all files that supervisor and worker need.
+/// A session of its own, limits, and all files that a worker needs.
 pub(super) fn prepare(args: &Supervisor, warnings: &mut Vec<String>) -> Result<Files, Error> {
     nix::unistd::setsid().map_err(step("setsid"))?;
     let mut blocked = SigSet::empty();
@@ -100,10 +100,9 @@ pub(super) fn prepare(args: &Supervisor, warnings: &mut Vec<String>) -> Result<F
     blocked.thread_block().map_err(step("blocking signals"))?;
     umask(Mode::from_bits_truncate(0o077));
     rlimits::set(Limits { threads: args.max_threads, file_bytes: args.max_file_bytes }, warnings);
-    let record = ExitRecord::create(&args.directory).map_err(step(format!("making the exit record in {}", args.directory.display())))?;
     let listener = bind(args)?;
     let nothing = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(step("opening /dev/null"))?;
-    Ok(Files { record, listener, nothing, seed: layout::seed() })
+    Ok(Files { listener, nothing, seed: layout::seed() })
 }
 
 /// The worker's socket. A unix socket's address holds 108 bytes and a data directory may be longer: so from inside it.
@@ -137,34 +136,44 @@ fn get_mapped(args: &Supervisor, (uid, gid): (Uid, Gid)) -> Result<(), Error> {
 }
 
 /// The worker, a copy of this process without its capabilities. `own_mounts`: the root is to be taken away from both.
-pub(super) fn start_worker(args: &Supervisor, files: Files, own_mounts: bool) -> Result<Supervised, Error> {
-    let Files { record, listener, nothing, seed } = files;
+fn start_worker(args: &Supervisor, files: Files, record: File, own_mounts: bool) -> Result<Supervised, Error> {
+    let Files { listener, nothing, seed } = files;
     let (line, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(step("making a line"))?;
-    let stderr = std::io::stderr().as_fd().try_clone_to_owned();
-    let nothing = [nothing.try_clone().map(OwnedFd::from), Ok(OwnedFd::from(nothing)), stderr];
-    let mut descriptors = nothing.into_iter().collect::<Result<Vec<_>, _>>().map_err(step("the worker's files"))?;
-    descriptors.extend([OwnedFd::from(listener), theirs]);
-    if let Some(kept) = args.keep_fd {
-        descriptors.push(keep(kept).map_err(step(format!("passing descriptor {kept} on")))?);
-    }
-    let numbers = [("--listen-fd", "3"), ("--supervisor-fd", "4")];
-    let words = [("--kind", args.kind.as_str()), ("--recovery-timeout-ms", &args.recovery_timeout_ms.to_string())];
-    let mut arguments = vec![OsString::from("work")];
-    arguments.extend(numbers.into_iter().chain(words).flat_map(|(flag, value)| [flag.into(), value.into()]));
-    arguments.extend(args.worker.iter().cloned());
+    let kept = args.keep_fd.map(keep).transpose().map_err(step("passing a descriptor on"))?;
+    let descriptors = for_worker(nothing, listener.into(), theirs, kept)?;
+    let arguments = worker_arguments(args, false);
     let body = || {
         if let Err(e) = identity::as_after_exec() {
             eprintln!("smalti-executor: {e}");
             return ExitCode::FAILURE;
         }
-        if let Err(e) = layout::scatter(seed) {
-            eprintln!("smalti-executor: memory lies where it lies in other executors: {e}");
-        }
+        layout::scatter_or_say(seed);
         worker::main(arguments.clone())
     };
     let worker = fork::fork(&arguments, descriptors, Image::of(args.self_mapped), body).map_err(step("starting the worker"))?;
     Ok(Supervised { worker, line, record, own_mounts })
+}
+
+/// What a worker has open: nothing to read or write, the log of its executor, its socket, the line on which it says what its filter denied,
+/// and what is to stay open.
+pub(super) fn for_worker(nothing: File, listener: OwnedFd, line: OwnedFd, kept: Option<OwnedFd>) -> Result<fork::Descriptors, Error> {
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned();
+    let nothing = [nothing.try_clone().map(OwnedFd::from), Ok(OwnedFd::from(nothing)), stderr];
+    let mut descriptors = nothing.into_iter().collect::<Result<Vec<_>, _>>().map_err(step("the worker's files"))?;
+    descriptors.extend([listener, line].into_iter().chain(kept));
+    Ok(descriptors)
+}
+
+/// Its command line; `alone`: it has no supervisor.
+pub(super) fn worker_arguments(args: &Supervisor, alone: bool) -> Vec<OsString> {
+    let numbers = [("--listen-fd", "3"), ("--supervisor-fd", "4")];
+    let words = [("--kind", args.kind.as_str()), ("--recovery-timeout-ms", &args.recovery_timeout_ms.to_string())];
+    let mut arguments = vec![OsString::from("work")];
+    arguments.extend(numbers.into_iter().chain(words).flat_map(|(flag, value)| [flag.into(), value.into()]));
+    arguments.extend(alone.then(|| "--alone".into()));
+    arguments.extend(args.worker.iter().cloned());
+    arguments
 }
 
 /// Another descriptor of what the launcher passed on.
@@ -176,7 +185,7 @@ fn keep(number: RawFd) -> std::io::Result<OwnedFd> {
 }
 
 /// Closes the rest of the walls when the worker is ready, reaps until it has ended, then records how.
-pub(super) fn supervise(supervised: &Supervised) -> Result<(), Error> {
+fn supervise(supervised: &Supervised) -> Result<(), Error> {
     let mut packet = [0; READY.len()];
     // Nothing: the worker ended before it was ready.
     if read(&supervised.line, &mut packet).is_ok_and(|n| packet.get(..n) == Some(READY)) {

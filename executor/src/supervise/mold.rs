@@ -1,12 +1,12 @@
 //! Namespaces that are made by the forge, for executors of class `process` without sockets.
 //!
 //! Owns mounts in which there is nothing but an empty, read-only root; net namespaces in which nothing ever is, not even an address; and the
-//! forge's own pid namespace, to come back to. Each executor's supervisor enters the mounts and a net namespace that no other has now, then
+//! forge's own pid namespace, to come back to. Each executor enters the mounts and a net namespace that no other has now, then
 //! leaves all but the latter into its own: its mount namespace is a copy with that one mount, so there is no old root to be taken away. A
-//! net namespace is the next executor's when the supervisor, the first process of its pid namespace, has been waited for: then nothing lives that
+//! net namespace is the next executor's when its process, the first of its pid namespace, has been waited for: then nothing lives that
 //! was ever in it. It belongs to the host's user namespace, in which no executor has a right, so nobody can have put anything into it. Making one
 //! for each, and its end, which the kernel does under a lock for the whole machine, cost a tenth of a start.
-//! Deliberately absent: who enters (`direct`).
+//! Deliberately absent: who enters (`alone`).
 
 use super::fork::{self, Image};
 use crate::confine::{identity, namespaces, root};
@@ -26,7 +26,7 @@ const NOBODY: u32 = 65_534;
 #[derive(Debug)]
 pub(super) struct Mold {
     mounts: File,
-    /// Net namespaces in which nobody is, and those that a supervisor has, by its pid.
+    /// Net namespaces in which nobody is, and those that an executor has, by its pid.
     free: Vec<File>,
     lent: HashMap<i32, File>,
     /// The forge's own.
@@ -36,7 +36,7 @@ pub(super) struct Mold {
     proc: File,
 }
 
-/// What a supervisor gets of them.
+/// What an executor gets of them.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) mounts: OwnedFd,
@@ -106,9 +106,9 @@ impl Mold {
         Ok(made)
     }
 
-    /// This supervisor has it, until it has been waited for.
-    pub(super) fn lend(&mut self, supervisor: Pid, network: File) {
-        self.lent.insert(supervisor.as_raw(), network);
+    /// This executor has it, until it has been waited for.
+    pub(super) fn lend(&mut self, executor: Pid, network: File) {
+        self.lent.insert(executor.as_raw(), network);
     }
 
     /// Nobody has entered it.
@@ -139,7 +139,7 @@ impl Entry {
     }
 }
 
-/// In a process of its own: makes the mounts and a net namespace, waits until somebody holds them, and tries what supervisors do then.
+/// In a process of its own: makes the mounts and a net namespace, waits until somebody holds them, and tries what executors do then.
 fn fill() -> ExitCode {
     let made = File::open("/proc").map_err(|e| e.to_string()).and_then(|proc| {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).map_err(|e| e.to_string())?;

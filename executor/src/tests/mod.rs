@@ -6,6 +6,7 @@ mod guests;
 mod leases;
 mod modes;
 mod network;
+mod pooled;
 mod random;
 mod reconnect;
 mod speed;
@@ -69,12 +70,21 @@ impl Agent {
         Self::start_as(Mode::Best, v1::Welcome { slots: 1, network: true, ..Default::default() })
     }
 
+    /// One slot, for one task.
+    fn start_pooled() -> Self {
+        Self::start_with(Worker::pooled, Mode::Best, v1::Welcome { slots: 1, ..Default::default() })
+    }
+
     fn start_as(mode: Mode, welcome: v1::Welcome) -> Self {
+        Self::start_with(|| Worker::new(false), mode, welcome)
+    }
+
+    fn start_with(worker: fn() -> Worker, mode: Mode, welcome: v1::Welcome) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let (connections, streams) = mpsc::channel::<UnixStream>();
         let worker = std::thread::spawn(move || {
             forced::set(mode);
-            let mut worker = Worker::new(false);
+            let mut worker = worker();
             for stream in streams {
                 if worker.session(stream).expect("a session") == SessionEnd::Shutdown {
                     break;

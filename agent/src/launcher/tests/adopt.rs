@@ -101,6 +101,53 @@ async fn one_that_is_gone_tells_its_cause() {
     assert!(unknown.cause.contains("its record cannot be read"), "{unknown}");
 }
 
+/// Who waits for a process.
+fn parent(pid: i32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    text.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).unwrap()
+}
+
+#[tokio::test]
+async fn one_without_a_supervisor_is_watched_whatever_becomes_of_the_agent() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("NOT TESTED: executors that are one process; that takes privilege");
+        return;
+    }
+    // Ended when an agent is there again, and before.
+    for (mode, found) in [(Mode::Auto, true), (Mode::None, true), (Mode::Auto, false), (Mode::None, false)] {
+        let world = World::new("watched", mode);
+        let launcher = world.launcher(|_| {});
+        let mut before = launcher.start(world.pooled()).await.unwrap();
+        load_text(&mut before, 1, false, LOOP).await;
+        start(&mut before, task(1, 1), nowhere()).await;
+        assert!(matches!(hear(&mut before).await, From::Started(s) if s.run == 1));
+        let (worker, isolation) = (before.worker, before.isolation.clone());
+        assert_eq!(before.process.pid(), worker, "it is one process");
+        let (forge, threads) = (parent(worker), places(worker));
+        if world.cgroups.version().is_some() {
+            assert!(threads.len() > 1 && threads.iter().all(|groups| groups.contains("e1/slot-0")), "{threads:?}");
+        }
+        drop(before);
+        drop(launcher);
+        assert!(is_alive(forge), "somebody has to see how it ends");
+        let launcher = world.launcher(|_| {});
+        let cause = if found {
+            let after = launcher.adopt(&world.spec().id, 0).await.unwrap();
+            assert_eq!((after.process.pid(), after.worker, &after.isolation), (worker, worker, &isolation));
+            assert_eq!(places(worker)[..2], threads[..2], "no thread moves");
+            signal(worker, Signal::SIGKILL);
+            after.exit.await.cause
+        } else {
+            signal(worker, Signal::SIGKILL);
+            until_gone(worker).await;
+            launcher.adopt(&world.spec().id, 0).await.unwrap_err().cause
+        };
+        assert_eq!(cause, "killed by signal 9 (SIGKILL)", "{mode:?} {found}");
+        until_gone(forge).await;
+        world.all_gone().await;
+    }
+}
+
 #[tokio::test]
 async fn a_process_that_only_has_its_number_is_left_alone() {
     let world = World::new("recycled", Mode::None);

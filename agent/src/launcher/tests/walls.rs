@@ -105,8 +105,10 @@ async fn nothing_forbidden_works_from_inside_and_denied_calls_are_named() {
     }
     let unknown = attempt(&world, "no-such-attempt", ExecutorKind::Shared, |_| {}).await;
     assert_eq!(unknown.code, Some(250), "an attempt that does not exist must not pass for one that failed");
-    let aborted = attempt(&world, "abort", ExecutorKind::Shared, |_| {}).await;
-    assert_eq!(aborted.cause, "killed by signal 6 (SIGABRT)");
+    for kind in [ExecutorKind::Shared, ExecutorKind::Pooled] {
+        let aborted = attempt(&world, "abort", kind, |_| {}).await;
+        assert_eq!((aborted.cause.as_str(), aborted.signal), ("killed by signal 6 (SIGABRT)", Some(6)), "{kind:?}");
+    }
 }
 
 #[tokio::test]
