@@ -4,25 +4,40 @@
 //! cost more than the rest of a start: one that has just freed many inodes looks long for one that is free. So `executors` in the data
 //! directory is a link to a directory of `/run/smalti`, `$XDG_RUNTIME_DIR/smalti` or `/dev/shm/smalti-<uid>`, whichever is a `tmpfs`;
 //! otherwise a directory as before. Owns the link, what it leads to, and a second link beside that which leads back: by it agents find
-//! what others left that are gone with their data directories. Deliberately absent: what is in a home (`launcher`).
+//! what others left that are gone with their data directories. An agent that lives locks its directory: others may not see its data directory,
+//! if that is in a mount namespace or a container of its own. Deliberately absent: what is in a home (`launcher`).
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::geteuid;
 use smalti_executor_protocol::supervision::SOCKET_NAME;
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Its name in the data directory.
 const NAME: &str = "executors";
 /// End of the name of a link back.
 const BACK: &str = ".data";
 
-/// The directory of homes of the agent with this data directory, by the name under which it stays. Never fails: what cannot lie in memory
-/// lies in the data directory, where the first home makes what is missing.
-pub(crate) fn open(data_dir: &Path) -> PathBuf {
+/// How often, and after how long, it is tried again to lock a directory that somebody else looks at.
+const TRIES: usize = 100;
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The directory of homes of the agent with this data directory, locked where it lies in memory, and the name under which it stays. Never
+/// fails: what cannot lie in memory lies in the data directory, where the first home makes what is missing.
+pub(crate) fn open(data_dir: &Path) -> (Held, PathBuf) {
+    let (path, held) = find(data_dir);
+    (Held(held), path)
+}
+
+/// A lock on the directory of an agent that lives.
+#[derive(Debug)]
+pub(crate) struct Held(#[expect(dead_code, reason = "it is there to be dropped")] Option<File>);
+
+fn find(data_dir: &Path) -> (PathBuf, Option<File>) {
     let path = data_dir.join(NAME);
     let bases = bases();
     for base in &bases {
@@ -30,27 +45,28 @@ pub(crate) fn open(data_dir: &Path) -> PathBuf {
     }
     if let Some(target) = target(data_dir, &bases) {
         // After a boot it leads nowhere.
-        if let Err(e) = make_target(&target, data_dir) {
+        let held = make_target(&target, data_dir);
+        if let Err(e) = &held {
             tracing::warn!("{}: {e}; homes of executors lie in the data directory instead", target.display());
             let _ = fs::remove_file(&path);
         }
-        return path;
+        return (path, held.ok());
     }
     if path.is_symlink() {
         // Somebody else's, perhaps an operator's.
-        return path;
+        return (path, None);
     }
     // Executors of an earlier version may live there. An empty one goes.
     if fs::remove_dir(&path).is_err() && path.exists() {
-        return path;
+        return (path, None);
     }
     for base in bases {
         match link(&path, &base, data_dir) {
-            Ok(()) => return path,
+            Ok(held) => return (path, Some(held)),
             Err(e) => tracing::debug!("homes of executors cannot lie in {}: {e}", base.display()),
         }
     }
-    path
+    (path, None)
 }
 
 /// Removes what [`open`] made for this data directory, unless there is a home in it still.
@@ -87,7 +103,7 @@ fn bases() -> Vec<PathBuf> {
 }
 
 /// The link first: by it others see that what comes next is in use.
-fn link(path: &Path, base: &Path, data_dir: &Path) -> io::Result<()> {
+fn link(path: &Path, base: &Path, data_dir: &Path) -> io::Result<File> {
     make_own(base)?;
     let name = blake3::hash(data_dir.as_os_str().as_encoded_bytes()).to_hex();
     let target = base.join(name.get(..16).unwrap_or_default());
@@ -97,15 +113,27 @@ fn link(path: &Path, base: &Path, data_dir: &Path) -> io::Result<()> {
     })
 }
 
-fn make_target(target: &Path, data_dir: &Path) -> io::Result<()> {
+/// Makes it, and locks it for the agent's life.
+fn make_target(target: &Path, data_dir: &Path) -> io::Result<File> {
     if let Some(base) = target.parent() {
         make_own(base)?;
     }
-    make_own(target)?;
-    match symlink(data_dir, back(target)) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-        _ => Ok(()),
+    for _ in 0..TRIES {
+        make_own(target)?;
+        match symlink(data_dir, back(target)) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        // Another agent may have removed it meanwhile.
+        let held = File::open(target).and_then(|dir| dir.try_lock_shared().map(|()| dir).map_err(Into::into));
+        if let Ok(held) = held
+            && fs::symlink_metadata(target).is_ok_and(|there| held.metadata().is_ok_and(|m| m.ino() == there.ino()))
+        {
+            return Ok(held);
+        }
+        std::thread::sleep(PAUSE);
     }
+    Err(io::Error::other("it is removed or locked by somebody else again and again"))
 }
 
 fn back(target: &Path) -> PathBuf {
@@ -127,7 +155,14 @@ fn make_own(dir: &Path) -> io::Result<()> {
     Err(io::Error::other("it is there and is no directory of this user alone"))
 }
 
-/// Whether an executor listens in one of the homes: its agent may live where this one cannot see its data directory.
+/// Locks the directory of an agent that is gone; `None`: its agent lives, where this one cannot see its data directory. One that has just
+/// been made is locked soon after, and then looked at again.
+fn take(target: &Path) -> io::Result<Option<File>> {
+    let dir = File::open(target)?;
+    Ok(dir.try_lock().is_ok().then_some(dir))
+}
+
+/// Whether an executor listens in one of the homes, and waits for its agent.
 fn is_inhabited(target: &Path) -> bool {
     let sockets = fs::read_dir(target).into_iter().flatten().flatten().map(|home| home.path().join(SOCKET_NAME));
     sockets.into_iter().any(|socket| UnixStream::connect(socket).is_ok())
@@ -141,9 +176,16 @@ fn sweep(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let Some(target) = entry.path().to_str().and_then(|p| p.strip_suffix(BACK)).map(PathBuf::from) else { continue };
         let Ok(data_dir) = fs::read_link(entry.path()) else { continue };
-        if fs::read_link(data_dir.join(NAME)).ok().as_ref() != Some(&target) && !is_inhabited(&target) {
-            let _ = fs::remove_dir_all(&target);
-            let _ = fs::remove_file(entry.path());
+        if fs::read_link(data_dir.join(NAME)).ok().as_ref() == Some(&target) {
+            continue;
+        }
+        match take(&target) {
+            Ok(Some(_held)) if !is_inhabited(&target) => {
+                let _ = fs::remove_dir_all(&target);
+                let _ = fs::remove_file(entry.path());
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => drop(fs::remove_file(entry.path())),
+            _ => {}
         }
     }
 }
@@ -159,16 +201,16 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let path = open(dir.path());
+        let (_held, path) = open(dir.path());
         let target = fs::read_link(&path).unwrap();
         assert_eq!(statfs(&path).unwrap().filesystem_type(), TMPFS_MAGIC);
         fs::create_dir(path.join("e1")).unwrap();
         close(dir.path());
-        assert_eq!(open(dir.path()), path);
+        assert_eq!(open(dir.path()).1, path);
         assert!(path.join("e1").is_dir(), "an executor may live there");
         // After a boot.
         fs::remove_dir_all(&target).unwrap();
-        assert!(open(dir.path()).is_dir());
+        assert!(open(dir.path()).1.is_dir());
         close(dir.path());
         assert!(!target.exists() && !back(&target).exists() && fs::symlink_metadata(&path).is_err());
     }
@@ -177,12 +219,18 @@ mod tests {
     fn what_an_agent_left_that_is_gone_is_removed_by_the_next() {
         let Some(base) = bases().into_iter().next() else { return };
         let (gone, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let target = fs::read_link(open(gone.path())).unwrap();
+        let (held, path) = open(gone.path());
+        let target = fs::read_link(&path).unwrap();
         fs::create_dir(target.join("e1")).unwrap();
         assert_eq!(target.parent(), Some(&*base));
         gone.close().unwrap();
-        open(here.path());
-        assert!(!target.exists() && !back(&target).exists());
+        drop(open(here.path()));
+        // It leads nowhere by now.
+        let is_there = || fs::symlink_metadata(back(&target)).is_ok();
+        assert!(target.exists() && is_there(), "its agent lives, somewhere else");
+        drop(held);
+        drop(open(here.path()));
+        assert!(!target.exists() && !is_there());
         fs::create_dir(here.path().join(NAME).join("e1")).unwrap();
         remove(here.path());
         assert!(fs::symlink_metadata(here.path().join(NAME)).is_err());
@@ -192,7 +240,7 @@ mod tests {
     fn homes_of_an_earlier_version_stay_where_they_are() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join(NAME).join("e1")).unwrap();
-        assert!(fs::symlink_metadata(open(dir.path())).unwrap().is_dir());
+        assert!(fs::symlink_metadata(open(dir.path()).1).unwrap().is_dir());
         close(dir.path());
         remove(dir.path());
         assert!(dir.path().join(NAME).join("e1").is_dir());
