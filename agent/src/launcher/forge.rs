@@ -1,8 +1,9 @@
 //! The forge: one process of `smalti-executor` that has nothing to do but to copy itself. Each launcher is such a
 //! copy, and where none is needed each executor.
 //!
-//! Owns that process: started with the first executor, again when it is gone. With the last [`Forge`] it ends, as soon as none of the executors
-//! lives whose end it records. Such a process is in its executor's groups before this module lets go of it. Calls block for less than a millisecond, and belong on a thread that may.
+//! Owns that process: started with the first executor, again when it is gone. With the last [`Forge`] it ends, as soon as none of the
+//! executors lives whose end it records. Such a process is in its executor's groups before this module lets go of it. Calls block for less
+//! than a millisecond, and belong on a thread that may.
 
 use crate::cgroup::ExecutorGroup;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};

@@ -2,8 +2,8 @@
 //!
 //! One [`Launcher::start`] is: directories, groups, a launcher process (a copy of the forge, not of the agent) in the groups, the go
 //! byte, the supervisor's pid, the socket, Welcome, Hello, the slots' threads into their groups. Where neither launcher nor supervisor is
-//! needed, it is the executor itself that is such a copy. What blocks is done on threads of its
-//! own: there may be a hundred starts a second, and tasks are not to wait for them. [`Launcher::adopt`] finds one again that an earlier life of the agent has started. Owns no
+//! needed, it is the executor itself that is such a copy. What blocks is done on threads of its own: there may be hundreds of starts a second,
+//! and tasks are not to wait for them. [`Launcher::adopt`] finds one again that an earlier life of the agent has started. Owns no
 //! executor afterwards: it hands back a [`Running`]. Deliberately absent: when to start or stop one, and what is said to it.
 
 mod adopt;

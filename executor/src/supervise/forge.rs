@@ -1,9 +1,10 @@
 //! `smalti-executor forge`: one per agent, with nothing in it but this loaded program and what its copies need ([`prepared`]). Each launcher is a copy of it.
 //!
 //! The agent sends one packet for each executor: the arguments of `launch`, with what is to be its stdin and its stdout. The answer
-//! has the launcher's pid, or, where no launcher is needed, that of the executor's only process ([`alone`]). The agent then moves that process into the executor's groups, and says so with another packet: until then
-//! nobody waits for the process here, so its pid is not used again. It ends with the agent, whose end of the socket closes, or, if the agent has left
-//! such executors behind, with the last of them: it records how they end ([`Watch`]).
+//! has the launcher's pid, or, where no launcher is needed, that of the executor's only process ([`alone`]). The agent then moves that
+//! process into the executor's groups, and says so with another packet: until then nobody waits for the process here, so its pid is not used
+//! again. It ends with the agent, whose end of the socket closes, or, if the agent has left such executors behind, with the last of them: it
+//! records how they end ([`Watch`]).
 //! Single-threaded, with the agent's own rights; executors have no descriptor of it.
 
 use super::args::{Supervisor, Verb};
@@ -57,8 +58,10 @@ pub(super) fn run(args: &[OsString]) -> Result<(), Error> {
             let _ = signals.read_signal();
             forge.reap();
         }
-        if asked && !forge.serve()? {
-            return forge.outlive(&signals);
+        match if asked { forge.serve() } else { Ok(true) } {
+            Ok(true) => {}
+            // Whatever the reason, nobody else can record how they end.
+            end => return forge.outlive(&signals).and(end.map(drop)),
         }
     }
 }
