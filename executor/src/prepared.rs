@@ -26,6 +26,8 @@ pub(crate) fn prepare() {
     #[cfg(target_arch = "x86_64")]
     let _ = std::arch::is_x86_feature_detected!("avx2");
     let _ = rand::rngs::StdRng::from_seed(<_>::default());
+    // What the kernel says of itself a process reads in `/proc`, once, where the kernel has no call for it (before 6.4): executors see none.
+    let _ = rustix::param::page_size();
 }
 
 /// What was made before this process was copied, or made now.

@@ -419,7 +419,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 async fn handshake(link: &mut ExecutorLink, welcome: Welcome, id: &ExecutorId, home: &Path) -> Result<(Hello, Vec<OwnedFd>), Error> {
     let failed = |source| Error::Link { id: id.clone(), source };
     link.send(to_executor::Message::Welcome(welcome), &[]).await.map_err(failed)?;
-    let (hello, fds) = match link.recv_with_fds().await.map_err(failed)?.map(|(said, fds)| (said.message, fds)) {
+    let heard = match link.recv_with_fds().await {
+        // It has ended before it has read all that was said to it.
+        Err(e) if e.is_disconnect() => None,
+        heard => heard.map_err(failed)?.map(|(said, fds)| (said.message, fds)),
+    };
+    let (hello, fds) = match heard {
         Some((from_executor::Message::Hello(hello), fds)) => (hello, fds),
         Some(_) => return Err(implausible(id, "its first message is no Hello")),
         None => {
