@@ -281,10 +281,16 @@ fn lent_cpu_time_comes_back_in_proportion_when_its_owner_wants_it() {
     let (small, large) = (spin(&s.group), spin(&other));
     s.children.extend([small, large]);
     let until = Instant::now() + PATIENCE;
-    while used_us(&other) < 1_500_000 && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let (mine, theirs) = (used_us(&s.group), used_us(&other));
+    let wait_for_other = |used: u64| {
+        while used_us(&other) < used && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        (used_us(&s.group), used_us(&other))
+    };
+    // From when both run: the first one was alone while the second was started.
+    let (alone, began) = wait_for_other(100_000);
+    let (mine, theirs) = wait_for_other(began + 1_500_000);
+    let (mine, theirs) = (mine - alone, theirs - began);
     let ratio = theirs as f64 / mine as f64;
     assert!((2.5..3.5).contains(&ratio), "{theirs} us to {mine} us, asked for 3 to 1");
     // Its neighbour ends: nothing holds the small one to its 0.2 of a core.
