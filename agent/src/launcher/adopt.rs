@@ -16,6 +16,10 @@ use smalti_executor_protocol::supervision::{ExecutorKind, SOCKET_NAME};
 use smalti_executor_protocol::v1::Welcome;
 use smalti_types::ExecutorId;
 use std::path::Path;
+use std::time::Duration;
+
+/// How long one that cannot be adopted may take to end by itself: its connection is closed before its last thread is gone.
+const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 /// An executor that cannot be adopted. Nothing of it runs any more, or it is being ended; its groups and directory are being removed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,8 +82,8 @@ impl Launcher {
                 })
             }
             Err(why) => {
-                // Perhaps it ended while it was asked: then how it ended is the better cause.
-                let lived = process.is_alive();
+                // Perhaps it was about to end when it was asked: then how it ended is the better cause.
+                let lived = !process.ends_within(LAST_MOMENT).await;
                 process.kill();
                 let exit = exit.await;
                 Err(Gone { cause: if lived { format!("ended because it cannot be taken over: {why}") } else { exit.cause }, oom: exit.oom })

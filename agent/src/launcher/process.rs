@@ -94,6 +94,12 @@ impl ProcessHandle {
         matches!(poll(&mut fds, Some(&now)), Ok(0))
     }
 
+    /// Whether it ends in this time without being asked.
+    pub(super) async fn ends_within(&self, within: Duration) -> bool {
+        let Ok(end) = end_of(self.pidfd.clone()) else { return !self.is_alive() };
+        tokio::time::timeout(within, end.readable()).await.is_ok()
+    }
+
     /// Waits, for one that has ended, until it is recorded how. A supervisor has done that; a forge does it before the process is gone
     /// altogether.
     pub(super) fn until_recorded(&self) {
