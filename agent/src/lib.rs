@@ -104,7 +104,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let capacity = detect::Capacity::of(&limits, memory, parameters.most_processes, options.slots_per_executor);
     tracing::info!(%limits, "room for {capacity}");
     let parameters = capacity.apply(parameters);
-    limit_cpus(&options, &cgroups, detected.total.cpus, parameters.start_cpus)?;
+    limit_cpus(&options, &cgroups, detected.total.cpus, parameters.start_cpus).inspect_err(|_| drop(cgroups.close()))?;
     let (checkpoint, core) = Checkpoint::open(&data_dir, &executors_dir, options.process.apply(parameters))?;
     let kept: Vec<ExecutorId> = core.to_find().cloned().collect();
     let elsewhere = leftovers::end(&cgroups, &id, &data_dir, &executors_dir, &kept, CLEANUP_WITHIN).await?;
