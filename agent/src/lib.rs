@@ -86,7 +86,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let identity = Identity::open(&options.data_dir, || options.name.clone().unwrap_or_else(identity::fresh_id))?;
     let id = options.name.clone().unwrap_or_else(|| identity.id.clone());
     let data_dir = std::fs::canonicalize(&options.data_dir).with_context(|| format!("resolving {}", options.data_dir.display()))?;
-    // Both are held until the end.
+    // Locked until the end.
     let (homes, executors_dir) = homes::open(&data_dir);
     let (cgroups, mut isolation) = open_cgroups(&options, &id)?;
     let disks = Disks::open(options.disk_backend, &data_dir).context("making disks for tasks, as --disk-backend says")?;

@@ -111,14 +111,11 @@ impl Slots {
         Ok(started)
     }
 
-    /// Starts the ticker and the link's thread, unless they run already.
+    /// Starts the ticker and the link's thread, which do not run yet.
     ///
     /// # Errors
     /// No threads: guests cannot be stopped then.
     pub(crate) fn start_helpers(&mut self) -> anyhow::Result<()> {
-        if self.helpers.is_some() {
-            return Ok(());
-        }
         let (activity, engines, runs, link) = (self.activity.clone(), self.loader.engines.clone(), self.runs.clone(), self.link.clone());
         let body = move || ticker::run(&activity, &engines, &runs, &link);
         let ticker = thread::Builder::new().name("ticker".to_owned()).spawn(body).context("starting the ticker")?;

@@ -42,8 +42,8 @@ const STARTS_AHEAD_US: u64 = 500_000;
 const LEAST_STARTS: MilliCpus = MilliCpus(50);
 /// What a start takes until one was measured.
 const START_NS: u64 = 10_000_000;
-/// For what is counted in an executor's groups until it has started, as much again is taken outside of them and at its end: by the forge, the agent
-/// and the kernel (`docs/performance.md`).
+/// A start takes so many times what is counted in its executor's groups: the rest is the forge's, the agent's, and the kernel's at the
+/// executor's end (`docs/performance.md`).
 const AROUND: u64 = 2;
 /// What is known grows by this part with each start that took more: a machine may become slower for good. Some minutes of a flood, when each
 /// start takes more and there are fifty in a second, must not look like that: who shares the machine would pay for it.
@@ -429,7 +429,7 @@ impl Agent {
     fn charge_start(&mut self, framework: &FrameworkId) {
         self.processes.turns.take(framework);
         if self.processes.alone.as_ref() != Some(framework) {
-            self.processes.starts.add(framework, self.processes.start_ns.saturating_mul(AROUND) / 1_000);
+            self.processes.starts.add(framework, self.processes.start_ns / 1_000);
         }
     }
 
@@ -441,11 +441,11 @@ impl Agent {
         }
     }
 
-    /// One has started, and this is what that took, where it is counted.
+    /// One has started, and this is what that took in its groups, where it is counted.
     pub(crate) fn process_started(&mut self, cpu_us: Option<u64>) {
         self.processes.touch();
         if let Some(cost_us) = cpu_us {
-            self.processes.start_ns = learn(self.processes.start_ns, cost_us);
+            self.processes.start_ns = learn(self.processes.start_ns, cost_us.saturating_mul(AROUND));
         }
     }
 

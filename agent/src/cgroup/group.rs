@@ -100,12 +100,7 @@ impl ExecutorGroup {
     /// # Errors
     /// When the kernel refuses, a process that is gone included.
     pub fn add_process(&self, pid: i32) -> Result<(), Error> {
-        let pid = self.checked(pid)?;
-        for dir in self.dirs() {
-            let control = CpuController::new(dir.clone(), self.v2());
-            control.add_task_by_tgid(&pid).map_err(controller("moving a process", &dir))?;
-        }
-        Ok(())
+        self.move_process(pid, self.dirs())
     }
 
     /// The same for a process that is all of an executor of one slot: what its threads do, they do in the slot.
@@ -114,11 +109,15 @@ impl ExecutorGroup {
     /// As [`Self::add_process`].
     pub fn add_process_to_slot(&self, pid: i32) -> Result<(), Error> {
         self.check_slot(0)?;
-        let pid = self.checked(pid)?;
         let slots = self.inner.shared.tree().slot_dirs(&self.inner.id, 0);
         // On v2 a slot is entered from its executor's group only.
         let above = self.dirs().into_iter().filter(|dir| self.v2() || !slots.contains(&slot_dir(dir, 0)));
-        for dir in above.chain(slots.iter().cloned()) {
+        self.move_process(pid, above.chain(slots.iter().cloned()))
+    }
+
+    fn move_process(&self, pid: i32, into: impl IntoIterator<Item = PathBuf>) -> Result<(), Error> {
+        let pid = self.checked(pid)?;
+        for dir in into {
             let control = CpuController::new(dir.clone(), self.v2());
             control.add_task_by_tgid(&pid).map_err(controller("moving a process", &dir))?;
         }

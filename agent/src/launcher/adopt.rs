@@ -7,7 +7,8 @@
 
 use super::process::{self, ProcessHandle};
 use super::record::Record;
-use super::{Launcher, Ready, Running, blocking, handshake, threads};
+use super::threads::{self, Threads};
+use super::{Launcher, Ready, Running, blocking, handshake};
 use crate::cgroup::ExecutorGroup;
 use crate::detect::boot_id;
 use crate::executor_link::ExecutorLink;
@@ -62,8 +63,8 @@ impl Launcher {
         };
         let exit = process::watch(process.clone(), group.clone(), home, record.max_memory);
         match adopted {
-            Ok(ready) => {
-                let (isolation, warnings) = self.look_at(&ready, &process, &group, record.namespaces);
+            Ok((ready, threads)) => {
+                let (isolation, warnings) = self.look_at((&ready, &threads), &process, &group, record.namespaces);
                 let Ready { link, hello, worker, spawned, .. } = ready;
                 let (uid, exit) = (spawned.uid.ok(), Box::pin(exit));
                 Ok(Running {
@@ -99,7 +100,7 @@ impl Launcher {
         home: &Path,
         group: &ExecutorGroup,
         process: &ProcessHandle,
-    ) -> Result<Ready, Why> {
+    ) -> Result<(Ready, Threads), Why> {
         let kind = record.kind()?;
         let socket = home.join(SOCKET_NAME);
         let mut link = ExecutorLink::connect(&socket).await.map_err(|e| format!("connecting to {}: {e}", socket.display()))?;
@@ -110,9 +111,9 @@ impl Launcher {
         let welcome =
             Welcome { slots: record.slots, max_memory_bytes: record.max_memory.0, network: kind == ExecutorKind::Networked, confirmed };
         let (hello, _) = handshake(&mut link, welcome, &record.id, home).await.map_err(|e| e.to_string())?;
-        let worker = threads::find(&record.id, record.slots, &hello, process, group).map_err(|e| e.to_string())?;
+        let (worker, threads) = threads::find(&record.id, record.slots, &hello, process, group).map_err(|e| e.to_string())?;
         let spawned = super::Spawned { uid: record.user().map_err(str::to_owned), warnings: record.warnings.clone(), control: None };
-        Ok(Ready { link, hello, worker, spawned, broker: None })
+        Ok((Ready { link, hello, worker, spawned, broker: None }, threads))
     }
 
     /// Ends and removes what may be left of an executor about which nothing is known.

@@ -342,10 +342,8 @@ impl Launcher {
     }
 
     /// The walls of one that was let in when it was started.
-    fn look_at(&self, ready: &Ready, process: &ProcessHandle, group: &ExecutorGroup, namespaces: bool) -> Walls {
-        // A worker that has ended has none.
-        let threads = if process.is_alone() { Threads::first(ready.worker) } else { Threads::read(ready.worker) }.unwrap_or_default();
-        walls(read_layers((ready, &threads), process, group, namespaces), ready)
+    fn look_at(&self, (ready, threads): (&Ready, &Threads), process: &ProcessHandle, group: &ExecutorGroup, namespaces: bool) -> Walls {
+        walls(read_layers((ready, threads), process, group, namespaces), ready)
     }
 
     fn make_group(&self, spec: &ExecutorSpec) -> Result<ExecutorGroup, Error> {

@@ -53,9 +53,6 @@ impl Threads {
 /// Finds the worker and moves the thread of every slot into its group. Gives the worker's pid and its threads. One that is alone is in its
 /// slot with all of its threads, and closed its walls when it had one: the first is all that is looked at.
 pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<(i32, Threads), Error> {
-    if process.is_alone() {
-        return find_alone(&spec.id, spec.slots, hello, process);
-    }
     let (worker, threads, slots) = find_all(&spec.id, spec.slots, hello, process, group)?;
     if !group.exists() {
         return Ok((worker, threads));
@@ -70,15 +67,18 @@ pub(super) fn place(spec: &ExecutorSpec, hello: &Hello, process: &ProcessHandle,
     Ok((worker, threads))
 }
 
-/// Finds the worker of an executor whose threads are in their groups already. Gives its pid.
-pub(super) fn find(id: &ExecutorId, slots: u32, hello: &Hello, process: &ProcessHandle, group: &ExecutorGroup) -> Result<i32, Error> {
-    if process.is_alone() {
-        return find_alone(id, slots, hello, process).map(|(worker, _)| worker);
-    }
-    find_all(id, slots, hello, process, group).map(|(worker, ..)| worker)
+/// Finds the worker of an executor whose threads are in their groups already. Gives its pid and its threads.
+pub(super) fn find(
+    id: &ExecutorId,
+    slots: u32,
+    hello: &Hello,
+    process: &ProcessHandle,
+    group: &ExecutorGroup,
+) -> Result<(i32, Threads), Error> {
+    find_all(id, slots, hello, process, group).map(|(worker, threads, _)| (worker, threads))
 }
 
-/// The worker with its threads, and each slot's thread by its id in the worker's own namespace.
+/// The worker with its threads, and each slot's thread that is to be moved, by its id in the worker's own namespace.
 fn find_all(
     id: &ExecutorId,
     slots: u32,
@@ -87,6 +87,10 @@ fn find_all(
     group: &ExecutorGroup,
 ) -> Result<(i32, Threads, BTreeMap<u32, i32>), Error> {
     let slots = check(hello, slots).map_err(|m| implausible(id, &m))?;
+    if process.is_alone() {
+        let (worker, first) = find_alone(id, hello, process)?;
+        return Ok((worker, first, BTreeMap::new()));
+    }
     let worker = find_worker(process.pid(), hello.pid).map_err(io(id, "looking for the worker in", Path::new("/proc")))?;
     let Some((worker, threads)) = worker.filter(|(pid, _)| group.contains(*pid)) else {
         return Err(implausible(id, &format!("its supervisor has no child that calls itself process {}", hello.pid)));
@@ -95,8 +99,7 @@ fn find_all(
 }
 
 /// The only process of an executor, with its first thread.
-fn find_alone(id: &ExecutorId, slots: u32, hello: &Hello, process: &ProcessHandle) -> Result<(i32, Threads), Error> {
-    check(hello, slots).map_err(|m| implausible(id, &m))?;
+fn find_alone(id: &ExecutorId, hello: &Hello, process: &ProcessHandle) -> Result<(i32, Threads), Error> {
     let (pid, first) = (process.pid(), Threads::first(process.pid()));
     let first = first.map_err(io(id, "looking at the process of", Path::new("/proc")))?;
     if first.status(pid).and_then(innermost) != Some(hello.pid) {

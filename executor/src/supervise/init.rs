@@ -230,6 +230,7 @@ fn close_walls(own_mounts: bool) -> Vec<String> {
     warnings
 }
 
-fn record() -> ExitRecord {
+/// Of this version, without an end.
+pub(super) fn record() -> ExitRecord {
     ExitRecord { version: ExitRecord::VERSION, ..ExitRecord::default() }
 }

@@ -3,6 +3,7 @@
 //! Owns each one's exit record and the end of the line on which it names a system call that its filter denied. The record is written before
 //! the process is waited for: who sees that it is gone altogether finds the record.
 
+use super::init::record;
 use super::{Error, step};
 use crate::confine::trap;
 use nix::libc;
@@ -55,11 +56,11 @@ impl Watch {
     pub(super) fn has_ended(&mut self, ended: WaitStatus) {
         let (pid, record) = match ended {
             WaitStatus::Exited(pid, code) => (pid, of_code(code)),
-            WaitStatus::Signaled(pid, signal, _) => (pid, ExitRecord { signal: Some(signal as i32), ..ExitRecord::default() }),
+            WaitStatus::Signaled(pid, signal, _) => (pid, ExitRecord { signal: Some(signal as i32), ..record() }),
             _ => return,
         };
         let Some(note) = self.0.remove(&pid.as_raw()) else { return };
-        if let Err(e) = note.write(ExitRecord { version: ExitRecord::VERSION, ..record }) {
+        if let Err(e) = note.write(record) {
             eprintln!("smalti-executor: recording the end of process {pid}: {e}");
         }
     }
@@ -73,8 +74,8 @@ impl Watch {
 /// The first process of a pid namespace does not get its own SIGABRT: a handler ends it, with a code that means that signal.
 fn of_code(code: i32) -> ExitRecord {
     match code {
-        trap::ABORTED => ExitRecord { signal: Some(libc::SIGABRT), ..ExitRecord::default() },
-        code => ExitRecord { code: Some(code), ..ExitRecord::default() },
+        trap::ABORTED => ExitRecord { signal: Some(libc::SIGABRT), ..record() },
+        code => ExitRecord { code: Some(code), ..record() },
     }
 }
 
